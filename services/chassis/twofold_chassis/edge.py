@@ -1,0 +1,229 @@
+"""The edge of a service: the one interceptor that every call passes.
+
+It gives the call its identity, request id and deadline, turns refusals into statuses and everything unexpected into
+INTERNAL with an error id, counts, measures and logs. One interceptor instead of several: each wrapping costs a hot call.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from twofold_chassis import call, fields, refusals, status
+from twofold_chassis.call import Call, Identity
+from twofold_chassis.refusals import Refusal
+from twofold_chassis.settings import LogSettings
+
+if TYPE_CHECKING:
+    Handler = grpc.RpcMethodHandler[Any, Any]
+    Context = grpc.aio.ServicerContext[Any, Any]
+else:  # generic for the type checker only
+    Handler = grpc.RpcMethodHandler
+    Context = grpc.aio.ServicerContext
+Serializer = Callable[[Any], bytes]
+
+_ANONYMOUS = Identity("anonymous")
+_CLEAN = re.compile(r"[\x20-\x7e]{1,255}").fullmatch
+_TYPES = {
+    (False, False): "unary",
+    (False, True): "server_stream",
+    (True, False): "client_stream",
+    (True, True): "bidi_stream",
+}
+
+
+class Metrics:
+    """Metrics of a server, named as in go-grpc-prometheus, so that dashboards of the ecosystem fit."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        method = ("grpc_type", "grpc_service", "grpc_method")
+        self.started = Counter("grpc_server_started", "Calls begun.", method, registry=registry)
+        self.handled = Counter("grpc_server_handled", "Calls ended.", (*method, "grpc_code"), registry=registry)
+        self.seconds = Histogram(
+            "grpc_server_handling_seconds",
+            "Time from the call's arrival to its end.",
+            method,
+            registry=registry,
+            buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+        )
+
+
+class Edge(grpc.aio.ServerInterceptor):
+    """The interceptor. Handlers are wrapped once per method, not once per call."""
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        log: LogSettings,
+        *,
+        deadline_s: float,
+        stream_deadline_s: float,
+        serializers: Mapping[str, Serializer],
+    ) -> None:
+        self._metrics = metrics
+        self._log = log
+        self._deadline_s = deadline_s
+        self._stream_deadline_s = stream_deadline_s
+        self._serializers = serializers
+        self._wrapped: dict[str, Handler] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        method = handler_call_details.method
+        known = self._wrapped.get(method)
+        if known is not None:
+            return known
+        handler = await continuation(handler_call_details)
+        if handler is None or _is_infrastructure(method):
+            return handler
+        wrapped = self._wrap(method, handler)
+        self._wrapped[method] = wrapped
+        return wrapped
+
+    def _wrap(self, method: str, handler: Handler) -> Handler:
+        record = _Record(method, handler, self._metrics, self._log)
+        serializer = self._serializers.get(method, handler.response_serializer)
+        if handler.request_streaming:
+            raise NotImplementedError(f"{method}: the edge has no wrapper for streams of requests")
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                self._stream(handler.unary_stream, record),
+                request_deserializer=handler.request_deserializer,
+                response_serializer=serializer,
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            self._unary(handler.unary_unary, record),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=serializer,
+        )
+
+    # Each call runs in a task of its own, so what these two put into the context variable ends with the call.
+
+    def _unary(self, behaviour: Any, record: "_Record") -> Any:
+        async def serve(request: Any, context: Context) -> Any:
+            current, started, own_deadline = _enter(context, self._deadline_s)
+            record.begin()
+            code = grpc.StatusCode.OK
+            try:
+                if own_deadline:
+                    async with asyncio.timeout(self._deadline_s):
+                        return await behaviour(request, context)
+                return await behaviour(request, context)
+            except asyncio.CancelledError:
+                code = grpc.StatusCode.CANCELLED
+                raise
+            except Exception as error:  # noqa: BLE001  (the outermost one: nothing of an error may pass it)
+                refusal = _refusal(error, current, record.method)
+                code = status.code(refusal)
+                await _abort(context, code, refusal, current)
+            finally:
+                record.end(code, started, current)
+
+        return serve
+
+    def _stream(self, behaviour: Any, record: "_Record") -> Any:
+        async def serve(request: Any, context: Context) -> None:
+            current, started, _ = _enter(context, self._stream_deadline_s)
+            record.begin()
+            code = grpc.StatusCode.OK
+            try:
+                async with (
+                    asyncio.timeout(current.left_s()),
+                    aclosing(behaviour(request, context)) as answers,
+                ):
+                    async for answer in answers:
+                        await context.write(answer)
+            except asyncio.CancelledError:
+                code = grpc.StatusCode.CANCELLED
+                raise
+            except Exception as error:  # noqa: BLE001  (as above)
+                refusal = _refusal(error, current, record.method)
+                code = status.code(refusal)
+                await _abort(context, code, refusal, current)
+            finally:
+                record.end(code, started, current)
+
+        return serve
+
+
+def _enter(context: Context, deadline_s: float) -> tuple[Call, float, bool]:
+    """Makes the call known to what it runs; the last value says whether it brought no deadline of its own."""
+    started = time.monotonic()
+    identity, request_id = _ANONYMOUS, ""
+    for key, value in context.invocation_metadata() or ():
+        if key == call.ACTOR_KEY and isinstance(value, str) and _CLEAN(value):
+            identity = Identity(value)
+        elif key == call.REQUEST_ID_KEY and isinstance(value, str) and _CLEAN(value):
+            request_id = value
+    left = context.time_remaining()
+    current = Call(identity, request_id or fields.new_id(), started + (deadline_s if left is None else left))
+    call.enter(current)
+    return current, started, left is None
+
+
+class _Record:
+    """What is counted and logged of the calls of one method."""
+
+    def __init__(self, method: str, handler: Handler, metrics: Metrics, log: LogSettings) -> None:
+        self.method = method
+        service, _, name = method.lstrip("/").partition("/")
+        self._labels = (_TYPES[handler.request_streaming, handler.response_streaming], service, name)
+        self._started = metrics.started.labels(*self._labels)
+        self._handled = metrics.handled
+        self._seconds = metrics.seconds.labels(*self._labels)
+        self._ok = metrics.handled.labels(*self._labels, "OK")
+        self._log = log
+        self._seen = 0
+        self._logger = structlog.get_logger("twofold.call")
+
+    def begin(self) -> None:
+        self._started.inc()
+
+    def end(self, code: grpc.StatusCode, started: float, current: Call) -> None:
+        seconds = time.monotonic() - started
+        self._seconds.observe(seconds)
+        if code is grpc.StatusCode.OK:
+            self._ok.inc()
+            self._seen += 1
+            if seconds * 1000 < self._log.slow_ms and self._seen % self._log.sample_every != 1 % self._log.sample_every:
+                return
+        else:
+            self._handled.labels(*self._labels, code.name.title().replace("_", "")).inc()
+        self._logger.info(
+            "call",
+            method=self.method,
+            code=code.name,
+            ms=round(seconds * 1000, 2),
+            actor=current.identity.actor,
+            request_id=current.request_id,
+        )
+
+
+async def _abort(context: Context, code: grpc.StatusCode, refusal: Refusal, current: Call) -> None:
+    trailers = (*status.trailers(refusal), (call.REQUEST_ID_KEY, current.request_id))
+    await context.abort(code, refusal.message, trailers)
+
+
+def _refusal(error: Exception, current: Call, method: str) -> Refusal:
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, TimeoutError) and current.left_s() <= 0.001:
+        return refusals.DeadlineExceeded("the deadline ran out")
+    error_id = fields.new_id()
+    structlog.get_logger("twofold.call").error(
+        "defect", error_id=error_id, method=method, request_id=current.request_id, exc_info=error
+    )
+    return Refusal(f"an error of ours; it is logged under {error_id}", error_id=error_id)
+
+
+def _is_infrastructure(method: str) -> bool:
+    return method.startswith(("/grpc.health.", "/grpc.reflection."))

@@ -1,0 +1,97 @@
+"""Gathering: while one batch is under way, what arrives meanwhile becomes the next.
+
+The idea is a database's group commit: under load a round trip is shared by all who wait for it, a lone caller waits for
+nobody. Used for commits, for confirmations and for commands to Redis.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+from twofold_chassis.refusals import Overloaded
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+class Gathering(Generic[Item, Answer]):
+    """Runs items in batches: at most `lanes` at a time, each of at most `batch_max` items and `weight_max` weight.
+
+    `run` gets the items of a batch in order of arrival and returns one answer or exception for each; what it raises
+    itself goes to every item of the batch. At most `waiting_max` items wait; more are refused as Overloaded. An item
+    outlives its caller: cancelling the future does not take it out of its batch.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Sequence[Item]], Awaitable[Sequence[Answer | BaseException]]],
+        *,
+        batch_max: int,
+        waiting_max: int,
+        lanes: int = 1,
+        weigh: Callable[[Item], int] | None = None,
+        weight_max: int = 0,
+    ) -> None:
+        self._run = run
+        self._batch_max = batch_max
+        self._waiting_max = waiting_max
+        self._lanes = lanes
+        self._weigh = weigh
+        self._weight_max = weight_max
+        self._waiting: deque[tuple[Item, asyncio.Future[Answer]]] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def ask(self, item: Item) -> "asyncio.Future[Answer]":
+        """Puts the item into the batch that is forming; the future gets its answer."""
+        if len(self._waiting) >= self._waiting_max:
+            raise Overloaded("too many calls wait for the same store", retry_after_s=0.2)
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
+        if len(self._tasks) < self._lanes:
+            task = asyncio.create_task(self._work())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return future
+
+    async def drain(self) -> None:
+        """Returns when everything that was asked has its answer."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _work(self) -> None:
+        while self._waiting:
+            batch = self._next_batch()
+            try:
+                answers = await self._run([item for item, _ in batch])
+            except asyncio.CancelledError:
+                for _, future in batch:
+                    future.cancel()
+                raise
+            except Exception as error:  # noqa: BLE001  (handed on to each caller, whose interceptor judges it)
+                for _, future in batch:
+                    _settle(future, error)
+            else:
+                for (_, future), answer in zip(batch, answers, strict=True):
+                    _settle(future, answer)
+
+    def _next_batch(self) -> list[tuple[Item, asyncio.Future[Answer]]]:
+        batch: list[tuple[Item, asyncio.Future[Answer]]] = []
+        weight = 0
+        while self._waiting and len(batch) < self._batch_max:
+            if self._weigh is not None:
+                weight += self._weigh(self._waiting[0][0])
+                if batch and weight > self._weight_max:
+                    break
+            batch.append(self._waiting.popleft())
+        return batch
+
+
+def _settle(future: "asyncio.Future[Answer]", answer: Answer | BaseException) -> None:
+    if future.done():
+        return
+    if isinstance(answer, BaseException):
+        future.set_exception(answer)
+        future.exception()  # its caller may be gone: that is no "exception was never retrieved"
+    else:
+        future.set_result(answer)

@@ -1,0 +1,59 @@
+"""Health that means something: per service, and NOT_SERVING while it drains or cannot do its job."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health import aio as health_aio
+
+Check = Callable[[], Awaitable[bool]]
+
+_PERIOD_S = 1.0
+_CHECK_S = 2.0
+
+
+class Health:
+    """The standard health service of one process. The empty name stands for all of its services together."""
+
+    def __init__(self, services: Sequence[str]) -> None:
+        self.servicer = health_aio.HealthServicer()
+        self._names = ("", *services)
+        self._draining = False
+
+    async def set_serving(self, serving: bool) -> None:
+        """Says whether the services can do their job; without effect once they drain."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        if not self._draining:
+            for name in self._names:
+                await self.servicer.set(name, status)
+
+    async def drain(self) -> None:
+        """NOT_SERVING from now on, for good."""
+        self._draining = True
+        await self.servicer.enter_graceful_shutdown()
+
+    @contextlib.asynccontextmanager
+    async def watching(self, check: Check) -> AsyncIterator[None]:
+        """Asks `check` now and then once a second, and says what it says; a check that takes too long counts as no."""
+        await self.set_serving(await _within(check))
+        task = asyncio.create_task(self._watch(check))
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _watch(self, check: Check) -> None:
+        while True:
+            await asyncio.sleep(_PERIOD_S)
+            await self.set_serving(await _within(check))
+
+
+async def _within(check: Check) -> bool:
+    try:
+        async with asyncio.timeout(_CHECK_S):
+            return await check()
+    except TimeoutError:
+        return False

@@ -1,0 +1,96 @@
+"""Migrations: Alembic with plain SQL inside, one history per service, safe when several processes start at once."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+import alembic.command
+import alembic.util
+import asyncpg
+from alembic import context, op
+from alembic.config import Config
+from sqlalchemy import Connection, pool, text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from twofold_chassis.postgres import told
+from twofold_chassis.settings import DatabaseSettings
+from twofold_chassis.start import StartError
+
+_WAIT_FOR_OTHERS_S = 60
+_NAME = re.compile(r"[a-z_]{1,40}")
+
+
+async def upgrade(settings: DatabaseSettings, *, schema: str, folder: Path, revision: str = "head") -> None:
+    """Brings `schema` to `revision` with the migrations in `folder`, in one transaction, as the owner role.
+
+    The first of several processes does the work under an advisory lock, the others wait and find nothing to do. Afterwards
+    the application role (the user of DATABASE__URL) is given what `folder`/grants.sql says, and no more. Raises StartError.
+    """
+    assert _NAME.fullmatch(schema)
+    owner_url = settings.owner_url.get_secret_value()
+    application = unquote(urlsplit(settings.url.get_secret_value()).username or "")
+    config = Config()
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    config.attributes["schema"] = schema
+    engine = create_async_engine(_sqlalchemy_url(owner_url), poolclass=pool.NullPool, connect_args=_connect_args(settings))
+    try:
+        async with engine.begin() as connection:
+            await connection.execute(text(f"SET LOCAL lock_timeout = '{_WAIT_FOR_OTHERS_S}s'"))
+            await connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": f"twofold.{schema}"})
+            await connection.run_sync(_run(config, revision))
+            await connection.run_sync(lambda bound: _grant(bound, folder, schema, application))
+    except (SQLAlchemyError, asyncpg.PostgresError, OSError, TimeoutError) as error:
+        raise StartError(f"cannot migrate the schema {schema} (DATABASE__MIGRATE_URL): {told(error)}") from error
+    except alembic.util.CommandError as error:
+        raise StartError(f"cannot migrate the schema {schema}: {error}") from None
+    finally:
+        await engine.dispose()
+
+
+def run_environment() -> None:
+    """The body of every room's `migrations/env.py`: Alembic runs on the connection that `upgrade` opened."""
+    connection: Connection = context.config.attributes["connection"]
+    schema: str = context.config.attributes["schema"]
+    connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {schema}"))
+    context.configure(connection=connection, version_table_schema=schema)
+    context.run_migrations()
+
+
+def execute_file(path: Path) -> None:
+    """Runs a file of several SQL statements inside the running migration."""
+    _execute(op.get_bind(), path.read_text(encoding="utf-8"))
+
+
+def _run(config: Config, revision: str) -> Callable[[Connection], None]:
+    def run(connection: Connection) -> None:
+        config.attributes["connection"] = connection
+        alembic.command.upgrade(config, revision)
+
+    return run
+
+
+def _grant(connection: Connection, folder: Path, schema: str, application: str) -> None:
+    owner = connection.execute(text("SELECT current_user")).scalar_one()
+    if application in ("", owner):
+        return
+    quoted = connection.execute(text("SELECT quote_ident(:name)"), {"name": application}).scalar_one()
+    _execute(connection, (folder / "grants.sql").read_text(encoding="utf-8").replace("{application}", quoted))
+
+
+def _execute(connection: Connection, script: str) -> None:
+    # A prepared statement holds one command; a script goes to the driver's own simple query protocol, inside the
+    # transaction that SQLAlchemy has begun on it.
+    adapted = connection.connection.dbapi_connection
+    assert adapted is not None
+    adapted.run_async(lambda driver: driver.execute(script))
+
+
+def _sqlalchemy_url(url: str) -> str:
+    return urlunsplit(urlsplit(url)._replace(scheme="postgresql+asyncpg"))
+
+
+def _connect_args(settings: DatabaseSettings) -> dict[str, object]:
+    # Migrations run once: prepared statements gain nothing here and would break behind PgBouncer.
+    return {"timeout": settings.connect_timeout_s, "statement_cache_size": 0}

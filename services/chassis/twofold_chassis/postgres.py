@@ -1,0 +1,141 @@
+"""Postgres for a room: a bounded pool, and driver errors turned into refusals in one place."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING, Literal
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+
+from twofold_chassis.refusals import Busy, Overloaded, Refusal, StoreUnavailable
+from twofold_chassis.settings import DatabaseSettings
+from twofold_chassis.start import StartError
+
+if TYPE_CHECKING:
+    Connection = PoolConnectionProxy[asyncpg.Record]
+    Pool = asyncpg.Pool[asyncpg.Record]
+else:  # generic for the type checker only
+    Connection = PoolConnectionProxy
+    Pool = asyncpg.Pool
+Outcome = Literal["NOT_STORED", "UNKNOWN"]
+
+_ACQUIRE_S = 2.0
+_GONE = (
+    asyncpg.PostgresConnectionError,  # class 08
+    asyncpg.InsufficientResourcesError,  # class 53: disk full, too many connections
+    asyncpg.OperatorInterventionError,  # class 57: shutdown, cancelled, cannot connect now
+    asyncpg.PostgresSystemError,  # class 58: input or output error
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    TimeoutError,
+)
+_CONTENDED = (
+    asyncpg.LockNotAvailableError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+)
+
+
+async def open_pool(settings: DatabaseSettings, *, name: str) -> Pool:
+    """A pool of connections of the application role. Raises StartError if Postgres cannot be reached now."""
+    try:
+        return await asyncpg.create_pool(
+            settings.url.get_secret_value(),
+            min_size=1,
+            max_size=settings.pool_size_max,
+            timeout=settings.connect_timeout_s,
+            command_timeout=settings.command_timeout_s,
+            statement_cache_size=200 if settings.prepared_statements else 0,
+            reset=_nothing_to_reset,  # type: ignore[arg-type]  # the stubs name the wrong kind of connection
+            server_settings={"application_name": f"twofold-{name}"} if settings.prepared_statements else {},
+        )
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError, TimeoutError) as error:
+        raise StartError(f"cannot reach Postgres (DATABASE__URL): {told(error)}") from None
+
+
+async def _nothing_to_reset(_: Connection) -> None:
+    # Every setting is transaction-local (it must be, for PgBouncer), so the pool's reset query, which would double
+    # the cost of a small call, has nothing to undo.
+    return
+
+
+def told(error: BaseException) -> str:
+    """What a connection error says to an operator: its kind and text, without a traceback. Never for callers."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no answer in time'}"
+
+
+@contextlib.asynccontextmanager
+async def connection(pool: Pool) -> AsyncIterator[Connection]:
+    """A connection for reading, with driver errors as refusals."""
+    with refusals(outcome="NOT_STORED"):
+        acquired = await _acquire(pool)
+        try:
+            yield acquired
+        finally:
+            await _release(pool, acquired)
+
+
+@contextlib.asynccontextmanager
+async def transaction(pool: Pool) -> AsyncIterator[Connection]:
+    """A connection in a READ COMMITTED transaction that commits when the block ends and rolls back when it raises.
+
+    A store failure inside the block says NOT_STORED; one during COMMIT says UNKNOWN, because the commit may have happened.
+    """
+    with refusals(outcome="NOT_STORED"):
+        acquired = await _acquire(pool)
+        try:
+            running = acquired.transaction()
+            await running.start()
+            try:
+                yield acquired
+            except BaseException:
+                await _rollback(running)
+                raise
+            with refusals(outcome="UNKNOWN"):
+                await running.commit()
+        finally:
+            await _release(pool, acquired)
+
+
+@contextlib.contextmanager
+def refusals(outcome: Outcome) -> Iterator[None]:
+    """Turns driver errors that mean "not now" into refusals; all others are defects and pass through."""
+    try:
+        yield
+    except Refusal:
+        raise
+    except _CONTENDED:
+        raise Busy("others hold the same rows for too long", retry_after_s=0.1) from None
+    except _GONE as error:
+        raise StoreUnavailable("the durable store does not answer", retry_after_s=1.0, outcome=outcome) from error
+
+
+async def _acquire(pool: Pool) -> Connection:
+    try:
+        async with asyncio.timeout(_ACQUIRE_S):
+            return await pool.acquire()
+    except TimeoutError:
+        if pool.get_idle_size() == 0 and pool.get_size() == pool.get_max_size():
+            raise Overloaded("all connections to the durable store are in use", retry_after_s=0.5) from None
+        raise
+
+
+async def _release(pool: Pool, acquired: Connection) -> None:
+    with contextlib.suppress(*_GONE):
+        await pool.release(acquired, timeout=1.0)
+
+
+async def _rollback(running: asyncpg.transaction.Transaction) -> None:
+    with contextlib.suppress(*_GONE):
+        await running.rollback()
+
+
+async def close_pool(pool: Pool, *, within_s: float = 5.0) -> None:
+    """Waits for running statements and closes; what takes longer is cut off."""
+    try:
+        async with asyncio.timeout(within_s):
+            await pool.close()
+    except TimeoutError:
+        pool.terminate()

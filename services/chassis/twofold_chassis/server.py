@@ -1,0 +1,182 @@
+"""The server of a service: gRPC with health, reflection and metrics, an orderly end, and a start that explains itself."""
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import grpc
+import prometheus_client
+import structlog
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha.reflection import aio as reflection_aio
+from prometheus_client import CollectorRegistry
+
+from twofold_chassis import logs
+from twofold_chassis.edge import Edge, Metrics, Serializer
+from twofold_chassis.health import Check, Health
+from twofold_chassis.settings import ListenSettings, LogSettings, ServiceSettings, Settings, load
+from twofold_chassis.start import StartError
+
+_NOTICE_S = 0.1
+_HEALTH = "grpc.health.v1.Health"
+_REFLECTION = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
+
+
+@dataclass(frozen=True, slots=True)
+class Face:
+    """One gRPC service: its full name, its servicer, and the generated function that adds it to a server."""
+
+    name: str
+    servicer: Any
+    add: Callable[[Any, grpc.aio.Server], None]
+
+
+class Running(Protocol):
+    """A server that serves."""
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        ...
+
+    @property
+    def metrics_port(self) -> int | None:
+        """The port of its metrics, if it has one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    port: int
+    metrics_port: int | None
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    listen: ListenSettings,
+    log: LogSettings,
+    *,
+    faces: Sequence[Face],
+    check: Check,
+    metrics: CollectorRegistry,
+    serializers: Mapping[str, Serializer] | None = None,
+) -> AsyncIterator[Running]:
+    """Serves `faces` until the block ends, then drains: NOT_SERVING, a short notice, running calls finish within drain_s.
+
+    `check` says whether the service can do its job. `serializers` replace the response serializer of single rpcs, by full
+    method name ("/package.Service/Method"). Raises StartError if a port is taken.
+    """
+    health = Health([face.name for face in faces])
+    edge = Edge(
+        Metrics(metrics),
+        log,
+        deadline_s=listen.deadline_s,
+        stream_deadline_s=listen.stream_deadline_s,
+        serializers=serializers or {},
+    )
+    server = grpc.aio.server(interceptors=[edge], options=_options(listen))
+    for face in faces:
+        face.add(face.servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
+    _add_reflection(server, [*(face.name for face in faces), _HEALTH, *_REFLECTION])
+    port = _bind(server, listen)
+    with _metrics_served(listen, metrics) as metrics_port:
+        async with health.watching(check):
+            await server.start()
+            try:
+                yield _Running(port, metrics_port)
+            finally:
+                await health.drain()
+                await asyncio.sleep(_NOTICE_S)  # a balancer that watches health may still be sending
+                await server.stop(listen.drain_s)
+
+
+def main(kind: type[Settings], app: Callable[[Settings], AbstractAsyncContextManager[Running]], *, service: str) -> None:
+    """The main function of a service: settings, start, serve until SIGTERM or SIGINT, drain.
+
+    Exits non-zero with one sentence if the start fails.
+    """
+    try:
+        settings = load(kind)
+        logs.configure(settings.log, service=service)
+        asyncio.run(_serve(settings, app, service))
+    except StartError as error:
+        print(f"twofold-{service}: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+async def _serve(settings: Settings, app: Callable[[Settings], AbstractAsyncContextManager[Running]], service: str) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    logger = structlog.get_logger("twofold.server")
+    async with app(settings) as running:
+        logger.info("serving", service=service, port=running.port, metrics_port=running.metrics_port)
+        await stop.wait()
+        logger.info("draining", service=service)
+    logger.info("stopped", service=service)
+
+
+def _options(listen: ListenSettings) -> list[tuple[str, int]]:
+    return [
+        ("grpc.so_reuseport", 0),  # two servers must never share a port unnoticed
+        ("grpc.max_receive_message_length", listen.message_bytes_max),
+        ("grpc.max_send_message_length", listen.message_bytes_max),
+        ("grpc.max_concurrent_streams", listen.streams_max),
+        ("grpc.max_metadata_size", 16 * 1024),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # the clients' keepalive is 30 s
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
+
+
+def _bind(server: grpc.aio.Server, listen: ListenSettings) -> int:
+    address = f"{listen.host}:{listen.port}"
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError:
+        port = 0
+    if port == 0:
+        raise StartError(f"cannot listen on {address}: the port is taken or the address is not of this machine")
+    return port
+
+
+@contextlib.contextmanager
+def _metrics_served(listen: ListenSettings, metrics: CollectorRegistry) -> Any:
+    if listen.metrics_port is None:
+        yield None
+        return
+    try:
+        server, thread = prometheus_client.start_http_server(listen.metrics_port, addr=listen.host, registry=metrics)
+    except OSError as error:
+        raise StartError(f"cannot serve metrics on {listen.host}:{listen.metrics_port}: {error.strerror}") from None
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(timeout=5)
+
+
+def _add_reflection(server: grpc.aio.Server, names: Sequence[str]) -> None:
+    # The library knows only v1alpha; v1 has the same messages under another name, and current tools ask for it first.
+    servicer = reflection_aio.ReflectionServicer(names)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
+    handler = grpc.stream_stream_rpc_method_handler(
+        servicer.ServerReflectionInfo,
+        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(_REFLECTION[0], {"ServerReflectionInfo": handler}),)
+    )
+
+
+__all__ = ["Face", "Running", "ServiceSettings", "main", "serving"]

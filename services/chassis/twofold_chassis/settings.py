@@ -1,0 +1,115 @@
+"""Settings: read once from the environment and `.env`, checked, frozen, and handed down.
+
+Nested names are joined with two underscores: DATABASE__URL, REDIS__HOST, MEMORY__PORT. Each room has a class with the
+groups it needs.
+"""
+
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from twofold_chassis.start import StartError
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class Group(BaseModel):
+    """A group of settings; unknown names in it are refused, so that a typing error cannot pass unnoticed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DatabaseSettings(Group):
+    """Postgres, 16 or newer."""
+
+    url: SecretStr = Field(description="postgresql://user:password@host:port/database of the application role")
+    migrate_url: SecretStr | None = Field(
+        default=None, description="the same for the owner of the schema; default: DATABASE__URL"
+    )
+    migrate: bool = Field(default=True, description="whether a service brings its schema up to date when it starts")
+    prepared_statements: bool = Field(
+        default=True, description="false behind PgBouncer in transaction mode before version 1.21"
+    )
+    pool_size_max: int = Field(default=10, ge=1, le=500, description="connections of one service at most")
+    connect_timeout_s: float = Field(default=5.0, gt=0, le=60)
+    command_timeout_s: float = Field(default=5.0, gt=0, le=600, description="the longest one statement may take")
+
+    @field_validator("url", "migrate_url")
+    @classmethod
+    def _is_postgres(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith(("postgresql://", "postgres://")):
+            raise ValueError("must begin with postgresql://")
+        return value
+
+    @property
+    def owner_url(self) -> SecretStr:
+        """The URL that migrations use."""
+        return self.migrate_url or self.url
+
+
+class RedisSettings(Group):
+    """Redis 6.2 or newer, or Valkey."""
+
+    host: str = "127.0.0.1"
+    port: Port = 6379
+    username: str | None = None
+    password: SecretStr | None = None
+    db: int = Field(default=0, ge=0)
+    tls: bool = False
+    budget_ms: float = Field(default=50.0, gt=0, le=5000, description="how long one call may wait for Redis")
+    connections_max: int = Field(default=32, ge=1, le=1000)
+
+
+class ListenSettings(Group):
+    """Where a service listens, and how it ends."""
+
+    host: str = Field(default="127.0.0.1", description="callers are not authenticated yet: keep it on loopback")
+    port: Port = 0
+    metrics_port: Port | None = Field(default=None, description="Prometheus metrics; none by default")
+    drain_s: float = Field(default=10.0, ge=0, le=600, description="how long running calls may take at the end")
+    deadline_s: float = Field(default=30.0, gt=0, le=3600, description="deadline of a call that brings none")
+    stream_deadline_s: float = Field(default=3600.0, gt=0, le=86400, description="the same for calls that stream")
+    message_bytes_max: int = Field(default=4 * 1024 * 1024, ge=1024, le=64 * 1024 * 1024)
+    streams_max: int = Field(default=1000, ge=1, description="calls at a time on one connection")
+
+
+class LogSettings(Group):
+    """Logs go to standard output, one line an event."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["json", "text"] = "json"
+    sample_every: int = Field(
+        default=100,
+        ge=1,
+        description="of calls that went well and fast, one in so many is logged; all others always",
+    )
+    slow_ms: float = Field(default=500.0, gt=0, description="a call that takes longer is always logged")
+
+
+class ServiceSettings(BaseSettings):
+    """What all services share; a room adds its own groups."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, env_nested_delimiter="__", env_file=".env", env_file_encoding="utf-8", extra="ignore"
+    )
+
+    log: LogSettings = LogSettings()
+
+
+Settings = TypeVar("Settings", bound=ServiceSettings)
+
+
+def load(kind: type[Settings]) -> Settings:
+    """Reads and checks the settings, or raises StartError naming each setting that is wrong (never its value)."""
+    try:
+        return kind()
+    except ValidationError as error:
+        problems = "; ".join(f"{_name(item['loc'])}: {item['msg']}" for item in error.errors(include_input=False))
+    except SettingsError as error:
+        problems = str(error)
+    raise StartError(f"wrong settings: {problems}") from None
+
+
+def _name(location: tuple[int | str, ...]) -> str:
+    return "__".join(str(step).upper() for step in location)
