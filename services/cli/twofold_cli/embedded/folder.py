@@ -1,0 +1,163 @@
+"""Where an embedded server keeps its data, its log and what must survive a restart; and free ports."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+import stat
+from pathlib import Path
+from typing import Any
+
+from twofold_chassis.start import StartError
+from twofold_cli.embedded.child import Account, answer_of
+from twofold_cli.embedded.processes import until
+
+LOOPBACK = "127.0.0.1"
+# Reachable by every account, and unlike /tmp it survives a reboot.
+ASIDE = Path("/var/tmp")
+DYING_S = 2.0
+
+
+def is_free(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # The servers set it too: without it, connections that just ended would count as "taken".
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
+
+
+def free_port(preferred: int | None = None) -> int:
+    """The preferred one if nobody listens there. It may be taken before it is used: be ready to ask again."""
+    if preferred is not None and is_free(preferred):
+        return preferred
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def _locked(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def make_folder(path: Path, mode: int) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        path.chmod(mode)
+    except OSError as error:
+        raise StartError(f"the folder {path} cannot be used: {error.strerror or error}") from error
+
+
+def may_enter(account: Account | None, folder: Path) -> bool:
+    return account is None or answer_of([], account, folder) is not None
+
+
+def folder_aside(label: str, identity: str) -> Path:
+    """A folder below /var/tmp that belongs to us alone, named after what it stands for."""
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    path = ASIDE / f"twofold-{label}-{digest}"
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o711)
+    found = path.lstat()
+    # Anybody may create names in /var/tmp: what somebody else put there is not trusted with data.
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise StartError(f"{path} is in the way: it must be a folder of ours that nobody else can write to")
+    path.chmod(0o711)
+    return path
+
+
+class ServerFolder:
+    """`path` holds the log and `state.json` (0600, ours) and `data` (0700, the account's).
+
+    Where the account cannot get to the wanted folder (say below a 0700 /root), one below /var/tmp is used
+    instead and `note` says so.
+    """
+
+    def __init__(self, wanted: Path, account: Account | None) -> None:
+        self._account = account
+        wanted = wanted.absolute()
+        self.note: str | None = None
+        make_folder(wanted, 0o700 if account is None else 0o711)
+        self.path = wanted if may_enter(account, wanted) else self._aside(wanted)
+
+    def _aside(self, wanted: Path) -> Path:
+        path = folder_aside(wanted.name, str(wanted))
+        self.note = f"{wanted} cannot be entered by the account `nobody`: its data is kept in {path}"
+        return path
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "server.log"
+
+    def give(self, path: Path) -> None:
+        if self._account is not None:
+            os.chown(path, self._account.uid, self._account.gid)
+
+    async def reserve(self, what: str) -> int:
+        """A lock for the server to inherit (`Child.start(held=…)`); then close it here.
+
+        The kernel lets go of it when the last process of that server is gone, so nobody writes to this data
+        beside it. One that is just dying, as its parent did, is waited for.
+        """
+        lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        if await until(lambda: _locked(lock), DYING_S):
+            return lock
+        pid = os.pread(lock, 20, 0).decode() or "?"
+        os.close(lock)
+        raise StartError(f"{what} (process {pid}) is already running on the folder {self.path}")
+
+    def make_data(self) -> None:
+        make_folder(self.data, 0o700)
+        self.give(self.data)
+
+    def make_draft(self) -> Path:
+        """An empty place for data in the making; a draft that was cut short is thrown away."""
+        draft = self.path / "data.draft"
+        if draft.exists():
+            shutil.rmtree(draft)
+        make_folder(draft, 0o700)
+        self.give(draft)
+        return draft
+
+    def remove(self) -> None:
+        """Everything, for good; for throw-away servers."""
+        shutil.rmtree(self.path)
+
+    def write_secret(self, name: str, text: str) -> Path:
+        """0600 from its first moment, complete or not there at all."""
+        path, draft = self.path / name, self.path / f".{name}.draft"
+        draft.unlink(missing_ok=True)
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as target:
+            target.write(text)
+            target.flush()
+            os.fsync(target.fileno())
+        draft.replace(path)
+        return path
+
+    def read_state(self) -> dict[str, Any]:
+        """Passwords and the port of last time; empty before the first start."""
+        path = self.path / "state.json"
+        if not path.exists():
+            return {}
+        try:
+            state: dict[str, Any] = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise StartError(f"{path}, which holds the passwords, cannot be read: {error}") from error
+        return state
+
+    def write_state(self, state: dict[str, Any]) -> None:
+        self.write_secret("state.json", json.dumps(state, indent=1))
