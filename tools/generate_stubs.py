@@ -1,7 +1,7 @@
 """Generates the Python stubs of the contract into the client package, or proves that they are fresh.
 
-    python tools/generate_stubs.py            # writes clients/python/twofold/<service>/v1/*_pb2*
-    python tools/generate_stubs.py --check    # writes nothing; exit status 1 names each stale file
+python tools/generate_stubs.py            # writes clients/python/twofold/<service>/v1/*_pb2*
+python tools/generate_stubs.py --check    # writes nothing; exit status 1 names each stale file
 """
 
 import argparse
