@@ -5,9 +5,11 @@ import fcntl
 import hashlib
 import json
 import os
+import random
 import shutil
 import socket
 import stat
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,11 @@ LOOPBACK = "127.0.0.1"
 # Reachable by every account, and unlike /tmp it survives a reboot.
 ASIDE = Path("/var/tmp")
 DYING_S = 2.0
+PORTS = (15_000, 30_000)
+PORT_TRIES = 200
+PID_BYTES = 20
+# Ports are asked for some time before they are used: none is given to two.
+_GIVEN: deque[int] = deque(maxlen=1000)
 
 
 def is_free(port: int) -> bool:
@@ -33,13 +40,20 @@ def is_free(port: int) -> bool:
 
 
 def free_port(preferred: int | None = None) -> int:
-    """The preferred one if nobody listens there. It may be taken before it is used: be ready to ask again."""
+    """The preferred one if nobody listens there. It may be taken before it is used: be ready to ask again.
+
+    Others are below the range out of which the kernel serves outgoing connections. Out of that range, while a
+    server is down, somebody's connection could take its port; even a client that tries to reach it can, by
+    connecting to itself.
+    """
     if preferred is not None and is_free(preferred):
         return preferred
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-    return port
+    for _ in range(PORT_TRIES):
+        port = random.randrange(*PORTS)
+        if port not in _GIVEN and is_free(port):
+            _GIVEN.append(port)
+            return port
+    raise StartError(f"no free port found between {PORTS[0]} and {PORTS[1]} on {LOOPBACK}")
 
 
 def _locked(lock: int) -> bool:
@@ -48,6 +62,21 @@ def _locked(lock: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+async def reserve(folder: Path, what: str) -> int:
+    """The lock of the folder, as a file descriptor; StartError naming who holds it."""
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    if await until(lambda: _locked(lock), DYING_S):
+        return lock
+    pid = os.pread(lock, PID_BYTES, 0).decode().strip() or "?"
+    os.close(lock)
+    raise StartError(f"{what} (process {pid}) is already running on the folder {folder}")
+
+
+def sign(lock: int, pid: int) -> None:
+    """Says who holds the lock, for those who meet it."""
+    os.pwrite(lock, str(pid).ljust(PID_BYTES).encode(), 0)
 
 
 def make_folder(path: Path, mode: int) -> None:
@@ -113,12 +142,7 @@ class ServerFolder:
         The kernel lets go of it when the last process of that server is gone, so nobody writes to this data
         beside it. One that is just dying, as its parent did, is waited for.
         """
-        lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        if await until(lambda: _locked(lock), DYING_S):
-            return lock
-        pid = os.pread(lock, 20, 0).decode() or "?"
-        os.close(lock)
-        raise StartError(f"{what} (process {pid}) is already running on the folder {self.path}")
+        return await reserve(self.path, what)
 
     def make_data(self) -> None:
         make_folder(self.data, 0o700)

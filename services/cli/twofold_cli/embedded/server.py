@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from twofold_chassis.start import StartError
 from twofold_cli.embedded.binaries import Binaries, runnable
 from twofold_cli.embedded.child import Child, server_account
-from twofold_cli.embedded.folder import LOOPBACK, ServerFolder, free_port, is_free
+from twofold_cli.embedded.folder import LOOPBACK, ServerFolder, free_port, is_free, sign
 
 PORT_ATTEMPTS = 3
 POLL_S = 0.02
@@ -80,7 +80,7 @@ class EmbeddedServer(ABC):
             self._state = self._remembered()
             await self._make_data(binaries)
             await self._start_on_a_port(binaries, lock)
-            os.pwrite(lock, str(self.pid).encode(), 0)
+            sign(lock, self.pid)
         finally:
             os.close(lock)
         self._state["port"] = self.port
@@ -137,6 +137,10 @@ class EmbeddedServer(ABC):
                 return True
             await self.child.ended(POLL_S)
         return False
+
+    async def died(self) -> int:
+        """Returns once it has ended without being told to."""
+        return await self.child.died()
 
     # What differs ----------------------------------------------------------------------------------------
 

@@ -1,0 +1,197 @@
+"""The stack with services that only say SERVING: what is tested is how it rises, what it gives them, how it falls."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from twofold_chassis.start import StartError
+from twofold_cli.embedded import EmbeddedPostgres, EmbeddedRedis, ServiceProcess
+from twofold_cli.embedded.processes import is_alive, until
+
+# Goes away as soon as that module is there; until then the stack cannot be imported.
+pytest.importorskip("twofold_cli.migrate", exc_type=ModuleNotFoundError)
+from twofold_cli.stack import PORTS, Stack, bare_environment, raise_stack
+
+VANISH_S = 60.0
+DUMMY = Path(__file__).with_name("dummy_service.py")
+
+
+@pytest.fixture(scope="module")
+def dummies() -> Iterator[dict[str, str]]:
+    """An environment in which `python -m twofold_registry` and its like are dummies."""
+    with tempfile.TemporaryDirectory() as path:
+        for name in PORTS:
+            package = Path(path) / f"twofold_{name}"
+            package.mkdir()
+            run = f"import runpy\nrunpy.run_path({str(DUMMY)!r}, init_globals={{'NAME': {name!r}}}, run_name='__main__')\n"
+            (package / "__main__.py").write_text(run)
+            (package / "__init__.py").touch()
+        yield bare_environment() | {"PYTHONPATH": os.pathsep.join([path, *map(os.path.abspath, sys.path)])}
+
+
+@pytest_asyncio.fixture(scope="module")
+async def stack(dummies: dict[str, str]) -> AsyncIterator[Stack]:
+    settings = {"MEMORY__THREAD_TTL_HOURS": "7"}
+    async with raise_stack(ephemeral=True, environment=dummies, settings=settings) as raised:
+        yield raised
+
+
+def seen_by(service: ServiceProcess) -> dict[str, str]:
+    lines = service.child.log.path.read_text().splitlines()
+    seen: dict[str, str] = json.loads(next(line for line in reversed(lines) if line.startswith("{")))
+    return seen
+
+
+async def test_services_are_told_where_everything_is(stack: Stack) -> None:
+    seen = seen_by(stack.router)
+    assert seen["DATABASE__URL"] == stack.postgres.app_url
+    assert seen["DATABASE__MIGRATE_URL"] == stack.postgres.owner_url
+    assert (seen["REDIS__HOST"], seen["REDIS__PORT"]) == (stack.redis.host, str(stack.redis.port))
+    assert seen["REDIS__PASSWORD"] == stack.redis.password
+    assert seen["ROUTER__REGISTRY_TARGET"] == stack.registry.target
+    assert seen["ROUTER__MEMORY_TARGET"] == stack.memory.target
+    assert seen["ROUTER__METRICS_PORT"] == str(stack.router.metrics_port)
+    assert seen_by(stack.memory)["MEMORY__THREAD_TTL_HOURS"] == "7"
+
+
+async def test_the_schemas_are_there_before_the_services(stack: Stack) -> None:
+    connection = await asyncpg.connect(stack.postgres.owner_url)
+    schemas = {row["nspname"] for row in await connection.fetch("SELECT nspname FROM pg_namespace")}
+    await connection.close()
+    assert {"registry", "memory"} <= schemas
+
+
+async def test_a_service_comes_back_where_it_was(stack: Stack) -> None:
+    target, pid = stack.memory.target, stack.memory.pid
+    await stack.memory.kill()
+    assert not is_alive(pid)
+    await stack.memory.restart()
+    assert stack.memory.target == target
+    assert stack.memory.pid != pid
+
+
+async def test_a_service_drains_when_it_is_told_to_end(stack: Stack) -> None:
+    await stack.memory.terminate()
+    assert stack.memory.child.log.tail().endswith("drained")
+    await stack.memory.restart()
+
+
+async def test_only_a_death_that_nobody_asked_for_is_reported(stack: Stack) -> None:
+    report = asyncio.create_task(stack.wait())
+    await stack.redis.kill()
+    await stack.redis.start()
+    await stack.registry.restart()
+    assert not report.done()
+    os.kill(stack.registry.pid, signal.SIGKILL)
+    with pytest.raises(StartError, match=r"(?s)^registry was ended by SIGKILL; its log ends:.*REGISTRY__PORT"):
+        await report
+    await stack.registry.restart()
+
+
+async def test_a_second_stack_on_the_same_folder_is_refused_by_name(stack: Stack, dummies: dict[str, str]) -> None:
+    with pytest.raises(StartError, match=rf"another stack \(process {os.getpid()}\).*{stack.folder}"):
+        async with raise_stack(stack.folder, environment=dummies):
+            pass
+    assert all(part.running for part in stack.parts)
+
+
+async def test_nothing_is_left_of_an_ephemeral_stack(dummies: dict[str, str]) -> None:
+    async with raise_stack(ephemeral=True, environment=dummies) as raised:
+        pids = [part.pid for part in raised.parts]
+    assert not any(map(is_alive, pids))
+    assert not raised.folder.exists()
+
+
+async def test_a_service_that_cannot_start_is_named_in_its_own_words_and_nothing_is_left(
+    folder: Path, dummies: dict[str, str]
+) -> None:
+    with pytest.raises(StartError, match=r"(?s)memory ended while it was starting.*no heart for it"):
+        async with raise_stack(folder / "project", environment=dummies, settings={"DUMMY__FAIL": "memory"}):
+            pass
+    for name in ("postgres", "redis"):
+        assert not is_alive(int((folder / "project" / name / "lock").read_text()))
+
+
+async def test_data_stays_in_the_folder_and_taken_ports_are_avoided(folder: Path, dummies: dict[str, str]) -> None:
+    async with raise_stack(folder / "project", environment=dummies) as raised:
+        connection = await asyncpg.connect(raised.postgres.owner_url)
+        await connection.execute("CREATE TABLE kept AS SELECT 1 AS n")
+        await connection.close()
+        registry_port = raised.registry.port
+    with socket.create_server(("127.0.0.1", registry_port)):
+        async with raise_stack(folder / "project", environment=dummies) as raised:
+            assert raised.registry.port != registry_port
+            connection = await asyncpg.connect(raised.postgres.owner_url)
+            assert await connection.fetchval("SELECT n FROM kept") == 1
+            await connection.close()
+
+
+async def test_servers_that_the_environment_names_are_used_and_left_alone(folder: Path, dummies: dict[str, str]) -> None:
+    postgres, redis = EmbeddedPostgres(folder / "postgres"), EmbeddedRedis(folder / "redis")
+    try:
+        await postgres.start()
+        await redis.start()
+        named = {
+            "DATABASE__URL": postgres.app_url,
+            "DATABASE__MIGRATE_URL": postgres.owner_url,
+            "REDIS__HOST": redis.host,
+            "REDIS__PORT": str(redis.port),
+            "REDIS__PASSWORD": redis.password,
+        }
+        async with raise_stack(ephemeral=True, environment=dummies | named) as raised:
+            assert raised.servers == []
+            assert named.items() <= seen_by(raised.router).items()
+            with pytest.raises(StartError, match="DATABASE__URL names"):
+                raised.postgres.pause()
+        assert postgres.running
+        assert redis.running
+    finally:
+        await redis.stop()
+        await postgres.stop()
+
+
+async def parent_of_a_stack(environment: dict[str, str]) -> tuple[asyncio.subprocess.Process, Path, list[int]]:
+    """Another process with an ephemeral stack: it, the stack's folder, and the processes of the stack."""
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(Path(__file__).with_name("stack_parent.py")),
+        env=environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        process_group=0,
+    )
+    assert parent.stdout is not None
+    folder, *pids = (await parent.stdout.readline()).decode().split()
+    return parent, Path(folder), [int(pid) for pid in pids]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's sudden death")
+async def test_the_whole_stack_vanishes_with_a_parent_that_is_killed(dummies: dict[str, str]) -> None:
+    parent, folder, pids = await parent_of_a_stack(dummies)
+    try:
+        assert len(pids) > 5
+        assert all(map(is_alive, pids))
+        parent.kill()
+        await parent.communicate()
+        assert await until(lambda: not any(map(is_alive, pids)), VANISH_S)
+    finally:
+        shutil.rmtree(folder)
+
+
+async def test_ctrl_c_at_the_terminal_brings_it_down_in_order(dummies: dict[str, str]) -> None:
+    parent, folder, pids = await parent_of_a_stack(dummies)
+    os.killpg(parent.pid, signal.SIGINT)
+    await asyncio.wait_for(parent.communicate(), VANISH_S)
+    assert not any(map(is_alive, pids))
+    assert not folder.exists()
