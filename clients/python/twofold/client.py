@@ -1,0 +1,105 @@
+"""The client: one channel a service, and the stubs on it."""
+
+from types import TracebackType
+from typing import Self
+
+import grpc
+
+from twofold import channels
+from twofold.memory.v1.context_pb2_grpc import ContextServiceStub
+from twofold.memory.v1.conversation_pb2_grpc import ConversationServiceStub
+from twofold.memory.v1.preference_pb2_grpc import PreferenceServiceStub
+from twofold.registry.v1.agent_pb2_grpc import AgentServiceStub
+from twofold.registry.v1.audit_pb2_grpc import AuditServiceStub
+from twofold.registry.v1.permission_pb2_grpc import PermissionServiceStub
+from twofold.registry.v1.usage_pb2_grpc import UsageServiceStub
+from twofold.registry.v1.user_pb2_grpc import UserServiceStub
+from twofold.registry.v1.workspace_pb2_grpc import WorkspaceServiceStub
+from twofold.router.v1.routing_pb2_grpc import RoutingServiceStub
+from twofold.router.v1.turn_pb2_grpc import TurnServiceStub
+
+REGISTRY = "127.0.0.1:50051"
+MEMORY = "127.0.0.1:50052"
+ROUTER = "127.0.0.1:50053"
+
+_REGISTRY_CONFIG = channels.service_config(
+    [f"twofold.registry.v1.{name}Service" for name in ("Workspace", "User", "Agent", "Permission", "Usage", "Audit")]
+)
+_MEMORY_CONFIG = channels.service_config(
+    [f"twofold.memory.v1.{name}Service" for name in ("Conversation", "Context", "Preference")]
+)
+_ROUTER_CONFIG = channels.service_config(
+    ["twofold.router.v1.RoutingService", "twofold.router.v1.TurnService"],
+    # A turn calls an agent, which may do things in the world: whether it runs again is for its caller to decide.
+    once=[("twofold.router.v1.TurnService", "Run")],
+)
+
+
+class Twofold:
+    """The three services, to be used as `async with Twofold(...) as twofold:`.
+
+    A channel connects when it is first used, so a service that is never called need not be there. `actor` says who
+    calls; a call's own `twofold-actor` metadata goes before it. Writes without a request_id are given one, so that the
+    retries of the channel (of UNAVAILABLE, 4 attempts at most, never of a turn) cannot write twice.
+    """
+
+    def __init__(
+        self,
+        *,
+        registry: str = REGISTRY,
+        memory: str = MEMORY,
+        router: str = ROUTER,
+        actor: str = "",
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        self._targets = (
+            (registry, _REGISTRY_CONFIG),
+            (memory, _MEMORY_CONFIG),
+            (router, _ROUTER_CONFIG),
+        )
+        self._actor = actor
+        self._credentials = credentials
+        self._channels: list[grpc.aio.Channel] = []
+
+    workspaces: WorkspaceServiceStub
+    users: UserServiceStub
+    agents: AgentServiceStub
+    permissions: PermissionServiceStub
+    usage: UsageServiceStub
+    audit: AuditServiceStub
+
+    conversations: ConversationServiceStub
+    context: ContextServiceStub
+    preferences: PreferenceServiceStub
+
+    routing: RoutingServiceStub
+    turns: TurnServiceStub
+
+    async def __aenter__(self) -> Self:
+        self._channels = [self._opened(target, config) for target, config in self._targets]
+        registry, memory, router = self._channels
+        self.workspaces = WorkspaceServiceStub(registry)
+        self.users = UserServiceStub(registry)
+        self.agents = AgentServiceStub(registry)
+        self.permissions = PermissionServiceStub(registry)
+        self.usage = UsageServiceStub(registry)
+        self.audit = AuditServiceStub(registry)
+        self.conversations = ConversationServiceStub(memory)
+        self.context = ContextServiceStub(memory)
+        self.preferences = PreferenceServiceStub(memory)
+        self.routing = RoutingServiceStub(router)
+        self.turns = TurnServiceStub(router)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for channel in self._channels:
+            await channel.close()
+        self._channels = []
+
+    def _opened(self, target: str, config: str) -> grpc.aio.Channel:
+        options, passed = channels.options(config), channels.interceptors(self._actor)
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(target, options=options, interceptors=passed)
+        return grpc.aio.secure_channel(target, self._credentials, options=options, interceptors=passed)
