@@ -1,0 +1,71 @@
+"""The router, put together."""
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from prometheus_client import CollectorRegistry
+
+from twofold.router.v1 import routing_pb2, routing_pb2_grpc, turn_pb2, turn_pb2_grpc
+from twofold_chassis.redis import RedisLink
+from twofold_chassis.server import Face, Running, serving
+from twofold_router import channels
+from twofold_router.agents_http import HttpAgents, http_session
+from twofold_router.cache import RedisRoutes
+from twofold_router.keeping import Keeping
+from twofold_router.memory import MemoryConversations
+from twofold_router.metrics import Metrics
+from twofold_router.registry import RegistryAgents, RegistryLedger, RegistryPermissions
+from twofold_router.resolution import Resolver
+from twofold_router.routes import Routes
+from twofold_router.routing_service import RoutingService
+from twofold_router.settings import Settings
+from twofold_router.turn_service import TurnService
+from twofold_router.turns import Turns
+
+_ROUTING = routing_pb2.DESCRIPTOR.services_by_name["RoutingService"].full_name
+_TURNS = turn_pb2.DESCRIPTOR.services_by_name["TurnService"].full_name
+
+
+@contextlib.asynccontextmanager
+async def router(settings: Settings) -> AsyncIterator[Running]:
+    """The router, serving until the block ends. It starts whether or not its peers and Redis are there yet."""
+    options = settings.router
+    collectors = CollectorRegistry()
+    metrics = Metrics(collectors)
+    async with contextlib.AsyncExitStack() as stack:
+        link = RedisLink(settings.redis)
+        stack.push_async_callback(link.close)
+        registry = await stack.enter_async_context(channels.channel(options.registry_target))
+        memory = await stack.enter_async_context(channels.channel(options.memory_target))
+        session = await stack.enter_async_context(http_session(connect_timeout_s=options.connect_timeout_s))
+        keeping = Keeping(limit_s=options.keep_s)
+        stack.push_async_callback(keeping.drain)
+
+        timeout_s = options.peer_timeout_s
+        routes = Routes(
+            RedisRoutes(link),
+            RegistryAgents(registry, timeout_s=timeout_s),
+            metrics,
+            ttl_s=options.route_ttl_s,
+            timeout_s=timeout_s,
+        )
+        stack.push_async_callback(routes.close)
+        resolver = Resolver(RegistryPermissions(registry, timeout_s=timeout_s), routes)
+        turns = Turns(
+            resolver,
+            MemoryConversations(memory, timeout_s=timeout_s),
+            HttpAgents(session, answer_bytes_max=options.answer_bytes_max),
+            RegistryLedger(registry, timeout_s=timeout_s),
+            keeping,
+            metrics,
+            turns_max=options.turns_max,
+        )
+        faces = [
+            Face(_ROUTING, RoutingService(resolver), routing_pb2_grpc.add_RoutingServiceServicer_to_server),
+            Face(_TURNS, TurnService(turns), turn_pb2_grpc.add_TurnServiceServicer_to_server),
+        ]
+        # Without the registry nobody is allowed anything. Memory is missed only by turns, which say so themselves.
+        running = await stack.enter_async_context(
+            serving(options, settings.log, faces=faces, check=lambda: channels.serves(registry), metrics=collectors)
+        )
+        yield running

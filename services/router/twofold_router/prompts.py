@@ -1,0 +1,46 @@
+"""Prompts: what an agent is told of a conversation, in the way its settings ask for."""
+
+from twofold_router.agents import Message, Prompt, estimated_tokens
+from twofold_router.conversations import Context
+from twofold_router.routes import AgentKey, Route
+
+_ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r"})
+
+
+def prompt(agent: AgentKey, route: Route, user_id: str, instructions: str, context: Context, message: str) -> Prompt:
+    """The agent's instructions, the call's and the context; then, if it wants them so, earlier messages; then `message`."""
+    settings = route.settings
+    told = _preferences_text(context) if settings.as_messages else context.text
+    system = "\n\n".join(part for part in (settings.instructions, instructions, told) if part)
+    messages = [Message("system", system)] if system else []
+    if settings.as_messages:
+        messages.extend(context.messages)
+    messages.append(Message("user", message))
+    return Prompt(
+        agent_id=agent.agent_id,
+        url=route.url,
+        model=settings.model or agent.agent_id,
+        user_id=user_id,
+        messages=tuple(messages),
+        limits=settings.limits,
+    )
+
+
+def input_tokens(prompt: Prompt) -> int:
+    """An estimate of the tokens that the agent reads."""
+    return estimated_tokens(sum(_size_bytes(message) for message in prompt.messages))
+
+
+def _size_bytes(message: Message) -> int:
+    texts = [message.content or "", *(call.arguments for call in message.tool_calls)]
+    return sum(len(text.encode()) for text in texts)
+
+
+def _preferences_text(context: Context) -> str:
+    # In memory's words, and escaped as memory does: a value cannot forge another line.
+    lines = [f"{_line(key)}: {_line(value)}" for key, value in context.preferences]
+    return "\n".join(["User preferences:", *lines]) if lines else ""
+
+
+def _line(text: str) -> str:
+    return text.translate(_ESCAPES)

@@ -1,0 +1,24 @@
+"""The gRPC face of routing."""
+
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from twofold.router.v1 import routing_pb2, routing_pb2_grpc
+from twofold_router import wire
+from twofold_router.resolution import Resolver
+
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class RoutingService(routing_pb2_grpc.RoutingServiceServicer):
+    """RoutingService of the contract."""
+
+    def __init__(self, resolver: Resolver) -> None:
+        self._resolver = resolver
+
+    async def Resolve(self, request: routing_pb2.ResolveRequest, context: "Context") -> routing_pb2.ResolveResponse:
+        question = wire.question(request)
+        resolution = await self._resolver.resolve(question)
+        return wire.resolve_response(resolution)

@@ -1,0 +1,27 @@
+"""The gRPC face of turns."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from twofold.router.v1 import turn_pb2, turn_pb2_grpc
+from twofold_router import wire
+from twofold_router.turns import Turns
+
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class TurnService(turn_pb2_grpc.TurnServiceServicer):
+    """TurnService of the contract."""
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+
+    async def Run(self, request: turn_pb2.RunRequest, context: "Context") -> AsyncGenerator[turn_pb2.RunResponse, None]:
+        ask = wire.ask(request)
+        async with aclosing(self._turns.run(ask)) as events:
+            async for event in events:
+                yield wire.run_response(event)
