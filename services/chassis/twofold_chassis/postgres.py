@@ -112,6 +112,15 @@ def refusals(outcome: Outcome) -> Iterator[None]:
         raise StoreUnavailable("the durable store does not answer", retry_after_s=1.0, outcome=outcome) from error
 
 
+async def answers(pool: Pool) -> bool:
+    """Whether Postgres answers now."""
+    try:
+        async with connection(pool) as acquired:
+            return bool(await acquired.fetchval("SELECT 1"))
+    except (StoreUnavailable, Overloaded):
+        return False
+
+
 async def _acquire(pool: Pool) -> Connection:
     try:
         async with asyncio.timeout(_ACQUIRE_S):

@@ -39,6 +39,7 @@ class RedisUnavailable(Exception):  # noqa: N818  (a state, not an error of ours
 class Script:
     """A Lua script: one operation, whose header in its file is its contract."""
 
+    name: str
     source: str
     sha: str
 
@@ -46,7 +47,7 @@ class Script:
     def load(cls, package: str, name: str) -> "Script":
         """The script `name`.lua of a package."""
         source = (resources.files(package) / f"{name}.lua").read_text(encoding="utf-8")
-        return cls(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+        return cls(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 
 class RedisLink:

@@ -1,0 +1,85 @@
+"""Writes that may be repeated: the same call again, with its request id, changes nothing and gets the first answer.
+
+Each room keeps a table `requests` in its schema (workspace_id, request_id, rpc, body_hash, answer, created_at) and writes to
+it in the transaction of the change itself: there is no moment at which one of the two exists without the other.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from hashlib import sha256
+
+from google.protobuf.message import Message
+
+from twofold_chassis import fields
+from twofold_chassis.postgres import Connection
+from twofold_chassis.refusals import RequestReused
+
+_SWEPT_AT_ONCE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One call of a write. Its repeats have the same request id, rpc and body.
+
+    `scope` is the workspace in which the request id is unique; empty for what happens in none.
+    """
+
+    scope: str
+    rpc: str
+    request_id: str | None
+    body_hash: bytes
+
+
+def attempt(scope: str, rpc: str, request: Message, request_id: str) -> Attempt:
+    """Reads what makes a call a repeat; `request_id` is the request's field of that name."""
+    body = request.SerializeToString(deterministic=True)
+    return Attempt(scope, rpc, fields.optional_identifier(request_id, "request_id"), sha256(body).digest())
+
+
+class Requests:
+    """The table of one schema."""
+
+    def __init__(self, schema: str) -> None:
+        self.statements = {name: text.replace("{schema}", schema) for name, text in _STATEMENTS.items()}
+
+    async def once(self, connection: Connection, attempt: Attempt, change: Callable[[], Awaitable[bytes]]) -> bytes:
+        """Makes the change in the running transaction and returns its answer, or the answer of the first time.
+
+        Repeats that come while the first is under way wait for its end. Raises RequestReused if the request id was used
+        with another body or rpc.
+        """
+        if attempt.request_id is None:
+            return await change()
+        name = (attempt.scope, attempt.request_id)
+        await connection.execute(self.statements["lock_request"], *name)
+        row = await connection.fetchrow(self.statements["answered_request"], *name)
+        if row is not None:
+            if (row["rpc"], row["body_hash"]) != (attempt.rpc, attempt.body_hash):
+                raise RequestReused(
+                    f"the request id {attempt.request_id!r} was used for another call", request_id=attempt.request_id
+                )
+            earlier: bytes = row["answer"]
+            return earlier
+        answer = await change()
+        await connection.execute(self.statements["keep_answer"], *name, attempt.rpc, attempt.body_hash, answer)
+        await connection.execute(self.statements["forget_answers"], _SWEPT_AT_ONCE)
+        return answer
+
+
+_STATEMENTS = {
+    "lock_request": "SELECT pg_advisory_xact_lock(hashtextextended('{schema}:' || length($1::text) || ':' || $1 || $2, 0))",
+    "answered_request": (
+        "SELECT rpc, body_hash, answer FROM {schema}.requests"
+        " WHERE workspace_id = $1 AND request_id = $2 AND created_at > now() - interval '24 hours'"
+    ),
+    "keep_answer": (
+        "INSERT INTO {schema}.requests (workspace_id, request_id, rpc, body_hash, answer) VALUES ($1, $2, $3, $4, $5)"
+        " ON CONFLICT (workspace_id, request_id) DO UPDATE SET rpc = excluded.rpc, body_hash = excluded.body_hash,"
+        " answer = excluded.answer, created_at = now()"  # one that has outlived its 24 hours
+    ),
+    "forget_answers": (
+        "DELETE FROM {schema}.requests WHERE (workspace_id, request_id) IN (SELECT workspace_id, request_id"
+        " FROM {schema}.requests WHERE created_at < now() - interval '25 hours' ORDER BY created_at LIMIT $1"
+        " FOR UPDATE SKIP LOCKED)"
+    ),
+}

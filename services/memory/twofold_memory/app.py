@@ -1,0 +1,90 @@
+"""The memory service, put together."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from operator import methodcaller
+
+from prometheus_client import CollectorRegistry
+
+from twofold.memory.v1 import context_pb2_grpc, conversation_pb2_grpc, preference_pb2_grpc
+from twofold_chassis import postgres
+from twofold_chassis.redis import RedisLink
+from twofold_chassis.requests import Requests
+from twofold_chassis.server import Face, Running, serving
+from twofold_memory.appends import Appends
+from twofold_memory.cache.preferences import RedisPreferences
+from twofold_memory.cache.threads import RedisThreads
+from twofold_memory.context_service import ContextService
+from twofold_memory.conversation_service import ConversationService
+from twofold_memory.history import History
+from twofold_memory.migrate import migrate
+from twofold_memory.preference_service import PreferenceService
+from twofold_memory.preferences import PreferenceRecall
+from twofold_memory.recall import Recall
+from twofold_memory.settings import Settings
+from twofold_memory.store.conversations import PostgresConversations
+from twofold_memory.store.preferences import PostgresPreferences
+from twofold_memory.store.turns import PostgresTurns
+
+_PACKAGE = "twofold.memory.v1"
+
+
+@contextlib.asynccontextmanager
+async def memory(settings: Settings) -> AsyncIterator[Running]:
+    """Serves until the block ends; then accepted work is finished before the stores are closed. Raises StartError."""
+    metrics = CollectorRegistry()
+    service = settings.memory
+    if settings.database.migrate:
+        await migrate(settings.database)
+
+    async with contextlib.AsyncExitStack() as cleanup:
+        pool = await postgres.open_pool(settings.database, name="memory")
+        cleanup.push_async_callback(postgres.close_pool, pool)
+        link = RedisLink(settings.redis)
+        cleanup.push_async_callback(link.close)
+
+        requests = Requests("memory")
+        turns = PostgresTurns(pool)
+        conversations = PostgresConversations(pool, requests)
+        preferences = PostgresPreferences(pool, requests)
+        windows = RedisThreads(
+            link, ttl_s=service.thread_ttl_hours * 3600, messages_max=service.window_messages_max, metrics=metrics
+        )
+        copies = RedisPreferences(link, ttl_s=service.user_ttl_days * 86400)
+
+        appends = Appends(turns, windows, lanes=service.commit_lanes, metrics=metrics)
+        cleanup.push_async_callback(appends.drain)
+        recall = Recall(turns, windows, confirm_s=service.confirm_ms / 1000, metrics=metrics)
+        cleanup.push_async_callback(recall.drain)
+        preference_recall = PreferenceRecall(preferences, copies)
+        history = History(turns, conversations, windows)
+
+        faces = [
+            Face(
+                f"{_PACKAGE}.ConversationService",
+                ConversationService(conversations, appends, recall, history),
+                conversation_pb2_grpc.add_ConversationServiceServicer_to_server,
+            ),
+            Face(
+                f"{_PACKAGE}.ContextService",
+                ContextService(appends, recall, preference_recall),
+                context_pb2_grpc.add_ContextServiceServicer_to_server,
+            ),
+            Face(
+                f"{_PACKAGE}.PreferenceService",
+                PreferenceService(preferences, preference_recall),
+                preference_pb2_grpc.add_PreferenceServiceServicer_to_server,
+            ),
+        ]
+        running = await cleanup.enter_async_context(
+            serving(
+                service,
+                settings.log,
+                faces=faces,
+                check=lambda: postgres.answers(pool),
+                metrics=metrics,
+                # A window is put together from stored bytes instead of message objects.
+                serializers={f"/{_PACKAGE}.ConversationService/ReadWindow": methodcaller("SerializeToString")},
+            )
+        )
+        yield running

@@ -1,0 +1,63 @@
+"""The L1 window of threads."""
+
+from collections.abc import Sequence
+
+from prometheus_client import CollectorRegistry, Counter
+
+from twofold_chassis.redis import RedisLink, Script, losable
+from twofold_memory import keys
+from twofold_memory.encoding import element, entry_of
+from twofold_memory.threads import Copy, Entry, KeptTurn, Snapshot, ThreadKey
+
+_LUA = "twofold_memory.cache.lua"
+
+
+class RedisThreads:
+    """Windows in Redis. Only `look` says that Redis is away; what the writing methods cannot do, the next read repairs."""
+
+    def __init__(self, link: RedisLink, *, ttl_s: float, messages_max: int, metrics: CollectorRegistry) -> None:
+        self._link = link
+        self._ttl_ms = round(ttl_s * 1000)
+        self.messages_max = messages_max
+        self._told = Counter(
+            "twofold_memory_window_writes", "Writes to L1 windows.", ("script", "outcome"), registry=metrics
+        )
+        self._look = Script.load(_LUA, "look")
+        self._extend = Script.load(_LUA, "extend")
+        self._fill = Script.load(_LUA, "fill")
+        self._fence = Script.load(_LUA, "fence")
+
+    async def look(self, key: ThreadKey, count: int) -> Copy | None:
+        """The window's newest messages. None means there is no window, never that the thread is empty.
+
+        Raises RedisUnavailable.
+        """
+        reply = await self._link.run(self._look, self._keys(key), (count,))
+        if reply is None:
+            return None
+        epoch, first, following, owner, elements = reply
+        next_seq = int(following)
+        begin = next_seq - len(elements)
+        entries = [entry_of(begin + index, value) for index, value in enumerate(elements)]
+        return Copy(int(epoch), int(first), next_seq, owner.decode() or None, entries)
+
+    async def extend(self, key: ThreadKey, turn: KeptTurn, entries: Sequence[Entry]) -> None:
+        """Appends a committed turn to the window; without entries it only tells that the turn exists."""
+        numbers = (turn.epoch, turn.first_seq, turn.last_seq, self._ttl_ms, self.messages_max)
+        await self._tell(self._extend, key, *numbers, turn.owner or "", *map(element, entries))
+
+    async def fill(self, key: ThreadKey, snapshot: Snapshot) -> None:
+        """Replaces the window by the newest entries of a snapshot (at least one), unless it is newer."""
+        head, newest = snapshot.head, snapshot.entries[-self.messages_max :]
+        await self._tell(self._fill, key, head.epoch, head.next_seq, self._ttl_ms, head.owner or "", *map(element, newest))
+
+    async def fence(self, key: ThreadKey, epoch: int) -> None:
+        """Drops a window that is older than `epoch`."""
+        await self._tell(self._fence, key, epoch, self._ttl_ms)
+
+    async def _tell(self, script: Script, key: ThreadKey, *arguments: str | bytes | int) -> None:
+        outcome: bytes = await losable(self._link.run(script, self._keys(key), arguments), otherwise=b"UNAVAILABLE")
+        self._told.labels(script.name, outcome.decode()).inc()
+
+    def _keys(self, key: ThreadKey) -> tuple[str, str]:
+        return keys.thread_messages(key), keys.thread_head(key)

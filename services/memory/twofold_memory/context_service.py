@@ -1,0 +1,42 @@
+"""ContextService: read, ask, answer."""
+
+import asyncio
+
+from twofold.memory.v1 import context_pb2 as pb
+from twofold.memory.v1 import context_pb2_grpc as stubs
+from twofold_chassis.edge import Context
+from twofold_memory.appends import Appends
+from twofold_memory.preferences import PreferenceRecall, Recalled, UserKey
+from twofold_memory.recall import Recall
+from twofold_memory.threads import Window
+from twofold_memory.wire import contexts as wire
+from twofold_memory.wire import messages
+
+
+class ContextService(stubs.ContextServiceServicer):
+    """What an agent is given before a turn, and what is kept after it."""
+
+    def __init__(self, appends: Appends, recall: Recall, preferences: PreferenceRecall) -> None:
+        self._appends = appends
+        self._recall = recall
+        self._preferences = preferences
+
+    async def Invoking(self, request: pb.InvokingRequest, context: Context) -> pb.InvokingResponse:
+        asked = wire.invoking(request)
+        window, preferences = await asyncio.gather(self._window(asked), self._recalled(asked))
+        return wire.invoking_response(asked, window, preferences)
+
+    async def Invoked(self, request: pb.InvokedRequest, context: Context) -> pb.InvokedResponse:
+        turn = messages.exchange(request)
+        kept = await self._appends.append(turn)
+        return messages.invoked_response(turn, kept)
+
+    async def _window(self, asked: wire.Invoking) -> Window | None:
+        if asked.key is None:
+            return None
+        return await self._recall.window(asked.key, asked.count, user_id=asked.user_id, level=asked.level, token=asked.token)
+
+    async def _recalled(self, asked: wire.Invoking) -> Recalled | None:
+        if asked.user_id is None:
+            return None
+        return await self._preferences.read(UserKey(asked.workspace_id, asked.user_id))

@@ -1,0 +1,140 @@
+"""Contexts: what an agent is given before a turn, within a budget, with tool pairs whole, as messages and as text. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from twofold_memory.preferences import Preference
+
+CONVERSATION_HEADING = "Previous conversation:"
+PREFERENCES_HEADING = "User preferences:"
+_ESCAPES = str.maketrans(
+    {
+        "\\": "\\\\",
+        "\n": "\\n",
+        "\r": "\\r",
+        "\u2028": "\\u2028",
+        "\u2029": "\\u2029",
+        "\x85": "\\x85",
+        "\v": "\\v",
+        "\f": "\\f",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What a context must know of a message: the one line it is in the text, its tokens, and what it calls or answers."""
+
+    speaker: str
+    text: str
+    tokens: int | None
+    starts_turn: bool
+    calls: Sequence[str] = ()
+    answers: str | None = None
+
+    @property
+    def rendered(self) -> str:
+        """The line, with all that could end it escaped, so that content cannot forge another."""
+        return f"{_escaped(self.speaker)}: {_escaped(self.text)}"
+
+    @property
+    def cost(self) -> int:
+        """Tokens: as counted by the caller, else a quarter of the line's bytes, rounded up."""
+        return self.tokens if self.tokens is not None else estimate(self.rendered)
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Which lines a context holds (indices, in order), which preferences, and what they cost together."""
+
+    lines: Sequence[int]
+    preferences: Sequence[Preference]
+    tokens: int
+    truncated: bool
+
+
+def estimate(text: str) -> int:
+    """Tokens of a text whose tokens nobody counted."""
+    return -(-len(text.encode()) // 4)
+
+
+def cut(lines: Sequence[Line], preferences: Sequence[Preference], budget: int) -> Cut:
+    """The newest whole turns, and before them the preferences, that fit the budget; open tool calls are left out.
+
+    If not even the newest turn fits, as much of its end as does, from a place where no tool pair is cut.
+    """
+    kept_preferences, spent = _preferences_within(preferences, budget)
+    paired = _paired(lines)
+    begin = _begin(lines, paired, budget - spent)
+    chosen = [index for index in paired if index >= begin]
+    return Cut(
+        chosen,
+        kept_preferences,
+        spent + sum(lines[index].cost for index in chosen),
+        len(chosen) < len(paired) or len(kept_preferences) < len(preferences),
+    )
+
+
+def text_of(lines: Sequence[Line], preferences: Sequence[Preference]) -> str:
+    """The text block; empty if there is nothing to say."""
+    blocks = []
+    if lines:
+        blocks.append("\n".join([CONVERSATION_HEADING, *(line.rendered for line in lines)]))
+    if preferences:
+        blocks.append("\n".join([PREFERENCES_HEADING, *map(_preference_line, preferences)]))
+    return "\n\n".join(blocks)
+
+
+def _preferences_within(preferences: Sequence[Preference], budget: int) -> tuple[list[Preference], int]:
+    kept, spent = [], 0
+    for preference in preferences:
+        cost = estimate(_preference_line(preference))
+        if spent + cost <= budget:
+            kept.append(preference)
+            spent += cost
+    return kept, spent
+
+
+def _paired(lines: Sequence[Line]) -> list[int]:
+    """The lines without calls that have no result, and without results that have no call.
+
+    A result belongs to the nearest open call of its id: ids may repeat in a conversation, never while a call is open.
+    """
+    whole: set[int] = set()
+    caller: int | None = None
+    open_calls: set[str] = set()
+    group: list[int] = []
+    for index, line in enumerate(lines):
+        if line.answers is not None:
+            if line.answers in open_calls:
+                open_calls.remove(line.answers)
+                group.append(index)
+                if not open_calls:
+                    whole.update(group)
+            continue
+        open_calls, group, caller = set(line.calls), [index], index
+        if not line.calls:
+            whole.add(caller)
+    return sorted(whole)
+
+
+def _begin(lines: Sequence[Line], paired: Sequence[int], budget: int) -> int:
+    """The index to begin at: the earliest start of a turn from which all fits, else the earliest line that is no result."""
+    spent, safe, start = 0, len(lines), len(lines)
+    for index in reversed(paired):
+        spent += lines[index].cost
+        if spent > budget:
+            break
+        if lines[index].answers is None:
+            safe = index
+        if lines[index].starts_turn:
+            start = index
+    return start if start < len(lines) else safe
+
+
+def _preference_line(preference: Preference) -> str:
+    return f"{_escaped(preference.key)}: {_escaped(preference.value)}"
+
+
+def _escaped(text: str) -> str:
+    return text.translate(_ESCAPES)

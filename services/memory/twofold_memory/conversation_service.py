@@ -1,0 +1,96 @@
+"""ConversationService: read, ask, answer."""
+
+from typing import Any
+
+from twofold.memory.v1 import conversation_pb2 as pb
+from twofold.memory.v1 import conversation_pb2_grpc as stubs
+from twofold_chassis import fields
+from twofold_chassis.edge import Context
+from twofold_chassis.requests import attempt
+from twofold_memory.appends import Appends
+from twofold_memory.history import History
+from twofold_memory.recall import Recall
+from twofold_memory.store.conversations import PostgresConversations
+from twofold_memory.wire import conversations as wire
+from twofold_memory.wire import messages, reads
+
+
+class ConversationService(stubs.ConversationServiceServicer):
+    """Conversations and their messages."""
+
+    def __init__(self, conversations: PostgresConversations, appends: Appends, recall: Recall, history: History) -> None:
+        self._conversations = conversations
+        self._appends = appends
+        self._recall = recall
+        self._history = history
+
+    async def CreateConversation(
+        self, request: pb.CreateConversationRequest, context: Context
+    ) -> pb.CreateConversationResponse:
+        new = wire.new_conversation(request)
+        call = attempt(new.key.workspace_id, "CreateConversation", request, request.request_id)
+        answer = await self._conversations.create(
+            call, new, lambda made: pb.CreateConversationResponse(conversation=wire.message(made)).SerializeToString()
+        )
+        return pb.CreateConversationResponse.FromString(answer)
+
+    async def GetConversation(self, request: pb.GetConversationRequest, context: Context) -> pb.GetConversationResponse:
+        conversation = await self._conversations.get(wire.key_of(request))
+        return pb.GetConversationResponse(conversation=wire.message(conversation))
+
+    async def ListConversations(
+        self, request: pb.ListConversationsRequest, context: Context
+    ) -> pb.ListConversationsResponse:
+        workspace_id = fields.identifier(request.workspace_id, "workspace_id")
+        user_id = fields.optional_identifier(request.user_id, "user_id")
+        size = fields.page_size(request.page_size)
+        query = ("ListConversations", workspace_id, user_id)
+        found = await self._conversations.page(workspace_id, user_id, wire.after(request, query), size + 1)
+        return wire.list_response(found, size, query)
+
+    async def UpdateConversation(
+        self, request: pb.UpdateConversationRequest, context: Context
+    ) -> pb.UpdateConversationResponse:
+        key, edit = wire.edited_key(request), wire.edit(request)
+        etag = wire.given_etag(request.conversation.etag, "conversation.etag")
+        call = attempt(key.workspace_id, "UpdateConversation", request, request.request_id)
+        answer = await self._conversations.update(
+            call,
+            key,
+            edit,
+            etag,
+            lambda changed: pb.UpdateConversationResponse(conversation=wire.message(changed)).SerializeToString(),
+        )
+        return pb.UpdateConversationResponse.FromString(answer)
+
+    async def DeleteConversation(
+        self, request: pb.DeleteConversationRequest, context: Context
+    ) -> pb.DeleteConversationResponse:
+        key = wire.key_of(request)
+        call = attempt(key.workspace_id, "DeleteConversation", request, request.request_id)
+        await self._history.delete(call, key, wire.given_etag(request.etag, "etag"))
+        return pb.DeleteConversationResponse()
+
+    async def AppendTurn(self, request: pb.AppendTurnRequest, context: Context) -> pb.AppendTurnResponse:
+        turn = messages.appended_turn(request)
+        kept = await self._appends.append(turn)
+        return messages.append_turn_response(turn, kept)
+
+    async def GetTurn(self, request: pb.GetTurnRequest, context: Context) -> pb.GetTurnResponse:
+        key = messages.thread_key(request.workspace_id, request.thread_id)
+        turn = await self._history.turn(key, fields.identifier(request.turn_id, "turn_id"))
+        return messages.get_turn_response(key, turn)
+
+    async def ReadWindow(self, request: pb.ReadWindowRequest, context: Context) -> Any:
+        key = messages.thread_key(request.workspace_id, request.thread_id)
+        level, token = reads.level_and_token(request, key)
+        user_id = fields.optional_identifier(request.user_id, "user_id")
+        window = await self._recall.window(key, reads.count(request), user_id=user_id, level=level, token=token)
+        return messages.EncodedWindow(key, window)
+
+    async def ListMessages(self, request: pb.ListMessagesRequest, context: Context) -> pb.ListMessagesResponse:
+        key = messages.thread_key(request.workspace_id, request.thread_id)
+        query = ("ListMessages", *key, request.newest_first)
+        size, beyond = fields.page_size(request.page_size), reads.seq_cursor(request.page_token, query)
+        page = await self._history.page(key, size, newest_first=request.newest_first, beyond=beyond)
+        return messages.list_messages_response(page, query)

@@ -1,0 +1,88 @@
+"""History: a thread's past, from Postgres: single turns, pages of messages, and its end."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from twofold_chassis.requests import Attempt
+from twofold_memory import windows
+from twofold_memory.threads import Entry, Head, StoredTurn, ThreadKey, TurnUnknown, unknown
+
+
+class Turns(Protocol):
+    """The truth about what was said."""
+
+    async def heads(self, keys: Sequence[ThreadKey]) -> list[Head | None]:
+        """What is known of each thread."""
+        ...
+
+    async def turn(self, key: ThreadKey, turn_id: str) -> StoredTurn | None:
+        """One turn."""
+        ...
+
+    async def page(self, key: ThreadKey, *, after: int | None, before: int | None, count: int) -> list[Entry]:
+        """Messages after a seq in order, or before one in reverse order."""
+        ...
+
+
+class Conversations(Protocol):
+    """The truth about which conversations there are."""
+
+    async def delete(self, attempt: Attempt, key: ThreadKey, given_etag: str, answer: bytes) -> int | None:
+        """Hides one; returns the epoch from which on copies are valid."""
+        ...
+
+
+class Cache(Protocol):
+    """The copy of the newest messages."""
+
+    async def fence(self, key: ThreadKey, epoch: int) -> None:
+        """Drops a window that is older than `epoch`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some messages, and whether there are more behind the last one."""
+
+    entries: Sequence[Entry]
+    more: bool
+
+
+class History:
+    """A thread's past."""
+
+    def __init__(self, turns: Turns, conversations: Conversations, cache: Cache) -> None:
+        self._turns = turns
+        self._conversations = conversations
+        self._cache = cache
+
+    async def turn(self, key: ThreadKey, turn_id: str) -> StoredTurn:
+        """One turn with its messages. Raises ConversationUnknown, TurnUnknown."""
+        await self._visible(key)
+        turn = await self._turns.turn(key, turn_id)
+        if turn is None:
+            raise TurnUnknown(f"the conversation has no turn {turn_id!r}", turn_id=turn_id)
+        return turn
+
+    async def page(self, key: ThreadKey, size: int, *, newest_first: bool, beyond: int | None) -> Page:
+        """Messages beyond a seq, in the asked direction. A page ends before it gets too large, but not before its first."""
+        head = await self._visible(key)
+        if newest_first:
+            found = await self._turns.page(key, after=None, before=beyond or head.next_seq, count=size + 1)
+        else:
+            found = await self._turns.page(key, after=beyond or 0, before=None, count=size + 1)
+        fitting = windows.fitting(found[:size])
+        return Page(found[:fitting], fitting < len(found))
+
+    async def delete(self, attempt: Attempt, key: ThreadKey, given_etag: str) -> None:
+        """Hides the conversation and drops its window. Raises ConversationUnknown, EtagMismatch, RequestReused."""
+        epoch = await self._conversations.delete(attempt, key, given_etag, b"")
+        if epoch is not None:
+            await self._cache.fence(key, epoch)
+
+    async def _visible(self, key: ThreadKey) -> Head:
+        (head,) = await self._turns.heads([key])
+        if head is None or head.deleted:
+            raise unknown(key)
+        return head

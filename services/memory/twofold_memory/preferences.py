@@ -1,0 +1,124 @@
+"""Preferences: what a user wants to be remembered. A copy answers only if Postgres confirms its version."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple, Protocol
+
+from twofold_chassis.refusals import Reason, ResourceExhausted, StoreUnavailable
+from twofold_memory.threads import Completeness, Source
+
+PREFERENCES_MAX = 200
+VALUE_BYTES_MAX = 4096
+
+
+class TooManyPreferences(ResourceExhausted):
+    """A user may have so many preferences and no more."""
+
+    reason = Reason.REASON_TOO_MANY
+
+
+class UserKey(NamedTuple):
+    """Whose preferences: a user of a workspace."""
+
+    workspace_id: str
+    user_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """One preference; `version` is that of the change that set it."""
+
+    key: str
+    value: str
+    version: int
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Preferences:
+    """All preferences of a user, by key, at a version (0: there never was one)."""
+
+    entries: Sequence[Preference] = ()
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """Preferences, and what they may be relied on for."""
+
+    preferences: Preferences
+    source: Source
+    completeness: Completeness
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Preferences to set and keys to remove; no key in both."""
+
+    set: Mapping[str, str]
+    remove: Sequence[str]
+
+
+class Store(Protocol):
+    """The truth."""
+
+    async def version(self, user: UserKey) -> int:
+        """The version of the user's preferences; 0 if there never was one."""
+        ...
+
+    async def read(self, user: UserKey) -> Preferences:
+        """All preferences, in one snapshot."""
+        ...
+
+
+class Cache(Protocol):
+    """The copy. Never raises."""
+
+    async def look(self, user: UserKey) -> Preferences | None:
+        """The copy; None if there is none."""
+        ...
+
+    async def put(self, user: UserKey, preferences: Preferences) -> None:
+        """Replaces the copy, unless it is as new."""
+        ...
+
+
+class PreferenceRecall:
+    """The one way to a user's preferences."""
+
+    def __init__(self, store: Store, cache: Cache) -> None:
+        self._store = store
+        self._cache = cache
+
+    async def read(self, user: UserKey) -> Recalled:
+        """All preferences. Raises StoreUnavailable if Postgres does not answer and there is no copy."""
+        copy, version = await asyncio.gather(self._cache.look(user), self._version(user))
+        if version is None:
+            if copy is None:
+                raise StoreUnavailable("the durable store does not answer, and there is no copy", retry_after_s=1.0)
+            return Recalled(copy, Source.L1, Completeness.UNVERIFIED)
+        if copy is not None and copy.version >= version:
+            return Recalled(copy, Source.L1, Completeness.COMPLETE)
+        if version == 0:
+            return Recalled(Preferences(), Source.L2, Completeness.COMPLETE)
+        preferences = await self._store.read(user)
+        await self._cache.put(user, preferences)
+        return Recalled(preferences, Source.L2, Completeness.COMPLETE)
+
+    async def changed(self, user: UserKey, preferences: Preferences) -> None:
+        """Tells the copy of a committed change."""
+        await self._cache.put(user, preferences)
+
+    async def _version(self, user: UserKey) -> int | None:
+        try:
+            return await self._store.version(user)
+        except StoreUnavailable:
+            return None
+
+
+def check_count(count: int) -> None:
+    """Refuses more preferences than a user may have."""
+    if count > PREFERENCES_MAX:
+        raise TooManyPreferences(f"a user may have {PREFERENCES_MAX} preferences, this change would make them {count}")

@@ -1,0 +1,33 @@
+"""Settings of the memory service."""
+
+from pydantic import Field
+
+from twofold_chassis.settings import DatabaseSettings, ListenSettings, Port, RedisSettings, ServiceSettings
+
+
+class MemorySettings(ListenSettings):
+    """The service itself."""
+
+    port: Port = 50052
+    thread_ttl_hours: float = Field(default=24, gt=0, le=24 * 365, description="how long L1 keeps an idle thread's window")
+    user_ttl_days: float = Field(default=30, gt=0, le=3650, description="how long L1 keeps a user's preferences")
+    max_thread_messages: int = Field(
+        default=50, ge=1, le=250, description="exchanges in a thread's window; it holds twice as many messages"
+    )
+    commit_lanes: int = Field(default=1, ge=1, le=8, description="group commits under way at a time")
+    confirm_ms: float = Field(
+        default=150, gt=0, le=10_000, description="how long a warm read waits for Postgres before it says UNVERIFIED"
+    )
+
+    @property
+    def window_messages_max(self) -> int:
+        """Messages in a window of L1."""
+        return 2 * self.max_thread_messages
+
+
+class Settings(ServiceSettings):
+    """All groups of the memory service."""
+
+    database: DatabaseSettings
+    redis: RedisSettings = RedisSettings()
+    memory: MemorySettings = MemorySettings()

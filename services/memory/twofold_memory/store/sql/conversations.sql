@@ -1,0 +1,45 @@
+-- name: create_conversation
+INSERT INTO memory.conversations (workspace_id, thread_id, user_id, title, metadata)
+VALUES ($1, $2, $3, $4, $5::jsonb)
+ON CONFLICT (workspace_id, thread_id) DO NOTHING
+RETURNING workspace_id, thread_id, user_id, title, metadata, next_seq, version, created_at, updated_at;
+
+-- name: conversation
+SELECT workspace_id, thread_id, user_id, title, metadata, next_seq, version, created_at, updated_at
+FROM memory.conversations
+WHERE workspace_id = $1 AND thread_id = $2 AND deleted_at IS NULL;
+
+-- name: lock_conversation
+SELECT workspace_id, thread_id, user_id, title, metadata, next_seq, version, created_at, updated_at
+FROM memory.conversations
+WHERE workspace_id = $1 AND thread_id = $2 AND deleted_at IS NULL
+FOR UPDATE;
+
+-- name: update_conversation
+UPDATE memory.conversations
+SET title = $3, metadata = $4::jsonb, version = version + 1, updated_at = now()
+WHERE workspace_id = $1 AND thread_id = $2
+RETURNING workspace_id, thread_id, user_id, title, metadata, next_seq, version, created_at, updated_at;
+
+-- name: delete_conversation
+-- The epoch rises, so that windows of before are void.
+UPDATE memory.conversations
+SET deleted_at = now(), updated_at = now(), version = version + 1, epoch = epoch + 1
+WHERE workspace_id = $1 AND thread_id = $2
+RETURNING epoch;
+
+-- name: conversations_of_workspace
+SELECT workspace_id, thread_id, user_id, title, metadata, next_seq, version, created_at, updated_at
+FROM memory.conversations
+WHERE workspace_id = $1 AND deleted_at IS NULL
+    AND ($2::timestamptz IS NULL OR (updated_at, thread_id) < ($2, $3))
+ORDER BY updated_at DESC, thread_id DESC
+LIMIT $4;
+
+-- name: conversations_of_user
+SELECT workspace_id, thread_id, user_id, title, metadata, next_seq, version, created_at, updated_at
+FROM memory.conversations
+WHERE workspace_id = $1 AND user_id = $2 AND deleted_at IS NULL
+    AND ($3::timestamptz IS NULL OR (updated_at, thread_id) < ($3, $4))
+ORDER BY updated_at DESC, thread_id DESC
+LIMIT $5;

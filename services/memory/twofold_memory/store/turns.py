@@ -1,0 +1,128 @@
+"""Turns and messages in Postgres."""
+
+from collections.abc import Sequence
+
+import asyncpg
+
+from twofold_chassis import postgres
+from twofold_chassis.postgres import Pool
+from twofold_chassis.refusals import InvalidField
+from twofold_memory.encoding import encode, stamp
+from twofold_memory.store.statements import STATEMENTS
+from twofold_memory.threads import (
+    ROLE_RESULT,
+    Appended,
+    Entry,
+    Head,
+    KeptTurn,
+    NewTurn,
+    Outcome,
+    Snapshot,
+    StoredTurn,
+    ThreadKey,
+    Usage,
+)
+
+
+class PostgresTurns:
+    """The truth about what was said."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def append(self, turns: Sequence[tuple[NewTurn, bool]]) -> list[Appended]:
+        """Stores a batch of turns in one transaction and one round trip. The flag says that the thread may have to be made.
+
+        Raises Busy if another writer holds one of the threads, InvalidField if Postgres refuses a value (both: nothing was
+        stored), StoreUnavailable with outcome NOT_STORED or UNKNOWN.
+        """
+        arguments = _arguments(turns)
+        async with postgres.connection(self._pool) as connection:
+            try:
+                with postgres.refusals(outcome="UNKNOWN"):
+                    rows = await connection.fetch(STATEMENTS["append_turns"], *arguments)
+            except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError):
+                raise InvalidField("messages", "hold a value that cannot be stored") from None
+        return [_appended(row) for row in rows]
+
+    async def heads(self, keys: Sequence[ThreadKey]) -> list[Head | None]:
+        """What is known of each thread; None for one that does not exist."""
+        async with postgres.connection(self._pool) as connection:
+            rows = await connection.fetch(
+                STATEMENTS["heads"], [key.workspace_id for key in keys], [key.thread_id for key in keys]
+            )
+        found = {row["place"]: _head(row) for row in rows}
+        return [found.get(place) for place in range(1, len(keys) + 1)]
+
+    async def newest(self, key: ThreadKey, count: int) -> Snapshot | None:
+        """The thread and its newest messages, in one snapshot; None if it does not exist."""
+        async with postgres.connection(self._pool) as connection:
+            rows = await connection.fetch(STATEMENTS["newest"], *key, count)
+        if not rows:
+            return None
+        entries = [] if rows[0]["seq"] is None else _entries(rows)
+        return Snapshot(_head(rows[0]), entries)
+
+    async def page(self, key: ThreadKey, *, after: int | None, before: int | None, count: int) -> list[Entry]:
+        """Up to `count` messages after a seq in order, or before one in reverse order."""
+        statement = STATEMENTS["messages_after"] if before is None else STATEMENTS["messages_before"]
+        async with postgres.connection(self._pool) as connection:
+            return _entries(await connection.fetch(statement, *key, after if before is None else before, count))
+
+    async def turn(self, key: ThreadKey, turn_id: str) -> StoredTurn | None:
+        """One turn; None if the thread has none of this id."""
+        async with postgres.connection(self._pool) as connection:
+            row = await connection.fetchrow(STATEMENTS["turn"], *key, turn_id)
+            if row is None:
+                return None
+            messages = await connection.fetch(STATEMENTS["messages_between"], *key, row["first_seq"], row["last_seq"])
+        usage = None if row["input_tokens"] is None else Usage(row["input_tokens"], row["output_tokens"])
+        return StoredTurn(_entries(messages), row["epoch"], row["last_seq"], usage)
+
+
+def _arguments(turns: Sequence[tuple[NewTurn, bool]]) -> list[list[object]]:
+    messages = [
+        (place, index, message) for place, (turn, _) in enumerate(turns, 1) for index, message in enumerate(turn.messages)
+    ]
+    return [
+        [turn.key.workspace_id for turn, _ in turns],
+        [turn.key.thread_id for turn, _ in turns],
+        [turn.user_id for turn, _ in turns],
+        [turn.turn_id for turn, _ in turns],
+        [turn.payload_hash for turn, _ in turns],
+        [len(turn.messages) for turn, _ in turns],
+        [is_new for _, is_new in turns],
+        [turn.usage.input_tokens if turn.usage else None for turn, _ in turns],
+        [turn.usage.output_tokens if turn.usage else None for turn, _ in turns],
+        [place for place, _, _ in messages],
+        [index for _, index, _ in messages],
+        [message.role for _, _, message in messages],
+        [message.content for _, _, message in messages],
+        [message.rest for _, _, message in messages],
+        [message.token_count for _, _, message in messages],
+    ]
+
+
+def _appended(row: asyncpg.Record) -> Appended:
+    outcome: Outcome = row["outcome"]
+    if outcome not in ("STORED", "DUPLICATE"):
+        return Appended(outcome, None)
+    kept = KeptTurn(row["first_seq"], row["last_seq"], row["epoch"], row["created_at"], row["owner"], outcome == "DUPLICATE")
+    return Appended(outcome, kept)
+
+
+def _head(row: asyncpg.Record) -> Head:
+    return Head(row["next_seq"], row["epoch"], row["owner"], row["deleted"])
+
+
+def _entries(rows: Sequence[asyncpg.Record]) -> list[Entry]:
+    entries = []
+    turn_id, name, created_at, created = None, b"", None, b""
+    for seq, turn, index, role, content, rest, token_count, at in (tuple(row)[-8:] for row in rows):
+        if turn != turn_id:  # neighbours mostly share these two: encode them once
+            turn_id, name = turn, turn.encode()
+        if at != created_at:
+            created_at, created = at, stamp(at)
+        encoded = encode(role, content, rest, token_count, seq, name, index, created)
+        entries.append(Entry(seq, index == 0, role == ROLE_RESULT, encoded))
+    return entries

@@ -1,0 +1,221 @@
+"""Threads and turns: the nouns of what was said, and the reasons to refuse."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+from typing import Literal, NamedTuple
+
+from twofold_chassis.refusals import AlreadyExists, FailedPrecondition, NotFound, Reason
+
+MESSAGE_BYTES_MAX = 1024 * 1024
+TURN_MESSAGES_MAX = 500
+TURN_BYTES_MAX = 3 * 1024 * 1024
+ANSWER_BYTES_MAX = 3 * 1024 * 1024
+# twofold.memory.v1.ROLE_TOOL: the message is the result of a tool call.
+ROLE_RESULT = 4
+
+
+class ConversationUnknown(NotFound):
+    """No such conversation, or it is another user's, or it is deleted: one answer for all three."""
+
+    reason = Reason.REASON_CONVERSATION_UNKNOWN
+
+
+class TurnUnknown(NotFound):
+    """The conversation has no turn with this id."""
+
+    reason = Reason.REASON_TURN_UNKNOWN
+
+
+class ConversationExists(AlreadyExists):
+    """The thread id is taken."""
+
+    reason = Reason.REASON_CONVERSATION_EXISTS
+
+
+class ConversationDeleted(FailedPrecondition):
+    """The conversation is deleted and takes no messages."""
+
+    reason = Reason.REASON_CONVERSATION_DELETED
+
+
+class ThreadKey(NamedTuple):
+    """Which thread: its workspace and its id there."""
+
+    workspace_id: str
+    thread_id: str
+
+
+def unknown(key: ThreadKey) -> ConversationUnknown:
+    """The refusal for a thread that the caller may not know of."""
+    return ConversationUnknown(f"no conversation {key.thread_id!r}", thread_id=key.thread_id)
+
+
+@dataclass(frozen=True, slots=True)
+class NewMessage:
+    """A message to be stored. `rest` is the encoded remainder: all that is neither role, content nor token count."""
+
+    role: int
+    content: str | None
+    rest: bytes
+    token_count: int | None
+
+    @property
+    def is_result(self) -> bool:
+        """Whether it is the result of a tool call."""
+        return self.role == ROLE_RESULT
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens that a turn consumed."""
+
+    input_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewTurn:
+    """Messages to be stored together, once. `payload_hash` tells a retry from another turn under the same id."""
+
+    key: ThreadKey
+    user_id: str | None
+    turn_id: str
+    payload_hash: bytes
+    messages: Sequence[NewMessage]
+    bytes: int
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeptTurn:
+    """A turn as it is stored."""
+
+    first_seq: int
+    last_seq: int
+    epoch: int
+    created_at: datetime
+    owner: str | None
+    duplicate: bool
+
+
+Outcome = Literal["STORED", "DUPLICATE", "CONFLICT", "DELETED", "FOREIGN", "MISSING"]
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What became of one turn of a batch; `turn` is there for STORED and DUPLICATE."""
+
+    outcome: Outcome
+    turn: KeptTurn | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTurn:
+    """One turn with its messages."""
+
+    entries: Sequence["Entry"]
+    epoch: int
+    last_seq: int
+    usage: Usage | None
+
+
+class Entry(NamedTuple):
+    """A stored message, encoded for the wire. `seq` is its number, the flags say what a window must know of it."""
+
+    seq: int
+    starts_turn: bool
+    is_result: bool
+    encoded: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What Postgres knows of a thread: numbers from 1 to next_seq - 1 are given, in this epoch."""
+
+    next_seq: int
+    epoch: int
+    owner: str | None
+    deleted: bool
+
+    def visible_to(self, user_id: str | None) -> bool:
+        """Whether a caller who speaks for this user (None: for nobody in particular) may see the thread."""
+        return not self.deleted and may_see(self.owner, user_id)
+
+
+def may_see(owner: str | None, user_id: str | None) -> bool:
+    """A conversation is seen by its user, by callers who speak for nobody, and by all if it is nobody's."""
+    return owner is None or user_id is None or owner == user_id
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A thread's head and its newest entries, read in one statement. Entries are in order and end at next_seq - 1."""
+
+    head: Head
+    entries: Sequence[Entry]
+
+
+class Level(Enum):
+    """What must be known of an answer's newness; see ReadLevel in the contract."""
+
+    VERIFIED = 1
+    AT_LEAST = 2
+    ANY = 3
+
+
+class Source(Enum):
+    """Where an answer came from."""
+
+    L1 = 1
+    L2 = 2
+
+
+class Completeness(Enum):
+    """What an answer may be relied on for; see the contract."""
+
+    COMPLETE = 1
+    AS_OF = 2
+    UNVERIFIED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A window as L1 has it: a contiguous run of the thread in this epoch, up to next_seq - 1; perhaps not the newest."""
+
+    epoch: int
+    first_seq: int
+    next_seq: int
+    owner: str | None
+    entries: Sequence[Entry]
+
+    def covers(self, count: int) -> bool:
+        """Whether it holds the newest `count` messages, or all there are."""
+        return self.first_seq == 1 or len(self.entries) >= count
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The newest messages of a thread. `epoch` 0 means that the thread does not exist (yet)."""
+
+    entries: Sequence[Entry]
+    epoch: int
+    as_of_seq: int
+    source: Source
+    completeness: Completeness
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A conversation without its messages."""
+
+    key: ThreadKey
+    user_id: str | None
+    title: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    message_count: int = 0
+    version: int = 0
+    created_at: datetime | None = None
+    updated_at: datetime | None = None

@@ -1,0 +1,1 @@
+"""Proto ↔ domain: validates while it reads; pure."""

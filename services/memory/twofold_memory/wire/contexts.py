@@ -1,0 +1,64 @@
+"""Contexts on the wire."""
+
+from dataclasses import dataclass
+
+from twofold.memory.v1 import context_pb2 as pb
+from twofold.memory.v1 import message_pb2
+from twofold_chassis import fields
+from twofold_memory import contexts, tokens
+from twofold_memory.preferences import Recalled
+from twofold_memory.threads import Level, ThreadKey, Window
+from twofold_memory.tokens import ThreadToken
+from twofold_memory.wire import messages, preferences, reads
+
+
+@dataclass(frozen=True, slots=True)
+class Invoking:
+    """Which context is asked for."""
+
+    workspace_id: str
+    key: ThreadKey | None
+    user_id: str | None
+    count: int
+    budget: int
+    level: Level
+    token: ThreadToken | None
+
+
+def invoking(request: pb.InvokingRequest) -> Invoking:
+    """Reads the request."""
+    key = reads.optional_thread_key(request)
+    level, token = reads.level_and_token(request, key)
+    return Invoking(
+        workspace_id=request.workspace_id,
+        key=key,
+        user_id=fields.optional_identifier(request.user_id, "user_id"),
+        count=reads.count(request),
+        budget=reads.budget(request),
+        level=level,
+        token=token,
+    )
+
+
+def invoking_response(asked: Invoking, window: Window | None, recalled: Recalled | None) -> pb.InvokingResponse:
+    """The context within its budget, as messages and as text."""
+    said = messages.messages_of(window.entries) if window else []
+    lines = messages.lines_of(said)
+    known = recalled.preferences.entries if recalled else []
+    cut = contexts.cut(lines, known, asked.budget)
+    response = pb.InvokingResponse(
+        messages=[said[index] for index in cut.lines],
+        preferences=preferences.messages(cut.preferences),
+        text=contexts.text_of([lines[index] for index in cut.lines], cut.preferences),
+        token_count=cut.tokens,
+        truncated=cut.truncated or (window is not None and window.truncated),
+    )
+    if window is not None and asked.key is not None:
+        response.source = message_pb2.ReadSource.ValueType(window.source.value)
+        response.completeness = message_pb2.Completeness.ValueType(window.completeness.value)
+        response.as_of_seq = window.as_of_seq
+        response.thread_token = tokens.seal(asked.key, window.epoch, window.as_of_seq)
+    if recalled is not None:
+        response.preferences_source = message_pb2.ReadSource.ValueType(recalled.source.value)
+        response.preferences_completeness = message_pb2.Completeness.ValueType(recalled.completeness.value)
+    return response

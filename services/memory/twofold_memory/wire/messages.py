@@ -1,0 +1,246 @@
+"""Messages and turns on the wire."""
+
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+
+from twofold.memory.v1 import context_pb2, conversation_pb2, message_pb2
+from twofold_chassis import fields
+from twofold_chassis.refusals import InvalidField
+from twofold_memory import encoding, tokens
+from twofold_memory.contexts import Line
+from twofold_memory.history import Page
+from twofold_memory.threads import (
+    MESSAGE_BYTES_MAX,
+    TURN_BYTES_MAX,
+    TURN_MESSAGES_MAX,
+    Entry,
+    KeptTurn,
+    NewMessage,
+    NewTurn,
+    StoredTurn,
+    ThreadKey,
+    Usage,
+    Window,
+)
+
+_CALLS_MAX = 128
+_TOKENS_MAX = 1_000_000_000
+_USAGE_TOKENS_MAX = 1_000_000_000_000
+_SPEAKERS = {
+    message_pb2.ROLE_SYSTEM: "system",
+    message_pb2.ROLE_USER: "user",
+    message_pb2.ROLE_ASSISTANT: "assistant",
+    message_pb2.ROLE_TOOL: "tool",
+}
+
+Path = str
+
+
+def thread_key(workspace_id: str, thread_id: str) -> ThreadKey:
+    """The thread that a request is about."""
+    return ThreadKey(fields.identifier(workspace_id, "workspace_id"), fields.identifier(thread_id, "thread_id"))
+
+
+def appended_turn(request: conversation_pb2.AppendTurnRequest) -> NewTurn:
+    """The turn that AppendTurn stores."""
+    usage = request.usage if request.HasField("usage") else None
+    return _turn(
+        request, [(f"messages[{index}]", message) for index, message in enumerate(request.messages)], usage, "messages"
+    )
+
+
+def exchange(request: context_pb2.InvokedRequest) -> NewTurn:
+    """The turn that Invoked stores: what was asked, then what was answered."""
+    messages = [(f"request_messages[{index}]", message) for index, message in enumerate(request.request_messages)]
+    messages += [(f"response_messages[{index}]", message) for index, message in enumerate(request.response_messages)]
+    return _turn(request, messages, request.usage if request.HasField("usage") else None, "response_messages")
+
+
+def _turn(
+    request: conversation_pb2.AppendTurnRequest | context_pb2.InvokedRequest,
+    messages: Sequence[tuple[Path, message_pb2.Message]],
+    usage: conversation_pb2.TurnUsage | None,
+    field: str,
+) -> NewTurn:
+    key = thread_key(request.workspace_id, request.thread_id)
+    user_id = fields.optional_identifier(request.user_id, "user_id")
+    turn_id = fields.optional_identifier(request.request_id, "request_id") or fields.new_id()
+    if not 1 <= len(messages) <= TURN_MESSAGES_MAX:
+        raise InvalidField(field, f"a turn has {len(messages)} messages, must have 1 to {TURN_MESSAGES_MAX}")
+    new = [_message(message, path) for path, message in messages]
+    spent = _usage(usage)
+    digest, size = sha256(repr(spent).encode()), 0
+    for _, message in messages:
+        body = message.SerializeToString(deterministic=True)
+        digest.update(len(body).to_bytes(8, "big"))
+        digest.update(body)
+        size += len(body)
+    if size > TURN_BYTES_MAX:
+        raise InvalidField(field, f"have {size} bytes together, at most {TURN_BYTES_MAX} are allowed")
+    return NewTurn(key, user_id, turn_id, digest.digest(), new, size, spent)
+
+
+def _usage(usage: conversation_pb2.TurnUsage | None) -> Usage | None:
+    if usage is None:
+        return None
+    return Usage(
+        fields.whole(usage.input_tokens, "usage.input_tokens", least=0, most=_USAGE_TOKENS_MAX),
+        fields.whole(usage.output_tokens, "usage.output_tokens", least=0, most=_USAGE_TOKENS_MAX),
+    )
+
+
+def _message(message: message_pb2.Message, path: Path) -> NewMessage:
+    if message.role not in _SPEAKERS:
+        raise InvalidField(f"{path}.role", "must be one of the roles of the contract")
+    content = _content(message, path)
+    token_count = None
+    if message.HasField("token_count"):
+        token_count = fields.whole(message.token_count, f"{path}.token_count", least=0, most=_TOKENS_MAX)
+    _check_output_only(message, path)
+    return NewMessage(int(message.role), content, _rest(message, path), token_count)
+
+
+def _content(message: message_pb2.Message, path: Path) -> str | None:
+    if message.HasField("content"):
+        return fields.text(message.content, f"{path}.content", bytes_max=MESSAGE_BYTES_MAX)
+    if not message.tool_calls:
+        raise InvalidField(f"{path}.content", "is required in a message without tool_calls")
+    return None
+
+
+def _check_output_only(message: message_pb2.Message, path: Path) -> None:
+    for name, given in (
+        ("seq", message.seq),
+        ("turn_id", message.turn_id),
+        ("turn_index", message.turn_index),
+        ("create_time", message.HasField("create_time")),
+    ):
+        if given:
+            raise InvalidField(f"{path}.{name}", "is set by the service and must be empty")
+
+
+def _rest(message: message_pb2.Message, path: Path) -> bytes:
+    """The remainder of a message, checked and encoded; most messages have none."""
+    is_result = message.role == message_pb2.ROLE_TOOL
+    if is_result or message.tool_call_id:
+        if not is_result:
+            raise InvalidField(f"{path}.tool_call_id", "is only for messages of ROLE_TOOL")
+        fields.identifier(message.tool_call_id, f"{path}.tool_call_id")
+    if message.tool_calls:
+        _check_calls(message, path)
+    fields.line(message.name, f"{path}.name", bytes_max=255)
+    fields.line(message.author, f"{path}.author", bytes_max=255)
+    if message.metadata:
+        fields.labels(message.metadata, f"{path}.metadata")
+    if not (is_result or message.tool_calls or message.name or message.author or message.metadata):
+        return b""
+    rest = message_pb2.Message()
+    rest.CopyFrom(message)
+    for name in ("role", "content", "token_count"):
+        rest.ClearField(name)
+    rest.DiscardUnknownFields()
+    encoded: bytes = rest.SerializeToString(deterministic=True)
+    if len(encoded) > MESSAGE_BYTES_MAX:
+        raise InvalidField(path, f"has {len(encoded)} bytes besides its content, at most {MESSAGE_BYTES_MAX} are allowed")
+    return encoded
+
+
+def _check_calls(message: message_pb2.Message, path: Path) -> None:
+    if message.role != message_pb2.ROLE_ASSISTANT:
+        raise InvalidField(f"{path}.tool_calls", "are only for messages of ROLE_ASSISTANT")
+    if len(message.tool_calls) > _CALLS_MAX:
+        raise InvalidField(f"{path}.tool_calls", f"are {len(message.tool_calls)}, at most {_CALLS_MAX} are allowed")
+    for index, call in enumerate(message.tool_calls):
+        where = f"{path}.tool_calls[{index}]"
+        fields.identifier(call.id, f"{where}.id")
+        fields.identifier(call.type, f"{where}.type")
+        fields.identifier(call.name, f"{where}.name")
+        fields.text(call.arguments, f"{where}.arguments", bytes_max=MESSAGE_BYTES_MAX)
+
+
+def messages_of(entries: Iterable[Entry]) -> list[message_pb2.Message]:
+    """Stored messages as messages of the wire."""
+    return [message_pb2.Message.FromString(entry.encoded) for entry in entries]
+
+
+def lines_of(messages: Sequence[message_pb2.Message]) -> list[Line]:
+    """What a context must know of the messages."""
+    return [
+        Line(
+            speaker=_SPEAKERS[message.role],
+            text=_spoken(message),
+            tokens=message.token_count if message.HasField("token_count") else None,
+            starts_turn=message.turn_index == 0,
+            calls=[call.id for call in message.tool_calls],
+            answers=message.tool_call_id if message.role == message_pb2.ROLE_TOOL else None,
+        )
+        for message in messages
+    ]
+
+
+def _spoken(message: message_pb2.Message) -> str:
+    if not message.tool_calls:
+        return message.content
+    calls = " ".join(f"[calls {call.name}({call.arguments})]" for call in message.tool_calls)
+    return f"{message.content} {calls}" if message.content else calls
+
+
+def append_turn_response(turn: NewTurn, kept: KeptTurn) -> conversation_pb2.AppendTurnResponse:
+    """The answer of an append."""
+    return conversation_pb2.AppendTurnResponse(
+        turn_id=turn.turn_id,
+        first_seq=kept.first_seq,
+        last_seq=kept.last_seq,
+        durability=message_pb2.DURABILITY_COMMITTED,
+        duplicate=kept.duplicate,
+        thread_token=tokens.seal(turn.key, kept.epoch, kept.last_seq),
+        create_time=fields.timestamp(kept.created_at),
+    )
+
+
+def invoked_response(turn: NewTurn, kept: KeptTurn) -> context_pb2.InvokedResponse:
+    """The answer of an exchange that was kept."""
+    return context_pb2.InvokedResponse(
+        turn_id=turn.turn_id,
+        first_seq=kept.first_seq,
+        last_seq=kept.last_seq,
+        durability=message_pb2.DURABILITY_COMMITTED,
+        duplicate=kept.duplicate,
+        thread_token=tokens.seal(turn.key, kept.epoch, kept.last_seq),
+    )
+
+
+def get_turn_response(key: ThreadKey, turn: StoredTurn) -> conversation_pb2.GetTurnResponse:
+    """One turn with its messages."""
+    usage = None
+    if turn.usage is not None:
+        usage = conversation_pb2.TurnUsage(input_tokens=turn.usage.input_tokens, output_tokens=turn.usage.output_tokens)
+    return conversation_pb2.GetTurnResponse(
+        messages=messages_of(turn.entries), usage=usage, thread_token=tokens.seal(key, turn.epoch, turn.last_seq)
+    )
+
+
+def list_messages_response(page: Page, query: Sequence[object]) -> conversation_pb2.ListMessagesResponse:
+    """A page of messages."""
+    following = fields.page_token(query, [page.entries[-1].seq]) if page.more else ""
+    return conversation_pb2.ListMessagesResponse(messages=messages_of(page.entries), next_page_token=following)
+
+
+class EncodedWindow:
+    """A ReadWindowResponse that is put together from stored bytes. It is serialised like a message, and nothing else."""
+
+    def __init__(self, key: ThreadKey, window: Window) -> None:
+        self._key = key
+        self._window = window
+
+    def SerializeToString(self) -> bytes:  # noqa: N802  (the name the server calls)
+        """The encoded message: the frames of `messages`, then all other fields."""
+        window = self._window
+        remainder = conversation_pb2.ReadWindowResponse(
+            source=message_pb2.ReadSource.ValueType(window.source.value),
+            completeness=message_pb2.Completeness.ValueType(window.completeness.value),
+            as_of_seq=window.as_of_seq,
+            truncated=window.truncated,
+            thread_token=tokens.seal(self._key, window.epoch, window.as_of_seq),
+        )
+        return b"".join((*map(encoding.framed, window.entries), remainder.SerializeToString()))

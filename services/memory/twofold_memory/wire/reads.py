@@ -1,0 +1,69 @@
+"""What is asked when a thread is read."""
+
+from collections.abc import Sequence
+
+from twofold.memory.v1 import context_pb2, conversation_pb2, message_pb2
+from twofold_chassis import fields
+from twofold_chassis.refusals import InvalidField, InvalidPageToken
+from twofold_memory import tokens
+from twofold_memory.threads import Level, ThreadKey
+from twofold_memory.tokens import ThreadToken
+from twofold_memory.wire.messages import thread_key
+
+COUNT_DEFAULT = 20
+COUNT_MAX = 500
+TOKENS_DEFAULT = 8_000
+TOKENS_MAX = 1_000_000
+_LEVELS = {
+    message_pb2.READ_LEVEL_UNSPECIFIED: Level.VERIFIED,
+    message_pb2.READ_LEVEL_VERIFIED: Level.VERIFIED,
+    message_pb2.READ_LEVEL_AT_LEAST: Level.AT_LEAST,
+    message_pb2.READ_LEVEL_ANY: Level.ANY,
+}
+
+Reader = conversation_pb2.ReadWindowRequest | context_pb2.InvokingRequest
+
+
+def count(request: Reader) -> int:
+    """How many messages at most."""
+    return fields.whole_or_default(request.message_count_max, "message_count_max", default=COUNT_DEFAULT, most=COUNT_MAX)
+
+
+def budget(request: context_pb2.InvokingRequest) -> int:
+    """How many tokens at most."""
+    return fields.whole_or_default(request.token_count_max, "token_count_max", default=TOKENS_DEFAULT, most=TOKENS_MAX)
+
+
+def level_and_token(request: Reader, key: ThreadKey | None) -> tuple[Level, ThreadToken | None]:
+    """How new the answer must be."""
+    level = _LEVELS.get(request.read_level)
+    if level is None:
+        raise InvalidField("read_level", "must be one of the levels of the contract")
+    if level is Level.AT_LEAST and not request.thread_token:
+        raise InvalidField("thread_token", "is required with READ_LEVEL_AT_LEAST")
+    if level is not Level.AT_LEAST and request.thread_token:
+        raise InvalidField("thread_token", "is only for READ_LEVEL_AT_LEAST")
+    if not request.thread_token:
+        return level, None
+    if key is None:
+        raise InvalidField("thread_token", "is only for requests with a thread_id")
+    return level, tokens.unseal(key, request.thread_token, "thread_token")
+
+
+def optional_thread_key(request: context_pb2.InvokingRequest) -> ThreadKey | None:
+    """The thread whose context is asked for, if any."""
+    if not request.thread_id:
+        fields.identifier(request.workspace_id, "workspace_id")
+        return None
+    return thread_key(request.workspace_id, request.thread_id)
+
+
+def seq_cursor(page_token: str, query: Sequence[object]) -> int | None:
+    """The seq behind which a page of messages begins."""
+    match fields.page_cursor(page_token, query):
+        case None:
+            return None
+        case [int(seq)] if 0 < seq < 2**62:
+            return seq
+        case _:
+            raise InvalidPageToken("page_token", "is damaged")
