@@ -1,0 +1,72 @@
+"""Puts the registry together."""
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from twofold.registry.v1.agent_pb2_grpc import add_AgentServiceServicer_to_server
+from twofold.registry.v1.audit_pb2_grpc import add_AuditServiceServicer_to_server
+from twofold.registry.v1.permission_pb2_grpc import add_PermissionServiceServicer_to_server
+from twofold.registry.v1.usage_pb2_grpc import add_UsageServiceServicer_to_server
+from twofold.registry.v1.user_pb2_grpc import add_UserServiceServicer_to_server
+from twofold.registry.v1.workspace_pb2_grpc import add_WorkspaceServiceServicer_to_server
+from twofold_chassis import postgres
+from twofold_chassis.postgres import Pool
+from twofold_chassis.requests import Requests
+from twofold_chassis.server import Face, Running, serving
+from twofold_registry.agent_service import AgentService
+from twofold_registry.agents import UrlPolicy
+from twofold_registry.audit_service import AuditService
+from twofold_registry.migrate import migrate
+from twofold_registry.permission_service import PermissionService
+from twofold_registry.settings import Settings
+from twofold_registry.store import opening
+from twofold_registry.store.agents import PostgresAgents
+from twofold_registry.store.audit import PostgresAudit
+from twofold_registry.store.changes import Changes
+from twofold_registry.store.permissions import PostgresPermissions
+from twofold_registry.store.usage import PostgresUsage
+from twofold_registry.store.users import PostgresUsers
+from twofold_registry.store.workspaces import PostgresWorkspaces
+from twofold_registry.usage_service import UsageService
+from twofold_registry.user_service import UserService
+from twofold_registry.workspace_service import WorkspaceService
+
+
+@contextlib.asynccontextmanager
+async def registry(settings: Settings) -> AsyncIterator[Running]:
+    """The registry, serving until the block ends. Raises StartError."""
+    if settings.database.migrate:
+        await migrate(settings.database)
+    pool = await postgres.open_pool(settings.database, name="registry")
+    try:
+        await opening.require_schema(pool)
+        policy = UrlPolicy(settings.registry.url_suffixes, settings.registry.allow_loopback_urls)
+        changes = Changes(pool, Requests("registry"))
+        faces = [
+            _face("Workspace", WorkspaceService(PostgresWorkspaces(pool, changes)), add_WorkspaceServiceServicer_to_server),
+            _face("User", UserService(PostgresUsers(pool, changes)), add_UserServiceServicer_to_server),
+            _face("Agent", AgentService(PostgresAgents(pool, changes, policy)), add_AgentServiceServicer_to_server),
+            _face(
+                "Permission", PermissionService(PostgresPermissions(pool, changes)), add_PermissionServiceServicer_to_server
+            ),
+            _face("Usage", UsageService(PostgresUsage(pool)), add_UsageServiceServicer_to_server),
+            _face("Audit", AuditService(PostgresAudit(pool)), add_AuditServiceServicer_to_server),
+        ]
+        async with _served(settings, faces, pool) as running:
+            yield running
+    finally:
+        await postgres.close_pool(pool)
+
+
+def _face(noun: str, servicer: Any, add: Callable[[Any, Any], None]) -> Face:
+    return Face(f"twofold.registry.v1.{noun}Service", servicer, add)
+
+
+def _served(settings: Settings, faces: Sequence[Face], pool: Pool) -> contextlib.AbstractAsyncContextManager[Running]:
+    async def able() -> bool:
+        return await opening.answers(pool)
+
+    return serving(settings.registry, settings.log, faces=faces, check=able, metrics=CollectorRegistry())

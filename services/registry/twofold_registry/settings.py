@@ -1,0 +1,34 @@
+"""Settings of the registry service."""
+
+from pydantic import Field, field_validator
+
+from twofold_chassis.settings import DatabaseSettings, ListenSettings, Port, ServiceSettings
+from twofold_registry import hosts
+
+
+class RegistrySettings(ListenSettings):
+    """The service itself."""
+
+    port: Port = 50051
+    url_suffixes: tuple[str, ...] = Field(
+        default=("svc.cluster.local",), description="hosts, and parents of hosts, that any workspace's agents may have"
+    )
+    allow_loopback_urls: bool = Field(
+        default=False, description="whether agents may live on this machine itself: for development only"
+    )
+
+    @field_validator("url_suffixes")
+    @classmethod
+    def _are_names(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        lowered = tuple(value.lower() for value in values)
+        for value in lowered:
+            if not hosts.is_name(value):
+                raise ValueError("each must be a DNS name without a leading dot")
+        return lowered
+
+
+class Settings(ServiceSettings):
+    """All groups of the registry service."""
+
+    database: DatabaseSettings
+    registry: RegistrySettings = RegistrySettings()

@@ -1,0 +1,1 @@
+"""Postgres, the truth: one method, one transaction."""

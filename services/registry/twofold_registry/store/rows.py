@@ -1,0 +1,132 @@
+"""Rows of the database ↔ values of the domain."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TypeVar
+
+from asyncpg import Record
+
+from twofold_registry.agents import Agent, AgentSettings, AgentState, ContextDelivery
+from twofold_registry.audit import Entry
+from twofold_registry.permissions import Grant, GrantKey
+from twofold_registry.resources import Kind, Page, Read, Stored
+from twofold_registry.revisions import Revision
+from twofold_registry.users import Role, User
+from twofold_registry.workspaces import Workspace, WorkspaceSettings
+
+Item = TypeVar("Item")
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def read(row: Record, value: Item) -> Read[Item]:
+    """What was read, at the head that stood beside it."""
+    return Read(value, Revision(row["epoch"], row["head_revision"]))
+
+
+def page(items: Sequence[Item], size: int) -> Page[Item]:
+    """The page that a statement gave which was asked for one item more."""
+    return Page(items[:size], more=len(items) > size)
+
+
+def _stored(row: Record, value: Kind) -> Stored[Kind]:
+    return Stored(value, row["created_at"], row["updated_at"], row["revision"])
+
+
+def workspace(row: Record) -> Stored[Workspace]:
+    settings = WorkspaceSettings(tuple(row["allowed_url_suffixes"]))
+    return _stored(row, Workspace(row["workspace_id"], row["display_name"], row["namespace"], settings))
+
+
+def workspace_values(value: Workspace) -> tuple[object, ...]:
+    return value.display_name, value.namespace, value.settings.allowed_url_suffixes
+
+
+def user(row: Record) -> Stored[User]:
+    value = User(
+        workspace_id=row["workspace_id"],
+        user_id=row["user_id"],
+        email=row["email"],
+        identity_id=row["identity_id"],
+        display_name=row["display_name"],
+        role=Role(row["role"]),
+    )
+    return _stored(row, value)
+
+
+def user_values(value: User) -> tuple[object, ...]:
+    return value.email, value.identity_id, value.display_name, value.role.value
+
+
+def agent(row: Record) -> Stored[Agent]:
+    settings = AgentSettings(
+        instructions=row["instructions"],
+        model=row["model"],
+        context_delivery=ContextDelivery(row["context_delivery"]),
+        context_messages_max=row["context_messages_max"],
+        context_tokens_max=row["context_tokens_max"],
+        first_token_timeout=row["first_token_timeout_us"] * _MICROSECOND,
+        turn_timeout=row["turn_timeout_us"] * _MICROSECOND,
+    )
+    value = Agent(
+        workspace_id=row["workspace_id"],
+        agent_id=row["agent_id"],
+        display_name=row["display_name"],
+        url=row["url"],
+        state=AgentState(row["state"]),
+        settings=settings,
+    )
+    return _stored(row, value)
+
+
+def agent_values(value: Agent) -> tuple[object, ...]:
+    settings = value.settings
+    return (
+        value.display_name,
+        value.url,
+        value.state.value,
+        settings.instructions,
+        settings.model,
+        settings.context_delivery.value,
+        settings.context_messages_max,
+        settings.context_tokens_max,
+        settings.first_token_timeout // _MICROSECOND,
+        settings.turn_timeout // _MICROSECOND,
+    )
+
+
+def grant(row: Record, key: GrantKey) -> Grant:
+    return Grant(key, row["expires_at"], row["granted_by"], row["granted_at"])
+
+
+def listed_grant(row: Record) -> Grant:
+    return grant(row, GrantKey(row["workspace_id"], row["user_id"], row["agent_id"]))
+
+
+def entry(row: Record) -> Entry:
+    return Entry(
+        revision=row["revision"],
+        ordinal=row["ordinal"],
+        actor=row["actor"],
+        action=row["action"],
+        resource_kind=row["resource_kind"],
+        resource_id=row["resource_id"],
+        before=row["before_json"],
+        after=row["after_json"],
+        request_id=row["request_id"],
+        at=row["created_at"],
+    )
+
+
+def entry_values(value: Entry) -> tuple[object, ...]:
+    return (
+        value.revision,
+        value.ordinal,
+        value.actor,
+        value.action,
+        value.resource_kind,
+        value.resource_id,
+        value.before,
+        value.after,
+        value.request_id,
+        value.at,
+    )

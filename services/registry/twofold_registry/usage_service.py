@@ -1,0 +1,25 @@
+"""The gRPC face of usage."""
+
+from datetime import UTC, datetime
+
+from twofold.registry.v1 import usage_pb2 as pb
+from twofold.registry.v1.usage_pb2_grpc import UsageServiceServicer
+from twofold_chassis.edge import Context
+from twofold_registry.usage import Usage
+from twofold_registry.wire import usage as wire
+
+
+class UsageService(UsageServiceServicer):
+    """Reads, asks, answers."""
+
+    def __init__(self, usage: Usage) -> None:
+        self._usage = usage
+
+    async def RecordUsage(self, request: pb.RecordUsageRequest, _: Context) -> pb.RecordUsageResponse:
+        workspace_id = wire.workspace_id(request)
+        events = wire.events(request, datetime.now(UTC))
+        return wire.recorded(await self._usage.record(workspace_id, events))
+
+    async def GetUsage(self, request: pb.GetUsageRequest, _: Context) -> pb.GetUsageResponse:
+        query = wire.usage_query(request)
+        return wire.summed(await self._usage.totals(query))

@@ -1,0 +1,136 @@
+"""Agents on the wire; their settings are read in `agent_settings.py`."""
+
+from twofold.registry.v1 import agent_pb2 as pb
+from twofold_chassis import fields
+from twofold_chassis.refusals import InvalidField
+from twofold_chassis.requests import Attempt, attempt
+from twofold_registry.agents import Agent, AgentKey, AgentState, plain_url
+from twofold_registry.resources import Edit, Page, Read, Stored
+from twofold_registry.revisions import Revision
+from twofold_registry.wire import agent_settings, masks, pages
+from twofold_registry.wire.forms import json_object, present
+
+_NAME_BYTES_MAX = 255
+_STATES = {
+    pb.AGENT_STATE_DRAFT: AgentState.DRAFT,
+    pb.AGENT_STATE_PUBLISHED: AgentState.PUBLISHED,
+    pb.AGENT_STATE_PAUSED: AgentState.PAUSED,
+}
+_STATE_FORMS = {state: form for form, state in _STATES.items()}
+
+
+def new_agent(request: pb.CreateAgentRequest) -> Agent:
+    present(request, "agent")
+    draft = request.agent
+    workspace_id = fields.identifier(draft.workspace_id, "agent.workspace_id")
+    agent_id = fields.optional_identifier(draft.agent_id, "agent.agent_id") or fields.new_id()
+    return Agent(
+        workspace_id=workspace_id,
+        agent_id=agent_id,
+        display_name=_display_name(draft),
+        url=plain_url(draft.url, "agent.url"),
+        state=_state(draft) if draft.state else AgentState.PUBLISHED,
+        settings=agent_settings.settings(draft.settings, agent_id),
+    )
+
+
+def create_attempt(request: pb.CreateAgentRequest) -> Attempt:
+    return attempt(request.agent.workspace_id, "CreateAgent", request, request.request_id)
+
+
+def agent_key(request: pb.GetAgentRequest | pb.DeleteAgentRequest) -> AgentKey:
+    return AgentKey(
+        fields.identifier(request.workspace_id, "workspace_id"),
+        fields.identifier(request.agent_id, "agent_id"),
+    )
+
+
+def updated_key(request: pb.UpdateAgentRequest) -> AgentKey:
+    present(request, "agent")
+    return AgentKey(
+        fields.identifier(request.agent.workspace_id, "agent.workspace_id"),
+        fields.identifier(request.agent.agent_id, "agent.agent_id"),
+    )
+
+
+def agent_edit(request: pb.UpdateAgentRequest) -> Edit:
+    draft = request.agent
+    readers: masks.Readers = {
+        "display_name": lambda: _display_name(draft),
+        "url": lambda: plain_url(draft.url, "agent.url"),
+        "state": lambda: _state(draft),
+        "settings": lambda: agent_settings.settings(draft.settings, draft.agent_id),
+        **agent_settings.readers(draft.settings, draft.agent_id),
+    }
+    return masks.edit(request.update_mask, readers)
+
+
+def update_attempt(request: pb.UpdateAgentRequest) -> Attempt:
+    return attempt(request.agent.workspace_id, "UpdateAgent", request, request.request_id)
+
+
+def delete_attempt(request: pb.DeleteAgentRequest) -> Attempt:
+    return attempt(request.workspace_id, "DeleteAgent", request, request.request_id)
+
+
+def list_place(request: pb.ListAgentsRequest) -> tuple[str, str, int]:
+    """The workspace, the id the page begins behind, and the size of the page."""
+    workspace_id = fields.identifier(request.workspace_id, "workspace_id")
+    cursor = pages.ids_cursor(request.page_token, _query(workspace_id), 1)
+    return workspace_id, cursor[0] if cursor else "", fields.page_size(request.page_size)
+
+
+def agent_message(stored: Stored[Agent]) -> pb.Agent:
+    value = stored.value
+    return pb.Agent(
+        workspace_id=value.workspace_id,
+        agent_id=value.agent_id,
+        display_name=value.display_name,
+        url=value.url,
+        state=_STATE_FORMS[value.state],
+        settings=agent_settings.settings_message(value.settings),
+        create_time=fields.timestamp(stored.created_at),
+        update_time=fields.timestamp(stored.updated_at),
+        etag=stored.etag,
+    )
+
+
+def agent_json(stored: Stored[Agent]) -> str:
+    return json_object(agent_message(stored))
+
+
+def created(stored: Stored[Agent], revision: Revision) -> bytes:
+    return pb.CreateAgentResponse(agent=agent_message(stored), revision_token=revision.token()).SerializeToString()
+
+
+def got(read: Read[Stored[Agent]]) -> pb.GetAgentResponse:
+    return pb.GetAgentResponse(agent=agent_message(read.value), revision_token=read.revision.token())
+
+
+def listed(workspace_id: str, page: Page[Stored[Agent]]) -> pb.ListAgentsResponse:
+    query = _query(workspace_id)
+    messages, token = pages.filled(page, query, agent_message, lambda stored: [stored.value.agent_id])
+    return pb.ListAgentsResponse(agents=messages, next_page_token=token)
+
+
+def updated(stored: Stored[Agent], revision: Revision) -> bytes:
+    return pb.UpdateAgentResponse(agent=agent_message(stored), revision_token=revision.token()).SerializeToString()
+
+
+def deleted(_: None, revision: Revision) -> bytes:
+    return pb.DeleteAgentResponse(revision_token=revision.token()).SerializeToString()
+
+
+def _query(workspace_id: str) -> tuple[str, str]:
+    return "ListAgents", workspace_id
+
+
+def _display_name(draft: pb.Agent) -> str:
+    return fields.line(draft.display_name, "agent.display_name", bytes_max=_NAME_BYTES_MAX, required=True)
+
+
+def _state(draft: pb.Agent) -> AgentState:
+    state = _STATES.get(draft.state)
+    if state is None:
+        raise InvalidField("agent.state", "is not a state that an agent can have")
+    return state
