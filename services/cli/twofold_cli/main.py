@@ -1,0 +1,103 @@
+"""The command `twofold`: what a person runs."""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from twofold_chassis.start import StartError
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command. What cannot go on is one sentence on standard error and exit status 1."""
+    chosen = _parser().parse_args(arguments)
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        status = asyncio.run(_command(chosen, console))
+    except StartError as error:
+        print(f"twofold: {error}", file=sys.stderr)
+        status = 1
+    except KeyboardInterrupt:
+        status = 130
+    raise SystemExit(status)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="twofold", description="The platform layer of an AI-agent cloud.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    up = commands.add_parser("up", help="run the stack: Postgres, Redis and the three services")
+    up.add_argument("--ephemeral", action="store_true", help="on free ports and data of its own, gone at the end")
+    up.add_argument("--folder", type=Path, help="where data and logs are kept (default: ./.twofold)")
+
+    demo = commands.add_parser("demo", help="the main job from end to end, Redis killed in the middle")
+    demo.add_argument(
+        "--transcripts", type=Path, metavar="FILE", help="replay these conversations (JSONL) through memory instead"
+    )
+    demo.add_argument("--kill-redis", action="store_true", help="with --transcripts: kill -9 Redis halfway")
+
+    commands.add_parser("migrate", help="bring the schemas of DATABASE__URL up to date")
+
+    health = commands.add_parser("health", help="ask a service how it is; exit status 0 if it serves")
+    health.add_argument("target", help="host:port")
+    health.add_argument("--service", default="", help="full name of one gRPC service (default: all of the server's)")
+    return parser
+
+
+# Each command imports what it needs: `twofold health` runs every few seconds in a container.
+
+
+def _command(chosen: argparse.Namespace, console: Console) -> Coroutine[Any, Any, int]:
+    match chosen.command:
+        case "up":
+            return _up(chosen, console)
+        case "demo":
+            return _demo(chosen, console)
+        case "migrate":
+            return _migrate(console)
+        case _:
+            return _health(chosen, console)
+
+
+async def _up(chosen: argparse.Namespace, console: Console) -> int:
+    from twofold_cli.up import up
+
+    if chosen.ephemeral and chosen.folder:
+        raise StartError("--ephemeral makes a folder of its own: leave --folder out")
+    await up(console, folder=chosen.folder, ephemeral=chosen.ephemeral)
+    return 0
+
+
+async def _demo(chosen: argparse.Namespace, console: Console) -> int:
+    if chosen.transcripts is None:
+        from twofold_cli.demo.scenario import demo
+
+        return await demo(console)
+    from twofold_cli.demo.replay import replay
+
+    return await replay(console, chosen.transcripts, kill_redis=chosen.kill_redis)
+
+
+async def _migrate(console: Console) -> int:
+    from twofold_cli.migrate import migrate_all
+    from twofold_cli.stack import person_environment
+
+    await migrate_all(person_environment())
+    console.print("schemas are up to date")
+    return 0
+
+
+async def _health(chosen: argparse.Namespace, console: Console) -> int:
+    from twofold_cli.health import health
+
+    serves, sentence = await health(chosen.target, chosen.service)
+    console.print(sentence, markup=False)
+    return 0 if serves else 1
+
+
+if __name__ == "__main__":
+    main()
