@@ -141,11 +141,12 @@ def page_cursor(token: str, query: object, field: str = "page_token") -> list[ob
             raise ValueError
         sealed = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
         fingerprint, cursor = json.loads(unseal("page", sealed, field))
-    except (ValueError, binascii.Error, InvalidToken):
+        places = list(cursor)
+    except (ValueError, TypeError, RecursionError, binascii.Error, InvalidToken):  # a checksum is no signature
         raise InvalidPageToken(field, "is damaged") from None
     if fingerprint != _fingerprint(query):
         raise InvalidPageToken(field, "belongs to another query; begin with the first page")
-    return list(cursor)
+    return places
 
 
 def _fingerprint(query: object) -> int:

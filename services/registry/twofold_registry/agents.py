@@ -121,7 +121,7 @@ class UrlPolicy:
 
 
 def plain_url(value: str, field: str) -> str:
-    """The URL with scheme and host in lower case, if it is one that every reader understands alike."""
+    """The URL in lower case (but its path) and without a slash at its end, if every reader understands it alike."""
     if not value:
         raise InvalidField(field, "is required")
     if len(value) > URL_BYTES_MAX:
@@ -137,7 +137,7 @@ def plain_url(value: str, field: str) -> str:
     if not _PATH(match["path"]) or not {".", ".."}.isdisjoint(match["path"].split("/")):
         raise InvalidField(field, "its path holds characters or steps that are not allowed")
     port = "" if match["port"] is None else f":{int(match['port'])}"
-    return f"{match['scheme'].lower()}://{host}{port}{match['path']}"
+    return f"{match['scheme'].lower()}://{host}{port}{match['path'].rstrip('/')}"
 
 
 def _why_no_url(value: str) -> str:

@@ -27,6 +27,6 @@ async def answers(pool: Pool) -> bool:
             await connection.fetchrow(STATEMENTS["read_head"])
     except Overloaded:
         return True
-    except Unavailable:
+    except (Unavailable, asyncpg.PostgresError):  # whatever it says instead of the head, nothing can be done with it
         return False
     return True
