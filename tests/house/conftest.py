@@ -1,0 +1,155 @@
+"""The whole house in this process: the three rooms on one Postgres and one Redis, as a client meets them."""
+
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+import grpc
+import pytest
+from pydantic import SecretStr
+
+import twofold_memory.settings as memory_settings
+import twofold_registry.settings as registry_settings
+import twofold_router.settings as router_settings
+from tests.house.contract import Rpc
+from tests.house.examples import World
+from twofold import Twofold
+from twofold.memory.v1 import conversation_pb2, message_pb2, preference_pb2
+from twofold.registry.v1 import agent_pb2, permission_pb2, user_pb2, workspace_pb2
+from twofold_chassis.settings import DatabaseSettings, RedisSettings
+from twofold_cli.embedded.postgres import DatabaseUrls, EmbeddedPostgres
+from twofold_memory.app import memory
+from twofold_registry.app import registry
+from twofold_router.app import router
+
+CALL_S = 30.0
+NOBODY_LISTENS = "http://127.0.0.1:1"
+
+
+@dataclass(frozen=True)
+class House:
+    """The rooms that are up: a client of them all, the address of each, and the database beneath them."""
+
+    client: Twofold
+    targets: dict[str, str]
+    database: DatabaseUrls
+    channels: dict[str, grpc.aio.Channel]
+
+    async def call(self, rpc: Rpc, request: Any) -> grpc.aio.AioRpcError | None:
+        """Calls without any of the client's own habits; None if it went well."""
+        channel = self.channels[rpc.room]
+        make: Callable[..., Any] = channel.unary_stream if rpc.streams else channel.unary_unary
+        called = make(rpc.path, rpc.request.SerializeToString, rpc.response.FromString)(request, timeout=CALL_S)
+        try:
+            if rpc.streams:
+                async for _ in called:
+                    pass
+            else:
+                await called
+        except grpc.aio.AioRpcError as error:
+            return error
+        return None
+
+    async def contents(self) -> dict[str, str]:
+        """A fingerprint of each table of the services."""
+        connection = await asyncpg.connect(self.database.superuser)
+        try:
+            tables = await connection.fetch(
+                "SELECT format('%I.%I', table_schema, table_name) AS name FROM information_schema.tables"
+                " WHERE table_schema IN ('registry', 'memory') AND table_type = 'BASE TABLE'"
+            )
+            query = "SELECT md5(coalesce(string_agg(t::text, '' ORDER BY t::text), '')) FROM {} t"
+            return {row["name"]: await connection.fetchval(query.format(row["name"])) for row in tables}
+        finally:
+            await connection.close()
+
+
+@pytest.fixture(scope="session")
+async def house(postgres_server: EmbeddedPostgres, redis_settings: RedisSettings) -> AsyncIterator[House]:
+    """One for the session, on a database of its own, so that what is stored there can be counted."""
+    urls = await postgres_server.create_database("house")
+    database = DatabaseSettings(url=SecretStr(urls.app), migrate_url=SecretStr(urls.owner))
+    async with contextlib.AsyncExitStack() as stack:
+        registry_room = await stack.enter_async_context(
+            registry(
+                registry_settings.Settings(
+                    database=database,
+                    registry=registry_settings.RegistrySettings(port=0, allow_loopback_urls=True, drain_s=0),
+                )
+            )
+        )
+        memory_room = await stack.enter_async_context(
+            memory(
+                memory_settings.Settings(
+                    database=database, redis=redis_settings, memory=memory_settings.MemorySettings(port=0, drain_s=0)
+                )
+            )
+        )
+        peers = {"registry": f"127.0.0.1:{registry_room.port}", "memory": f"127.0.0.1:{memory_room.port}"}
+        router_room = await stack.enter_async_context(
+            router(
+                router_settings.Settings(
+                    redis=redis_settings,
+                    router=router_settings.RouterSettings(
+                        port=0, registry_target=peers["registry"], memory_target=peers["memory"], drain_s=0
+                    ),
+                )
+            )
+        )
+        targets = peers | {"router": f"127.0.0.1:{router_room.port}"}
+        channels = {
+            room: await stack.enter_async_context(grpc.aio.insecure_channel(target, options=[("grpc.enable_retries", 0)]))
+            for room, target in targets.items()
+        }
+        client = await stack.enter_async_context(
+            Twofold(registry=targets["registry"], memory=targets["memory"], router=targets["router"], actor="house")
+        )
+        yield House(client, targets, urls, channels)
+
+
+@pytest.fixture
+async def world(house: House) -> World:
+    """A workspace of this test's own with a user, an agent, a grant, a conversation and a preference."""
+    world = World(f"ws-{uuid.uuid4().hex[:12]}")
+    client = house.client
+    await client.workspaces.CreateWorkspace(
+        workspace_pb2.CreateWorkspaceRequest(
+            workspace=workspace_pb2.Workspace(workspace_id=world.workspace_id, display_name="Acme")
+        )
+    )
+    await client.users.CreateUser(
+        user_pb2.CreateUserRequest(
+            user=user_pb2.User(workspace_id=world.workspace_id, user_id=world.user_id, email="ada@example.com")
+        )
+    )
+    await client.agents.CreateAgent(
+        agent_pb2.CreateAgentRequest(
+            agent=agent_pb2.Agent(
+                workspace_id=world.workspace_id, agent_id=world.agent_id, display_name="Helper", url=NOBODY_LISTENS
+            )
+        )
+    )
+    await client.permissions.Grant(
+        permission_pb2.GrantRequest(
+            grant=permission_pb2.AgentGrant(workspace_id=world.workspace_id, user_id=world.user_id, agent_id=world.agent_id)
+        )
+    )
+    hello = message_pb2.Message(role=message_pb2.Role.ROLE_USER, content="Hello")
+    await client.conversations.AppendTurn(
+        conversation_pb2.AppendTurnRequest(
+            workspace_id=world.workspace_id,
+            thread_id=world.thread_id,
+            user_id=world.user_id,
+            request_id=world.turn_id,
+            messages=[hello],
+        )
+    )
+    await client.preferences.UpdatePreferences(
+        preference_pb2.UpdatePreferencesRequest(
+            workspace_id=world.workspace_id, user_id=world.user_id, set={"preferred_language": "Python"}
+        )
+    )
+    return world

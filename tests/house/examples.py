@@ -1,0 +1,285 @@
+"""One valid request for every rpc, each setting every field it can: the test of bad input makes its requests out of these.
+
+An rpc that is new stands here before that test passes again.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message as ProtoMessage
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from twofold.memory.v1 import context_pb2, conversation_pb2, preference_pb2
+from twofold.memory.v1 import message_pb2 as said
+from twofold.registry.v1 import agent_pb2, audit_pb2, permission_pb2, usage_pb2, user_pb2, workspace_pb2
+from twofold.router.v1 import routing_pb2, turn_pb2
+
+
+@dataclass(frozen=True)
+class World:
+    """What there is before a request is made: these ids, in one workspace, granted to each other."""
+
+    workspace_id: str
+    user_id: str = "ada"
+    agent_id: str = "helper"
+    thread_id: str = "thread-1"
+    turn_id: str = "turn-1"
+
+    @property
+    def request_id(self) -> str:
+        """A request id that no other test uses."""
+        return f"{self.workspace_id}/r"
+
+
+def _time(offset: timedelta) -> Timestamp:
+    time = Timestamp()
+    time.FromDatetime(datetime.now(UTC) + offset)
+    return time
+
+
+def _workspace(workspace_id: str) -> workspace_pb2.Workspace:
+    return workspace_pb2.Workspace(
+        workspace_id=workspace_id,
+        display_name="Acme & Co",
+        namespace="acme",
+        settings=workspace_pb2.WorkspaceSettings(allowed_url_suffixes=["agents.example.com"]),
+    )
+
+
+def _user(world: World, user_id: str, email: str) -> user_pb2.User:
+    return user_pb2.User(
+        workspace_id=world.workspace_id,
+        user_id=user_id,
+        email=email,
+        identity_id=f"idp|{user_id}",
+        display_name="Grace",
+        role=user_pb2.Role.ROLE_MEMBER,
+    )
+
+
+def _agent(world: World, agent_id: str) -> agent_pb2.Agent:
+    return agent_pb2.Agent(
+        workspace_id=world.workspace_id,
+        agent_id=agent_id,
+        display_name="Helper",
+        url="http://helper.acme.svc.cluster.local",
+        state=agent_pb2.AgentState.AGENT_STATE_PUBLISHED,
+        settings=agent_pb2.AgentSettings(
+            instructions="Be brief.\nBe kind.",
+            model="small",
+            context_delivery=agent_pb2.ContextDelivery.CONTEXT_DELIVERY_MESSAGES,
+            context_messages_max=10,
+            context_tokens_max=1000,
+            first_token_timeout=Duration(seconds=5),
+            turn_timeout=Duration(seconds=60),
+        ),
+    )
+
+
+def _conversation(world: World, thread_id: str) -> conversation_pb2.Conversation:
+    return conversation_pb2.Conversation(
+        workspace_id=world.workspace_id,
+        thread_id=thread_id,
+        user_id=world.user_id,
+        title="A talk",
+        metadata={"channel": "web"},
+    )
+
+
+def _asked() -> said.Message:
+    return said.Message(
+        role=said.Role.ROLE_USER, content="What is the time?", name="ada", author="ada", token_count=4, metadata={"a": "b"}
+    )
+
+
+def _called() -> said.Message:
+    call = said.ToolCall(id="call-1", type="function", name="clock", arguments="{}")
+    return said.Message(role=said.Role.ROLE_ASSISTANT, tool_calls=[call])
+
+
+def _result() -> said.Message:
+    return said.Message(role=said.Role.ROLE_TOOL, content="noon", tool_call_id="call-1", name="clock")
+
+
+def _turn_usage() -> conversation_pb2.TurnUsage:
+    return conversation_pb2.TurnUsage(input_tokens=10, output_tokens=2)
+
+
+_REGISTRY: dict[str, Callable[[World], ProtoMessage]] = {
+    "WorkspaceService.CreateWorkspace": lambda world: workspace_pb2.CreateWorkspaceRequest(
+        workspace=_workspace(f"{world.workspace_id}-new"), request_id=world.request_id
+    ),
+    "WorkspaceService.GetWorkspace": lambda world: workspace_pb2.GetWorkspaceRequest(workspace_id=world.workspace_id),
+    "WorkspaceService.ListWorkspaces": lambda _: workspace_pb2.ListWorkspacesRequest(page_size=5),
+    "WorkspaceService.UpdateWorkspace": lambda world: workspace_pb2.UpdateWorkspaceRequest(
+        workspace=_workspace(world.workspace_id),
+        update_mask=FieldMask(paths=["display_name", "namespace", "settings"]),
+        request_id=world.request_id,
+    ),
+    "WorkspaceService.DeleteWorkspace": lambda world: workspace_pb2.DeleteWorkspaceRequest(
+        workspace_id=world.workspace_id, request_id=world.request_id
+    ),
+    "UserService.CreateUser": lambda world: user_pb2.CreateUserRequest(
+        user=_user(world, "grace", "grace@example.com"), request_id=world.request_id
+    ),
+    "UserService.GetUser": lambda world: user_pb2.GetUserRequest(workspace_id=world.workspace_id, user_id=world.user_id),
+    "UserService.ListUsers": lambda world: user_pb2.ListUsersRequest(workspace_id=world.workspace_id, page_size=5),
+    "UserService.UpdateUser": lambda world: user_pb2.UpdateUserRequest(
+        user=_user(world, world.user_id, "ada@example.com"),
+        update_mask=FieldMask(paths=["email", "identity_id", "display_name", "role"]),
+        request_id=world.request_id,
+    ),
+    "UserService.DeleteUser": lambda world: user_pb2.DeleteUserRequest(
+        workspace_id=world.workspace_id, user_id=world.user_id, request_id=world.request_id
+    ),
+    "AgentService.CreateAgent": lambda world: agent_pb2.CreateAgentRequest(
+        agent=_agent(world, "new"), request_id=world.request_id
+    ),
+    "AgentService.GetAgent": lambda world: agent_pb2.GetAgentRequest(
+        workspace_id=world.workspace_id, agent_id=world.agent_id
+    ),
+    "AgentService.ListAgents": lambda world: agent_pb2.ListAgentsRequest(workspace_id=world.workspace_id, page_size=5),
+    "AgentService.UpdateAgent": lambda world: agent_pb2.UpdateAgentRequest(
+        agent=_agent(world, world.agent_id),
+        update_mask=FieldMask(paths=["display_name", "url", "state", "settings"]),
+        request_id=world.request_id,
+    ),
+    "AgentService.DeleteAgent": lambda world: agent_pb2.DeleteAgentRequest(
+        workspace_id=world.workspace_id, agent_id=world.agent_id, request_id=world.request_id
+    ),
+    "PermissionService.Grant": lambda world: permission_pb2.GrantRequest(
+        grant=permission_pb2.AgentGrant(
+            workspace_id=world.workspace_id,
+            user_id=world.user_id,
+            agent_id=world.agent_id,
+            expire_time=_time(timedelta(days=1)),
+        ),
+        request_id=world.request_id,
+    ),
+    "PermissionService.Revoke": lambda world: permission_pb2.RevokeRequest(
+        workspace_id=world.workspace_id, user_id=world.user_id, agent_id=world.agent_id, request_id=world.request_id
+    ),
+    "PermissionService.Check": lambda world: permission_pb2.CheckRequest(
+        workspace_id=world.workspace_id, user_id=world.user_id, agent_id=world.agent_id
+    ),
+    "PermissionService.ListGrants": lambda world: permission_pb2.ListGrantsRequest(
+        workspace_id=world.workspace_id, user_id=world.user_id, agent_id=world.agent_id, page_size=5
+    ),
+    "UsageService.RecordUsage": lambda world: usage_pb2.RecordUsageRequest(
+        workspace_id=world.workspace_id,
+        events=[
+            usage_pb2.UsageEvent(
+                event_id="turn-1/1",
+                user_id=world.user_id,
+                agent_id=world.agent_id,
+                thread_id=world.thread_id,
+                event_time=_time(timedelta()),
+                messages=2,
+                input_tokens=10,
+                output_tokens=2,
+            )
+        ],
+    ),
+    "UsageService.GetUsage": lambda world: usage_pb2.GetUsageRequest(
+        workspace_id=world.workspace_id,
+        start_time=_time(-timedelta(days=1)),
+        end_time=_time(timedelta()),
+        user_id=world.user_id,
+        agent_id=world.agent_id,
+    ),
+    "AuditService.ListAuditEntries": lambda world: audit_pb2.ListAuditEntriesRequest(
+        workspace_id=world.workspace_id, resource_kind="user", resource_id=world.user_id, page_size=5
+    ),
+}
+
+_MEMORY: dict[str, Callable[[World], ProtoMessage]] = {
+    "ConversationService.CreateConversation": lambda world: conversation_pb2.CreateConversationRequest(
+        conversation=_conversation(world, "thread-new"), request_id=world.request_id
+    ),
+    "ConversationService.GetConversation": lambda world: conversation_pb2.GetConversationRequest(
+        workspace_id=world.workspace_id, thread_id=world.thread_id
+    ),
+    "ConversationService.ListConversations": lambda world: conversation_pb2.ListConversationsRequest(
+        workspace_id=world.workspace_id, user_id=world.user_id, page_size=5
+    ),
+    "ConversationService.UpdateConversation": lambda world: conversation_pb2.UpdateConversationRequest(
+        conversation=_conversation(world, world.thread_id),
+        update_mask=FieldMask(paths=["title", "metadata"]),
+        request_id=world.request_id,
+    ),
+    "ConversationService.DeleteConversation": lambda world: conversation_pb2.DeleteConversationRequest(
+        workspace_id=world.workspace_id, thread_id=world.thread_id, request_id=world.request_id
+    ),
+    "ConversationService.AppendTurn": lambda world: conversation_pb2.AppendTurnRequest(
+        workspace_id=world.workspace_id,
+        thread_id=world.thread_id,
+        user_id=world.user_id,
+        request_id=world.request_id,
+        messages=[_asked(), _called(), _result()],
+        usage=_turn_usage(),
+    ),
+    "ConversationService.GetTurn": lambda world: conversation_pb2.GetTurnRequest(
+        workspace_id=world.workspace_id, thread_id=world.thread_id, turn_id=world.turn_id
+    ),
+    "ConversationService.ReadWindow": lambda world: conversation_pb2.ReadWindowRequest(
+        workspace_id=world.workspace_id,
+        thread_id=world.thread_id,
+        message_count_max=5,
+        read_level=said.ReadLevel.READ_LEVEL_VERIFIED,
+        user_id=world.user_id,
+    ),
+    "ConversationService.ListMessages": lambda world: conversation_pb2.ListMessagesRequest(
+        workspace_id=world.workspace_id, thread_id=world.thread_id, page_size=5
+    ),
+    "ContextService.Invoking": lambda world: context_pb2.InvokingRequest(
+        workspace_id=world.workspace_id,
+        thread_id=world.thread_id,
+        user_id=world.user_id,
+        message_count_max=5,
+        token_count_max=100,
+        read_level=said.ReadLevel.READ_LEVEL_VERIFIED,
+    ),
+    "ContextService.Invoked": lambda world: context_pb2.InvokedRequest(
+        workspace_id=world.workspace_id,
+        thread_id=world.thread_id,
+        user_id=world.user_id,
+        request_id=world.request_id,
+        request_messages=[_asked()],
+        response_messages=[_called(), _result()],
+        usage=_turn_usage(),
+    ),
+    "PreferenceService.GetPreferences": lambda world: preference_pb2.GetPreferencesRequest(
+        workspace_id=world.workspace_id, user_id=world.user_id
+    ),
+    "PreferenceService.UpdatePreferences": lambda world: preference_pb2.UpdatePreferencesRequest(
+        workspace_id=world.workspace_id,
+        user_id=world.user_id,
+        set={"tone": "short"},
+        remove=["preferred_language"],
+        request_id=world.request_id,
+    ),
+}
+
+_ROUTER: dict[str, Callable[[World], ProtoMessage]] = {
+    "RoutingService.Resolve": lambda world: routing_pb2.ResolveRequest(
+        workspace_id=world.workspace_id, user_id=world.user_id, agent_id=world.agent_id
+    ),
+    "TurnService.Run": lambda world: turn_pb2.RunRequest(
+        workspace_id=world.workspace_id,
+        agent_id=world.agent_id,
+        user_id=world.user_id,
+        thread_id=world.thread_id,
+        operation_id="op-1",
+        message="What is the time?",
+        instructions="Be brief.",
+    ),
+}
+
+EXAMPLES: dict[str, Callable[[World], ProtoMessage]] = {
+    f"twofold.{room}.v1.{name}": example
+    for room, table in (("registry", _REGISTRY), ("memory", _MEMORY), ("router", _ROUTER))
+    for name, example in table.items()
+}

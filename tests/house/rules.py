@@ -1,0 +1,323 @@
+"""The rules of request fields: for each kind, values that break it, and which rule a field has.
+
+What is required and what is output only is read from the comments of the protos; limits stand in the table below.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from twofold_chassis import fields
+
+KIB, MIB = 1024, 1024 * 1024
+YEAR_S = 365 * 86400
+Bad = Iterator[tuple[str, Any]]
+
+
+class Rule:
+    """What a field must be, and the reasons it may be refused with."""
+
+    reasons: ClassVar[Sequence[str]] = ("REASON_INVALID_FIELD",)
+
+    def bad(self, good: Any) -> Bad:
+        """Values that break the rule, each with a word for it. `good` is one that does not."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Line(Rule):
+    """One line of text, without control characters."""
+
+    bytes_max: int = 255
+
+    def bad(self, good: Any) -> Bad:
+        yield "one byte too long", "x" * (self.bytes_max + 1)
+        yield "too long in bytes, not in characters", "é" * (self.bytes_max // 2 + 1)
+        for what, character in (("NUL", "\0"), ("a bell", "\a"), ("a line break", "\n"), ("DEL", "\x7f"), ("C1", "\x85")):
+            yield what, f"a{character}b"
+
+
+@dataclass(frozen=True)
+class Text(Rule):
+    """Text of any number of lines, without NUL."""
+
+    bytes_max: int
+
+    def bad(self, good: Any) -> Bad:
+        yield "one byte too long", "x" * (self.bytes_max + 1)
+        yield "NUL", "a\0b"
+
+
+@dataclass(frozen=True)
+class Formed(Rule):
+    """One line that has a form of its own as well."""
+
+    ill: Sequence[str]
+    bytes_max: int
+
+    def bad(self, good: Any) -> Bad:
+        yield from Line(self.bytes_max).bad(good)
+        for value in self.ill:
+            yield repr(value), value
+
+
+@dataclass(frozen=True)
+class Whole(Rule):
+    """A whole number within bounds."""
+
+    least: int
+    most: int | None = None
+
+    def bad(self, good: Any) -> Bad:
+        yield "too small", self.least - 1
+        if self.most is not None:
+            yield "too large", self.most + 1
+
+
+@dataclass(frozen=True)
+class Choice(Rule):
+    """One value of an enum."""
+
+    def bad(self, good: Any) -> Bad:
+        yield "an undefined number", 99
+        yield "a negative number", -1
+
+
+@dataclass(frozen=True)
+class Etag(Rule):
+    """Opaque: what is not the current one is a mismatch, or refused for its form."""
+
+    reasons: ClassVar[Sequence[str]] = ("REASON_INVALID_FIELD", "REASON_ETAG_MISMATCH")
+
+    def bad(self, good: Any) -> Bad:
+        yield "not the current one", "W/1"
+        yield from Line().bad(good)
+
+
+@dataclass(frozen=True)
+class PageToken(Rule):
+    """Of this service, and of this query."""
+
+    reasons: ClassVar[Sequence[str]] = ("REASON_INVALID_PAGE_TOKEN",)
+
+    def bad(self, good: Any) -> Bad:
+        yield from Line(5000).bad(good)
+        yield "no token", "garbage"
+        yield "not ASCII", "é"
+        yield "of another query", fields.page_token("another query", ["x"])
+
+
+@dataclass(frozen=True)
+class Token(Rule):
+    """Of this service."""
+
+    reasons: ClassVar[Sequence[str]] = ("REASON_INVALID_TOKEN",)
+
+    def bad(self, good: Any) -> Bad:
+        yield "no token", b"garbage"
+        yield "NUL", b"\0"
+        yield "too long", b"x" * 4096
+        yield "of another kind", fields.seal("page", b"[1,2]")
+
+
+@dataclass(frozen=True)
+class Time(Rule):
+    """A point in time, between bounds that lie `earliest` and `latest` seconds from its good value."""
+
+    earliest_s: int | None = None
+    latest_s: int | None = None
+
+    def bad(self, good: Any) -> Bad:
+        yield "nanoseconds out of range", Timestamp(seconds=good.seconds, nanos=-1)
+        yield "too many nanoseconds", Timestamp(seconds=good.seconds, nanos=1_000_000_000)
+        yield "after the year 9999", Timestamp(seconds=10_000 * YEAR_S)
+        yield "before the year 1", Timestamp(seconds=-3000 * YEAR_S)
+        if self.earliest_s is not None:
+            yield "too early", Timestamp(seconds=good.seconds + self.earliest_s)
+        if self.latest_s is not None:
+            yield "too late", Timestamp(seconds=good.seconds + self.latest_s)
+
+
+@dataclass(frozen=True)
+class Span(Rule):
+    """A length of time, more than 0."""
+
+    most_s: int
+
+    def bad(self, good: Any) -> Bad:
+        yield "zero", Duration()
+        yield "negative", Duration(seconds=-1)
+        yield "too long", Duration(seconds=self.most_s, nanos=1)
+        yield "seconds and nanoseconds of different signs", Duration(seconds=1, nanos=-1)
+        yield "out of any range", Duration(seconds=2**60)
+
+
+@dataclass(frozen=True)
+class Mask(Rule):
+    """Names of fields that may be changed."""
+
+    def bad(self, good: Any) -> Bad:
+        yield "no paths", FieldMask()
+        yield "an unknown path", FieldMask(paths=["no_such_field"])
+        yield "an output-only path", FieldMask(paths=[*good.paths, "create_time"])
+        yield "an id", FieldMask(paths=["workspace_id"])
+        yield "a path that is no name", FieldMask(paths=["display_name\0"])
+
+
+@dataclass(frozen=True)
+class Labels(Rule):
+    """Keys like ids, and values."""
+
+    count_max: int
+    value: Rule
+
+    def bad(self, good: Any) -> Bad:
+        yield "too many entries", {f"key-{number}": "x" for number in range(self.count_max + 1)}
+        yield "an empty key", {"": "x"}
+        for what, key in Line().bad(""):
+            yield f"a key with {what}", {key: "x"}
+        for what, value in self.value.bad(""):
+            yield f"a value with {what}", {"key": value}
+
+
+@dataclass(frozen=True)
+class Several(Rule):
+    """A list of values, each with a rule of its own. Without `count_max` they are counted together with others."""
+
+    count_max: int | None
+    each: Rule
+
+    def bad(self, good: Any) -> Bad:
+        if self.count_max is not None:
+            yield "too many", [f"x{number}" for number in range(self.count_max + 1)]
+        yield "an empty one", [""]
+        for what, value in self.each.bad(""):
+            yield f"one with {what}", [value]
+
+
+@dataclass(frozen=True)
+class Many(Rule):
+    """A list of messages."""
+
+    count_max: int
+
+    def bad(self, good: Any) -> Bad:
+        if good:
+            yield "too many", [good[0]] * (self.count_max + 1)
+
+
+@dataclass(frozen=True)
+class Anything(Rule):
+    """Nothing that can be written there is wrong by itself."""
+
+    reasons: ClassVar[Sequence[str]] = ()
+
+    def bad(self, good: Any) -> Bad:
+        yield from ()
+
+
+NAME = Line()
+HOST = Formed(
+    bytes_max=253, ill=("with space", "http://example.com", ".example.com", "a..b", "-a.com", "a.com/path", "a:80")
+)
+
+# By the full name of a field without the package: rules that its name and type do not tell.
+FIELDS: Mapping[str, Rule] = {
+    "registry.v1.Workspace.display_name": NAME,
+    "registry.v1.Workspace.namespace": Formed(bytes_max=63, ill=("Upper", "a.b", "-a", "a-", "a_b", "with space")),
+    "registry.v1.WorkspaceSettings.allowed_url_suffixes": Several(50, HOST),
+    "registry.v1.User.email": Formed(
+        bytes_max=254, ill=("no-at-sign", "@example.com", "ada@", "two@at@example.com", "a b@c.de")
+    ),
+    "registry.v1.User.display_name": NAME,
+    "registry.v1.Agent.display_name": NAME,
+    "registry.v1.Agent.url": Formed(
+        bytes_max=2048,
+        ill=(
+            "helper",
+            "/path",
+            "ftp://helper.svc.cluster.local",
+            "http://",
+            "http:///path",
+            "http://user:password@helper.svc.cluster.local",
+            "http://helper.svc.cluster.local?query=1",
+            "http://helper.svc.cluster.local#fragment",
+            "http://helper.svc.cluster.local:99999",
+            "http://helper.svc.cluster.local:port",
+            "http://evil.example.org",
+            "http://evilsvc.cluster.local",
+            "http://svc.cluster.local.evil.example.org",
+            "http://with space.svc.cluster.local",
+            "http://10.0.0.1",
+            "http://[::ffff:10.0.0.1]",
+            "http://169.254.169.254",
+            "http://2852039166",
+        ),
+    ),
+    "registry.v1.AgentSettings.instructions": Text(64 * KIB),
+    "registry.v1.AgentSettings.model": NAME,
+    "registry.v1.AgentSettings.context_messages_max": Whole(0, 100),
+    "registry.v1.AgentSettings.context_tokens_max": Whole(0, 1_000_000),
+    "registry.v1.AgentSettings.first_token_timeout": Span(600),
+    "registry.v1.AgentSettings.turn_timeout": Span(3600),
+    "registry.v1.AgentGrant.expire_time": Time(earliest_s=-2 * 86400),
+    "registry.v1.RecordUsageRequest.events": Many(500),
+    "registry.v1.UsageEvent.event_time": Time(earliest_s=-100 * YEAR_S, latest_s=2 * 3600),
+    "registry.v1.UsageEvent.messages": Whole(0, 10**9),
+    "registry.v1.UsageEvent.input_tokens": Whole(0, 10**12),
+    "registry.v1.UsageEvent.output_tokens": Whole(0, 10**12),
+    "registry.v1.GetUsageRequest.start_time": Time(),
+    "registry.v1.GetUsageRequest.end_time": Time(earliest_s=-10 * 86400),
+    "registry.v1.ListAuditEntriesRequest.resource_id": Line(2 * 3 * 255 + 1),  # of a permission: two ids, percent-encoded
+    "registry.v1.ListAuditEntriesRequest.resource_kind": Formed(bytes_max=255, ill=("nonsense", "User", "user ")),
+    "memory.v1.Conversation.title": Line(1024),
+    "memory.v1.Conversation.metadata": Labels(32, Text(1024)),
+    "memory.v1.TurnUsage.input_tokens": Whole(0),
+    "memory.v1.TurnUsage.output_tokens": Whole(0),
+    "memory.v1.AppendTurnRequest.messages": Many(500),
+    "memory.v1.InvokedRequest.request_messages": Many(500),
+    "memory.v1.InvokedRequest.response_messages": Many(500),
+    "memory.v1.Message.content": Text(MIB),
+    "memory.v1.Message.tool_calls": Many(128),
+    "memory.v1.Message.name": NAME,
+    "memory.v1.Message.author": NAME,
+    "memory.v1.Message.token_count": Whole(0),
+    "memory.v1.Message.metadata": Labels(32, Text(1024)),
+    "memory.v1.ToolCall.id": NAME,
+    "memory.v1.ToolCall.type": NAME,
+    "memory.v1.ToolCall.name": NAME,
+    "memory.v1.ToolCall.arguments": Text(MIB),
+    "memory.v1.ReadWindowRequest.message_count_max": Whole(0, 500),
+    "memory.v1.ReadWindowRequest.thread_token": Anything(),  # judged together with read_level: see `together`
+    "memory.v1.InvokingRequest.message_count_max": Whole(0, 500),
+    "memory.v1.InvokingRequest.token_count_max": Whole(0, 1_000_000),
+    "memory.v1.InvokingRequest.thread_token": Anything(),
+    "memory.v1.UpdatePreferencesRequest.set": Labels(200, Text(4096)),
+    "memory.v1.UpdatePreferencesRequest.remove": Several(None, NAME),
+    "router.v1.RunRequest.operation_id": Line(250),
+    "router.v1.RunRequest.message": Text(MIB),
+    "router.v1.RunRequest.instructions": Text(64 * KIB),
+}
+
+_BY_NAME: Mapping[str, Rule] = {"etag": Etag(), "page_token": PageToken(), "page_size": Whole(0, 500), "update_mask": Mask()}
+
+
+def rule_of(field: FieldDescriptor) -> Rule:
+    """The rule of a field; KeyError for one that stands in no table and whose name and type do not tell."""
+    found = FIELDS.get(field.full_name.removeprefix("twofold.")) or _BY_NAME.get(field.name)
+    if found is not None:
+        return found
+    if field.type == FieldDescriptor.TYPE_STRING and field.name.endswith("_id"):
+        return NAME
+    if field.type == FieldDescriptor.TYPE_BYTES and field.name.endswith("_token"):
+        return Token()
+    if field.type == FieldDescriptor.TYPE_ENUM:
+        return Choice()
+    if field.type in (FieldDescriptor.TYPE_BOOL, FieldDescriptor.TYPE_MESSAGE):
+        return Anything()
+    raise KeyError(f"{field.full_name} has no rule: add one to FIELDS in tests/house/rules.py")

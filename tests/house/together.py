@@ -1,0 +1,143 @@
+"""Bad requests whose fields are each well and break a rule together."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tests.house.rules import MIB
+from twofold.memory.v1.message_pb2 import ReadLevel, Role
+from twofold.registry.v1.agent_pb2 import AgentState
+from twofold.registry.v1.user_pb2 import Role as UserRole
+
+
+@dataclass(frozen=True)
+class Together:
+    """One change of the example, and the fields that may be named for it."""
+
+    what: str
+    fields: Sequence[str]
+    change: Callable[[Any], object]
+    reasons: Sequence[str] = ("REASON_INVALID_FIELD",)
+
+
+def _level(level: ReadLevel.ValueType, token: bytes) -> Callable[[Any], object]:
+    def change(request: Any) -> None:
+        request.read_level, request.thread_token = level, token
+
+    return change
+
+
+def _over_3_mib(name: str) -> Callable[[Any], object]:
+    def change(request: Any) -> None:
+        messages = getattr(request, name)
+        del messages[:]
+        for _ in range(3):
+            messages.add(role=Role.ROLE_USER, content="x" * MIB)
+        messages.add(role=Role.ROLE_USER, content="x")
+
+    return change
+
+
+_TOKENS = (
+    Together("AT_LEAST without a token", ["thread_token"], _level(ReadLevel.READ_LEVEL_AT_LEAST, b"")),
+    Together("a token with VERIFIED", ["thread_token"], _level(ReadLevel.READ_LEVEL_VERIFIED, b"x")),
+    Together("a token with ANY", ["thread_token"], _level(ReadLevel.READ_LEVEL_ANY, b"x")),
+    *(
+        Together(what, ["thread_token"], _level(ReadLevel.READ_LEVEL_AT_LEAST, token), ["REASON_INVALID_TOKEN"])
+        for what, token in (("no token", b"garbage"), ("NUL for a token", b"\0"), ("a long token", b"x" * 4096))
+    ),
+)
+
+
+def _messages(name: str, *, plain: int, calling: tuple[str, int], result: tuple[str, int]) -> Sequence[Together]:
+    """Of the three messages of the example: a plain one, one that calls a tool, and the tool's result."""
+    asked = f"{name}[{plain}]"
+    called, answered = f"{calling[0]}[{calling[1]}]", f"{result[0]}[{result[1]}]"
+    return (
+        Together(
+            "no content and no tool calls",
+            [f"{asked}.content"],
+            lambda request: getattr(request, name)[plain].ClearField("content"),
+        ),
+        Together(
+            "tool calls of a user",
+            [f"{called}.tool_calls"],
+            lambda request: setattr(getattr(request, calling[0])[calling[1]], "role", Role.ROLE_USER),
+        ),
+        Together(
+            "a result without its call",
+            [f"{answered}.tool_call_id"],
+            lambda request: getattr(request, result[0])[result[1]].ClearField("tool_call_id"),
+        ),
+        Together(
+            "a user's message with a call's id",
+            [f"{asked}.tool_call_id"],
+            lambda request: setattr(getattr(request, name)[plain], "tool_call_id", "call-1"),
+        ),
+        Together(
+            "more than 1 MiB beside the content",
+            [called, f"{called}.tool_calls", f"{called}.tool_calls[0].arguments", f"{called}.tool_calls[1].arguments"],
+            lambda request: _two_large_calls(getattr(request, calling[0])[calling[1]]),
+        ),
+    )
+
+
+def _two_large_calls(message: Any) -> None:
+    message.tool_calls[0].arguments = "x" * (600 * 1024)
+    message.tool_calls.add(id="call-2", type="function", name="clock", arguments="x" * (600 * 1024))
+
+
+TOGETHER: Mapping[str, Sequence[Together]] = {
+    "twofold.registry.v1.UserService.CreateUser": [
+        Together("a person without e-mail address", ["user.email"], lambda request: request.user.ClearField("email")),
+    ],
+    "twofold.registry.v1.UserService.UpdateUser": [
+        Together("no user", ["user.user_id"], lambda request: request.user.ClearField("user_id")),
+        Together("a person without e-mail address", ["user.email"], lambda request: request.user.ClearField("email")),
+        Together("no role", ["user.role"], lambda request: setattr(request.user, "role", UserRole.ROLE_UNSPECIFIED)),
+    ],
+    "twofold.registry.v1.WorkspaceService.UpdateWorkspace": [
+        Together("no workspace", ["workspace.workspace_id"], lambda request: request.workspace.ClearField("workspace_id")),
+    ],
+    "twofold.registry.v1.AgentService.UpdateAgent": [
+        Together("no agent", ["agent.agent_id"], lambda request: request.agent.ClearField("agent_id")),
+        Together(
+            "no state", ["agent.state"], lambda request: setattr(request.agent, "state", AgentState.AGENT_STATE_UNSPECIFIED)
+        ),
+    ],
+    "twofold.registry.v1.AuditService.ListAuditEntries": [
+        Together("an id of no kind", ["resource_id", "resource_kind"], lambda request: request.ClearField("resource_kind")),
+    ],
+    "twofold.registry.v1.UsageService.GetUsage": [
+        Together("an empty span", ["end_time"], lambda request: request.end_time.CopyFrom(request.start_time)),
+    ],
+    "twofold.memory.v1.ConversationService.UpdateConversation": [
+        Together("no thread", ["conversation.thread_id"], lambda request: request.conversation.ClearField("thread_id")),
+    ],
+    "twofold.memory.v1.ConversationService.ReadWindow": _TOKENS,
+    "twofold.memory.v1.ConversationService.AppendTurn": [
+        *_messages("messages", plain=0, calling=("messages", 1), result=("messages", 2)),
+        Together("more than 3 MiB in all", ["messages"], _over_3_mib("messages")),
+    ],
+    "twofold.memory.v1.ContextService.Invoking": _TOKENS,
+    "twofold.memory.v1.ContextService.Invoked": [
+        *_messages("request_messages", plain=0, calling=("response_messages", 0), result=("response_messages", 1)),
+        Together("more than 3 MiB in all", ["request_messages", "response_messages"], _over_3_mib("response_messages")),
+        Together(
+            "no messages at all",
+            ["request_messages", "response_messages"],
+            lambda request: (request.ClearField("request_messages"), request.ClearField("response_messages")),
+        ),
+    ],
+    "twofold.memory.v1.PreferenceService.UpdatePreferences": [
+        Together(
+            "nothing to change", ["set", "remove"], lambda request: (request.ClearField("set"), request.ClearField("remove"))
+        ),
+        Together(
+            "more than 200 in all",
+            ["set", "remove"],
+            lambda request: request.remove.extend(f"key-{number}" for number in range(199)),
+        ),
+        Together("a key both set and removed", ["set", "remove"], lambda request: request.remove.append("tone")),
+    ],
+}
