@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
 from typing import TypeVar
@@ -65,7 +66,7 @@ class HttpAgents:
     async def _post(self, prompt: Prompt) -> aiohttp.ClientResponse:
         return await self._session.post(
             prompt.url.rstrip("/") + _PATH,
-            data=agent_protocol.request_body(prompt),
+            data=io.BytesIO(agent_protocol.request_body(prompt)),  # as a file: its size is known, and it is sent in parts
             headers={
                 "accept": f"{_SSE}, {_JSON}",
                 "accept-encoding": "identity",

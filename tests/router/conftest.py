@@ -1,0 +1,158 @@
+"""A router in this process, with peers and agents that do as a test says."""
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import grpc
+import pytest
+from grpc_status import rpc_status
+
+from tests.router.fakes import FakeMemory, FakeRegistry, memory_server, registry_server
+from tests.router.scripted import ScriptedAgents, scripted_agents
+from twofold.router.v1 import routing_pb2, routing_pb2_grpc, turn_pb2, turn_pb2_grpc
+from twofold_chassis.settings import RedisSettings
+from twofold_router.app import router
+from twofold_router.settings import RouterSettings, Settings
+
+METADATA = (("twofold-actor", "tester"), ("x-request-id", "request-1"))
+
+
+class Client:
+    """What a caller of the router does."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._routing = routing_pb2_grpc.RoutingServiceStub(channel)
+        self._turns = turn_pb2_grpc.TurnServiceStub(channel)
+
+    async def resolve(self, workspace_id: str, /, **fields: Any) -> routing_pb2.ResolveResponse:
+        request = routing_pb2.ResolveRequest(
+            **{"workspace_id": workspace_id, "user_id": "ada", "agent_id": "agent", **fields}
+        )
+        return await self._routing.Resolve(request, metadata=METADATA, timeout=30)
+
+    def run(
+        self, workspace_id: str, /, message: str = "you", *, timeout: float | None = 30, **fields: Any
+    ) -> "grpc.aio.UnaryStreamCall[turn_pb2.RunRequest, turn_pb2.RunResponse]":
+        request = turn_pb2.RunRequest(
+            **{"workspace_id": workspace_id, "user_id": "ada", "agent_id": "agent", "message": message, **fields}
+        )
+        return self._turns.Run(request, metadata=METADATA, timeout=timeout)
+
+    async def turn(self, workspace_id: str, /, message: str = "you", **fields: Any) -> "Turn":
+        return Turn([event async for event in self.run(workspace_id, message, **fields)])
+
+
+class Turn:
+    """The events of a whole turn."""
+
+    def __init__(self, events: list[turn_pb2.RunResponse]) -> None:
+        kinds = [event.WhichOneof("event") for event in events]
+        assert kinds == ["started", *["delta"] * (len(events) - 2), "completed"]
+        self.started = events[0].started
+        self.deltas = [event.delta.text for event in events[1:-1]]
+        self.completed = events[-1].completed
+
+    @property
+    def text(self) -> str:
+        return "".join(self.deltas)
+
+
+class Refused:
+    """How a call was refused: filled when the block ends."""
+
+    code: grpc.StatusCode
+    reason: str
+    message: str
+    details: bytes
+
+
+@contextlib.contextmanager
+def refused(code: grpc.StatusCode, reason: str) -> Any:
+    """The block is refused with this status and this reason."""
+    told = Refused()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        yield told
+    error = caught.value
+    trailers = dict(error.trailing_metadata() or ())
+    assert (error.code(), trailers.get("twofold-reason")) == (code, reason), error.details()
+    told.code, told.reason, told.message = code, reason, error.details() or ""
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    assert status is not None
+    told.details = status.SerializeToString()
+
+
+@pytest.fixture(scope="session")
+async def _registry() -> AsyncIterator[tuple[FakeRegistry, str]]:
+    registry = FakeRegistry()  # type: ignore[abstract]  # only what the router asks
+    async with registry_server(registry) as target:
+        yield registry, target
+
+
+@pytest.fixture(scope="session")
+async def _memory() -> AsyncIterator[tuple[FakeMemory, str]]:
+    memory = FakeMemory()  # type: ignore[abstract]
+    async with memory_server(memory) as target:
+        yield memory, target
+
+
+@pytest.fixture(scope="session")
+async def _agents() -> AsyncIterator[ScriptedAgents]:
+    async with scripted_agents() as agents:
+        yield agents
+
+
+@pytest.fixture
+def registry(_registry: tuple[FakeRegistry, str]) -> FakeRegistry:
+    _registry[0].reset()
+    return _registry[0]
+
+
+@pytest.fixture
+def memory(_memory: tuple[FakeMemory, str]) -> FakeMemory:
+    _memory[0].reset()
+    return _memory[0]
+
+
+@pytest.fixture
+def agents(_agents: ScriptedAgents) -> ScriptedAgents:
+    _agents.reset()
+    return _agents
+
+
+Start = Callable[..., AbstractAsyncContextManager[Client]]
+
+
+@pytest.fixture(scope="session")
+def start(_registry: tuple[FakeRegistry, str], _memory: tuple[FakeMemory, str], redis_settings: RedisSettings) -> Start:
+    """Starts a router of a test's own, with settings of its own."""
+
+    @contextlib.asynccontextmanager
+    async def started(redis: RedisSettings = redis_settings, **options: Any) -> AsyncIterator[Client]:
+        chosen = {"port": 0, "drain_s": 0.2, "registry_target": _registry[1], "memory_target": _memory[1], **options}
+        settings = Settings(redis=redis, router=RouterSettings(**chosen))
+        async with router(settings) as running, grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel:
+            yield Client(channel)
+
+    return started
+
+
+@pytest.fixture(scope="session")
+async def _client(start: Start) -> AsyncIterator[Client]:
+    async with start() as client:
+        yield client
+
+
+@pytest.fixture
+def client(_client: Client, registry: FakeRegistry, memory: FakeMemory, agents: ScriptedAgents) -> Client:
+    """The session's router, with peers and agents as new."""
+    return _client
+
+
+@pytest.fixture
+def ws(workspace_id: str, client: Client, registry: FakeRegistry, agents: ScriptedAgents) -> str:
+    """A workspace where "ada" may use the agent "agent"."""
+    registry.publish(workspace_id, "agent", agents.agent("agent"))
+    registry.grant(workspace_id, "ada", "agent")
+    return workspace_id

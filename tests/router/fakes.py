@@ -1,0 +1,270 @@
+"""Registry and memory as the router sees them: real gRPC servers over dictionaries, with knobs for what can go wrong."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+from prometheus_client import CollectorRegistry
+
+from twofold.memory.v1 import (
+    context_pb2,
+    context_pb2_grpc,
+    conversation_pb2,
+    conversation_pb2_grpc,
+    message_pb2,
+    preference_pb2,
+)
+from twofold.registry.v1 import agent_pb2, agent_pb2_grpc, permission_pb2, permission_pb2_grpc, usage_pb2, usage_pb2_grpc
+from twofold_chassis import call, fields
+from twofold_chassis.refusals import AlreadyExists, NotFound, Reason, Refusal, RequestReused
+from twofold_chassis.server import Face, serving
+from twofold_chassis.settings import ListenSettings, LogSettings
+
+Pair = tuple[str, str]
+
+
+class AgentUnknown(NotFound):
+    reason = Reason.REASON_AGENT_UNKNOWN
+
+
+class ConversationUnknown(NotFound):
+    reason = Reason.REASON_CONVERSATION_UNKNOWN
+
+
+class TurnUnknown(NotFound):
+    reason = Reason.REASON_TURN_UNKNOWN
+
+
+class EventReused(AlreadyExists):
+    reason = Reason.REASON_EVENT_REUSED
+
+
+@dataclass
+class Calls:
+    """What was asked, by whom, and what the next calls are refused with."""
+
+    seen: list[tuple[str, Any, str, str]] = field(default_factory=list)
+    refusals: dict[str, list[Refusal]] = field(default_factory=dict)
+    gates: dict[str, asyncio.Event] = field(default_factory=dict)
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def enter(self, rpc: str, request: Any) -> None:
+        current = call.current()
+        self.seen.append((rpc, request, current.identity.actor, current.request_id))
+        self._news.set()
+        self._news = asyncio.Event()
+        if rpc in self.gates:
+            await self.gates[rpc].wait()
+        if self.refusals.get(rpc):
+            raise self.refusals[rpc].pop(0)
+
+    async def came(self, rpc: str, count: int = 1) -> None:
+        """Returns when the rpc has been asked so often."""
+        async with asyncio.timeout(20):
+            while len(self.of(rpc)) < count:
+                await self._news.wait()
+
+    def refuse(self, rpc: str, refusal: Refusal, *, times: int = 1) -> None:
+        self.refusals[rpc] = [refusal] * times
+
+    def of(self, rpc: str) -> list[Any]:
+        return [request for name, request, _, _ in self.seen if name == rpc]
+
+
+class FakeRegistry(
+    permission_pb2_grpc.PermissionServiceServicer,
+    agent_pb2_grpc.AgentServiceServicer,
+    usage_pb2_grpc.UsageServiceServicer,
+):
+    """Agents, verdicts and usage events in dictionaries."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.calls = Calls()
+        self.agents: dict[Pair, agent_pb2.Agent] = {}
+        self.verdicts: dict[tuple[str, str, str], permission_pb2.CheckReason.ValueType] = {}
+        self.events: dict[Pair, usage_pb2.UsageEvent] = {}
+        self.revision = 1
+
+    @property
+    def token(self) -> bytes:
+        return b"revision-%d" % self.revision
+
+    def publish(self, workspace_id: str, agent_id: str, url: str, **settings: Any) -> None:
+        for name in settings.keys() & {"first_token_timeout", "turn_timeout"}:
+            settings[name] = Duration(nanos=round(settings[name] * 1e9))
+        self.agents[workspace_id, agent_id] = agent_pb2.Agent(
+            workspace_id=workspace_id,
+            agent_id=agent_id,
+            url=url,
+            state=agent_pb2.AGENT_STATE_PUBLISHED,
+            settings=agent_pb2.AgentSettings(**settings),
+        )
+        self.revision += 1
+
+    def grant(
+        self,
+        workspace_id: str,
+        user_id: str,
+        agent_id: str,
+        reason: permission_pb2.CheckReason.ValueType = permission_pb2.CHECK_REASON_GRANT,
+    ) -> None:
+        self.verdicts[workspace_id, user_id, agent_id] = reason
+        self.revision += 1
+
+    async def Check(self, request: permission_pb2.CheckRequest, context: Any) -> permission_pb2.CheckResponse:
+        await self.calls.enter("Check", request)
+        key = (request.workspace_id, request.user_id, request.agent_id)
+        reason = self.verdicts.get(key, permission_pb2.CHECK_REASON_NO_GRANT)
+        allowed = reason in (permission_pb2.CHECK_REASON_GRANT, permission_pb2.CHECK_REASON_ROLE)
+        return permission_pb2.CheckResponse(allowed=allowed, reason=reason, revision_token=self.token)
+
+    async def GetAgent(self, request: agent_pb2.GetAgentRequest, context: Any) -> agent_pb2.GetAgentResponse:
+        agent, token = self.agents.get((request.workspace_id, request.agent_id)), self.token
+        await self.calls.enter("GetAgent", request)
+        if agent is None:
+            raise AgentUnknown("no such agent")
+        return agent_pb2.GetAgentResponse(agent=agent, revision_token=token)
+
+    async def RecordUsage(self, request: usage_pb2.RecordUsageRequest, context: Any) -> usage_pb2.RecordUsageResponse:
+        await self.calls.enter("RecordUsage", request)
+        duplicates = [self._record(request.workspace_id, event) for event in request.events]
+        return usage_pb2.RecordUsageResponse(duplicates=duplicates)
+
+    def _record(self, workspace_id: str, event: usage_pb2.UsageEvent) -> bool:
+        known = self.events.setdefault((workspace_id, event.event_id), event)
+        if known != event:
+            raise EventReused("another body", event_id=event.event_id)
+        return known is not event
+
+
+class FakeMemory(conversation_pb2_grpc.ConversationServiceServicer, context_pb2_grpc.ContextServiceServicer):
+    """Turns in a dictionary per conversation."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.calls = Calls()
+        self.owners: dict[Pair, str] = {}
+        self.messages: dict[Pair, list[message_pb2.Message]] = {}
+        self.usages: dict[tuple[str, str, str], conversation_pb2.TurnUsage] = {}
+        self.preferences: dict[Pair, dict[str, str]] = {}
+
+    async def Invoking(self, request: context_pb2.InvokingRequest, context: Any) -> context_pb2.InvokingResponse:
+        await self.calls.enter("Invoking", request)
+        key = (request.workspace_id, request.thread_id)
+        if self.owners.get(key, request.user_id) != request.user_id:
+            raise ConversationUnknown("no such conversation")
+        messages = self.messages.get(key, [])
+        preferences = sorted(self.preferences.get((request.workspace_id, request.user_id), {}).items())
+        response = context_pb2.InvokingResponse(
+            messages=messages,
+            preferences=[preference_pb2.Preference(key=name, value=value) for name, value in preferences],
+            text=_text(messages, preferences),
+        )
+        if request.thread_id:
+            response.source = message_pb2.READ_SOURCE_L1
+            response.completeness = message_pb2.COMPLETENESS_COMPLETE
+        return response
+
+    async def GetTurn(self, request: conversation_pb2.GetTurnRequest, context: Any) -> conversation_pb2.GetTurnResponse:
+        await self.calls.enter("GetTurn", request)
+        key = (request.workspace_id, request.thread_id)
+        if key not in self.messages:
+            raise ConversationUnknown("no such conversation")
+        messages = [message for message in self.messages[key] if message.turn_id == request.turn_id]
+        if not messages:
+            raise TurnUnknown("no such turn")
+        usage = self.usages[(*key, request.turn_id)]
+        return conversation_pb2.GetTurnResponse(messages=messages, usage=usage, thread_token=b"token")
+
+    async def AppendTurn(
+        self, request: conversation_pb2.AppendTurnRequest, context: Any
+    ) -> conversation_pb2.AppendTurnResponse:
+        await self.calls.enter("AppendTurn", request)
+        key = (request.workspace_id, request.thread_id)
+        self.owners.setdefault(key, request.user_id)
+        kept = self.messages.setdefault(key, [])
+        turn = [message for message in kept if message.turn_id == request.request_id]
+        if turn and [message.content for message in turn] != [message.content for message in request.messages]:
+            raise RequestReused("another body")
+        duplicate = bool(turn)
+        if not turn:
+            turn = _stored(request, len(kept) + 1)
+            kept.extend(turn)
+            self.usages[(*key, request.request_id)] = request.usage
+        return conversation_pb2.AppendTurnResponse(
+            turn_id=request.request_id,
+            first_seq=turn[0].seq,
+            last_seq=turn[-1].seq,
+            durability=message_pb2.DURABILITY_COMMITTED,
+            duplicate=duplicate,
+            thread_token=b"token",
+            create_time=turn[0].create_time,
+        )
+
+
+def _stored(request: conversation_pb2.AppendTurnRequest, first_seq: int) -> list[message_pb2.Message]:
+    now = fields.timestamp(datetime.now(UTC))
+    stored = []
+    for index, message in enumerate(request.messages):
+        copy = message_pb2.Message(seq=first_seq + index, turn_id=request.request_id, turn_index=index, create_time=now)
+        copy.MergeFrom(message)
+        stored.append(copy)
+    return stored
+
+
+def _text(messages: list[message_pb2.Message], preferences: list[Pair]) -> str:
+    roles = {message_pb2.ROLE_USER: "user", message_pb2.ROLE_ASSISTANT: "assistant", message_pb2.ROLE_TOOL: "tool"}
+    said = [f"{roles[message.role]}: {message.content}" for message in messages]
+    told = [f"{key}: {value}" for key, value in preferences]
+    blocks = [("Previous conversation:", said), ("User preferences:", told)]
+    return "\n\n".join("\n".join([heading, *lines]) for heading, lines in blocks if lines)
+
+
+@contextlib.asynccontextmanager
+async def registry_server(registry: FakeRegistry, *, port: int = 0) -> AsyncIterator[str]:
+    """Serves the fake registry; gives its target."""
+    faces = [
+        Face(
+            "twofold.registry.v1.PermissionService",
+            registry,
+            permission_pb2_grpc.add_PermissionServiceServicer_to_server,
+        ),
+        Face("twofold.registry.v1.AgentService", registry, agent_pb2_grpc.add_AgentServiceServicer_to_server),
+        Face("twofold.registry.v1.UsageService", registry, usage_pb2_grpc.add_UsageServiceServicer_to_server),
+    ]
+    async with _server(faces, port) as target:
+        yield target
+
+
+@contextlib.asynccontextmanager
+async def memory_server(memory: FakeMemory) -> AsyncIterator[str]:
+    """Serves the fake memory; gives its target."""
+    faces = [
+        Face(
+            "twofold.memory.v1.ConversationService",
+            memory,
+            conversation_pb2_grpc.add_ConversationServiceServicer_to_server,
+        ),
+        Face("twofold.memory.v1.ContextService", memory, context_pb2_grpc.add_ContextServiceServicer_to_server),
+    ]
+    async with _server(faces, 0) as target:
+        yield target
+
+
+@contextlib.asynccontextmanager
+async def _server(faces: list[Face], port: int) -> AsyncIterator[str]:
+    async def well() -> bool:
+        return True
+
+    listen = ListenSettings(port=port, drain_s=0)
+    async with serving(listen, LogSettings(), faces=faces, check=well, metrics=CollectorRegistry()) as running:
+        yield f"127.0.0.1:{running.port}"

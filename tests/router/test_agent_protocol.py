@@ -1,0 +1,165 @@
+"""The chat completions protocol: what is sent, and what is taken for an answer."""
+
+import itertools
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.router.scripted import delta, finish, usage
+from twofold_router.agent_protocol import EventStream, Hearing, request_body
+from twofold_router.agents import AgentFailed, Answer, Limits, Message, Prompt, ToolCall, Usage
+
+STREAM = b': hello\r\ndata: {"a":\r\ndata: 1}\r\n\r\nevent: x\ndata:two\n\nid: 3\rdata: three\r\rdata: last'
+
+
+def hearing(*events: object, answer_bytes_max: int = 1000) -> Hearing:
+    heard = Hearing(answer_bytes_max=answer_bytes_max)
+    for event in events:
+        heard.event(event if isinstance(event, bytes) else json.dumps(event).encode())
+    return heard
+
+
+def test_a_request_says_everything_that_was_said() -> None:
+    call = ToolCall("c1", "function", "weather", '{"city": "Zürich"}')
+    messages = (
+        Message("system", "Be kind."),
+        Message("assistant", None, tool_calls=(call,)),
+        Message("tool", "sunny", tool_call_id="c1", name="weather"),
+        Message("assistant", ""),
+        Message("user", "Hi"),
+    )
+    prompt = Prompt("agent", "http://a", "model-1", "ada", messages, Limits(1, 1))
+    assert json.loads(request_body(prompt)) == {
+        "model": "model-1",
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "user": "ada",
+        "messages": [
+            {"role": "system", "content": "Be kind."},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [
+                    {
+                        "id": "c1",
+                        "type": "function",
+                        "function": {"name": "weather", "arguments": '{"city": "Zürich"}'},
+                    }
+                ],
+            },
+            {"role": "tool", "content": "sunny", "tool_call_id": "c1", "name": "weather"},
+            {"role": "assistant", "content": ""},
+            {"role": "user", "content": "Hi"},
+        ],
+    }
+
+
+@given(cuts=st.lists(st.integers(0, len(STREAM)), max_size=8))
+def test_a_stream_is_the_same_however_it_is_cut(cuts: list[int]) -> None:
+    stream = EventStream(event_bytes_max=100)
+    bounds = [0, *sorted(cuts), len(STREAM)]
+    events = [event for a, b in itertools.pairwise(bounds) for event in stream.feed(STREAM[a:b])]
+    assert [*events, *stream.end()] == [b'{"a":\n1}', b"two", b"three", b"last"]
+
+
+def test_an_event_without_end_is_too_large_at_some_point() -> None:
+    for chunk in (b"data: xxxx\n", b"x", b": comment without an end"):
+        stream = EventStream(event_bytes_max=100)
+        for _ in range(100 // len(chunk)):
+            stream.feed(chunk)
+        with pytest.raises(AgentFailed, match="too large"):
+            stream.feed(chunk * 20)
+
+
+def test_pieces_make_an_answer() -> None:
+    answer = hearing(delta("Hel"), delta("lo"), finish("length"), usage(5, 2), b"[DONE]").answer()
+    assert answer == Answer("Hello", (), "length", Usage(5, 2))
+
+
+def test_an_agent_that_says_nothing_has_said_the_empty_text() -> None:
+    assert hearing(delta(role="assistant"), b"[DONE]").answer() == Answer("", (), "stop", None)
+
+
+def test_tool_calls_are_collected_with_their_arguments_as_text() -> None:
+    answer = hearing(
+        delta(tool_calls=[{"index": 0, "id": "c1", "type": "function", "function": {"name": "a", "arguments": '{"x"'}}]),
+        delta(tool_calls=[{"index": 1, "id": "c2", "function": {"name": "b", "arguments": ""}}]),
+        delta(tool_calls=[{"index": 0, "function": {"arguments": ": 1}"}}]),
+        finish("tool_calls"),
+    ).answer()
+    assert answer.text is None
+    assert answer.tool_calls == (ToolCall("c1", "function", "a", '{"x": 1}'), ToolCall("c2", "function", "b", ""))
+
+
+def test_an_answer_in_one_piece_is_an_answer() -> None:
+    message = {"role": "assistant", "content": "Hi", "tool_calls": None}
+    body = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": {"prompt_tokens": 1}}
+    heard = Hearing(answer_bytes_max=100)
+    assert heard.whole(json.dumps(body).encode()) == "Hi"
+    assert heard.answer() == Answer("Hi", (), "stop", None)
+
+
+def test_other_choices_than_the_first_are_not_heard() -> None:
+    other = {"choices": [{"index": 1, "delta": {"content": "no"}}]}
+    assert hearing(other, delta("yes"), finish()).answer().text == "yes"
+
+
+@pytest.mark.parametrize(
+    "reported",
+    [None, {}, {"prompt_tokens": -1, "completion_tokens": 1}, {"prompt_tokens": True, "completion_tokens": 10**13}, 7],
+)
+def test_usage_that_is_none_is_not_taken(reported: object) -> None:
+    assert hearing(delta("x"), {"choices": [], "usage": reported}, b"[DONE]").answer().usage is None
+
+
+def test_an_agent_that_did_not_say_that_it_is_done_has_hung_up() -> None:
+    with pytest.raises(AgentFailed, match="hung up"):
+        hearing(delta("Hel")).answer()
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b"{",
+        b"\xff",
+        b"[" * 100_000,
+        b"1" * 5000,
+        b"[]",
+        b'"text"',
+        {"choices": 1},
+        {"choices": [1]},
+        {"choices": [{"delta": "text"}]},
+        delta(content=7),
+        delta("\0"),
+        b'{"choices": [{"delta": {"content": "\\ud800"}}]}',
+        delta(tool_calls={"a": 1}),
+        delta(tool_calls=["x"]),
+        delta(tool_calls=[{"index": -1}]),
+        delta(tool_calls=[{"index": 128}]),
+        delta(tool_calls=[{"index": "1"}]),
+        finish(""),
+        finish("a\nb"),
+        finish("x" * 65),
+        {"error": {"message": "secret"}},
+    ],
+)
+def test_what_is_not_the_protocol_is_not_an_answer(event: object) -> None:
+    with pytest.raises(AgentFailed) as refusal:
+        hearing(event)
+    assert "secret" not in refusal.value.message
+
+
+@pytest.mark.parametrize("call", [{"function": {"name": "a"}}, {"id": "c"}, {"id": "c\n", "function": {"name": "a"}}])
+def test_a_tool_call_without_id_or_name_is_not_one(call: object) -> None:
+    with pytest.raises(AgentFailed, match="tool call"):
+        hearing(delta(tool_calls=[call]), finish("tool_calls")).answer()
+
+
+def test_text_and_tool_calls_share_one_bound() -> None:
+    hearing(delta("x" * 10), answer_bytes_max=10)
+    calls = [{"index": 0, "function": {"arguments": "xx"}}]
+    for events in ([delta("x" * 11)], [delta("é" * 6)], [delta("x" * 9), delta(tool_calls=calls)]):
+        with pytest.raises(AgentFailed, match="too large"):
+            hearing(*events, answer_bytes_max=10)

@@ -1,0 +1,287 @@
+"""Run, when something fails: each with its own status, and nothing kept."""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+
+import grpc
+import pytest
+from aiohttp import web
+
+from tests.router.conftest import Client, Start, refused
+from tests.router.fakes import ConversationUnknown, FakeMemory, FakeRegistry
+from tests.router.scripted import Heard, ScriptedAgents, delta, finish, sse
+from twofold_chassis.refusals import StoreUnavailable
+
+Code = grpc.StatusCode
+
+
+def nothing_kept(memory: FakeMemory, registry: FakeRegistry) -> bool:
+    return not memory.calls.of("AppendTurn") and not registry.calls.of("RecordUsage")
+
+
+async def test_who_may_not_use_the_agent_does_not_reach_it(client: Client, agents: ScriptedAgents, ws: str) -> None:
+    with refused(Code.PERMISSION_DENIED, "REASON_NOT_PERMITTED"):
+        await client.turn(ws, user_id="bob")
+    assert not agents.heard
+
+
+async def test_anothers_conversation_is_not_there(
+    client: Client, registry: FakeRegistry, memory: FakeMemory, agents: ScriptedAgents, ws: str
+) -> None:
+    registry.grant(ws, "bob", "agent")
+    await client.turn(ws, thread_id="t", operation_id="op")
+    for operation_id in ("op", "op-2", ""):  # neither anew nor as a replay
+        with refused(Code.NOT_FOUND, "REASON_CONVERSATION_UNKNOWN"):
+            await client.turn(ws, user_id="bob", thread_id="t", operation_id=operation_id)
+    assert len(agents.heard) == 1
+
+
+async def test_without_a_context_the_agent_is_not_asked(
+    client: Client, memory: FakeMemory, agents: ScriptedAgents, ws: str
+) -> None:
+    memory.calls.refuse("Invoking", StoreUnavailable("no store"))
+    with refused(Code.UNAVAILABLE, "REASON_STORE_UNAVAILABLE"):
+        await client.turn(ws, thread_id="t")
+    assert not agents.heard
+
+
+async def test_without_memory_there_is_no_turn(start: Start, agents: ScriptedAgents, ws: str) -> None:
+    async with start(memory_target="127.0.0.1:1") as forgetful:
+        with refused(Code.UNAVAILABLE, "REASON_PEER_UNAVAILABLE") as told:
+            await forgetful.turn(ws, thread_id="t")
+    assert "memory" in told.message
+    assert not agents.heard
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://no-such-host.invalid", "https://127.0.0.1:1"])
+async def test_an_agent_that_cannot_be_dialled_is_unreachable(
+    client: Client, registry: FakeRegistry, memory: FakeMemory, ws: str, url: str
+) -> None:
+    registry.publish(ws, "agent", url)
+    with refused(Code.UNAVAILABLE, "REASON_AGENT_UNREACHABLE") as told:
+        await client.turn(ws, thread_id="t")
+    assert b"RetryInfo" in told.details
+    assert nothing_kept(memory, registry)
+
+
+async def test_an_agent_that_does_not_take_the_call_is_unreachable(start: Start, registry: FakeRegistry, ws: str) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        address = full.getsockname()
+        waiting = [socket.socket() for _ in range(4)]
+        for caller in waiting:  # fills the queue of the listener, so that further dials are not answered
+            caller.setblocking(False)
+            caller.connect_ex(address)
+        registry.publish(ws, "agent", f"http://127.0.0.1:{address[1]}")
+        async with start(connect_timeout_s=0.2) as hurried:
+            with refused(Code.UNAVAILABLE, "REASON_AGENT_UNREACHABLE"):
+                await hurried.turn(ws)
+        for caller in waiting:
+            caller.close()
+
+
+@pytest.mark.parametrize("status", [300, 302, 400, 404, 500, 503])
+async def test_an_http_error_of_the_agent_is_named_by_its_status_and_never_by_its_words(
+    client: Client, registry: FakeRegistry, memory: FakeMemory, agents: ScriptedAgents, ws: str, status: int
+) -> None:
+    async def failing(heard: Heard) -> web.StreamResponse:
+        return web.Response(status=status, text="secret", headers={"location": "/elsewhere"})
+
+    agents.agent("agent", failing)
+    with refused(Code.UNAVAILABLE, "REASON_AGENT_FAILED") as told:
+        await client.turn(ws, thread_id="t")
+    assert str(status) in told.message
+    assert b"secret" not in told.details
+    assert len(agents.heard) == 1
+    assert nothing_kept(memory, registry)
+
+
+async def bad_json(heard: Heard) -> web.StreamResponse:
+    response = await heard.stream()
+    await response.write(sse(delta("Hel")) + b"data: {oops\n\n")
+    return response
+
+
+async def cut(heard: Heard) -> web.StreamResponse:
+    response = await heard.stream()
+    await response.write(sse(delta("Hel")))
+    assert heard.request.transport is not None
+    heard.request.transport.abort()
+    return response
+
+
+async def ends_early(heard: Heard) -> web.StreamResponse:
+    response = await heard.stream()
+    await response.write(sse(delta("Hel")))
+    await response.write_eof()
+    return response
+
+
+async def closes_at_once(heard: Heard) -> web.StreamResponse:
+    assert heard.request.transport is not None
+    heard.request.transport.abort()
+    return web.Response()
+
+
+async def three_mebibytes(heard: Heard) -> web.StreamResponse:
+    return await heard.say(*[delta("x" * 1024)] * 3072, finish())
+
+
+async def three_mebibytes_of_json(heard: Heard) -> web.StreamResponse:
+    return web.json_response({"choices": [{"index": 0, "message": {"content": "x" * 3 * 2**20}}]})
+
+
+async def a_line_without_end(heard: Heard) -> web.StreamResponse:
+    response = await heard.stream()
+    for _ in range(160):
+        await response.write(b"x" * 65536)
+    return response
+
+
+async def text(heard: Heard) -> web.StreamResponse:
+    return web.Response(text="Hello.")
+
+
+async def zipped(heard: Heard) -> web.StreamResponse:
+    response = web.json_response({"choices": [{"message": {"content": "x" * 2000}}]})
+    response.enable_compression(web.ContentCoding.gzip)
+    response.headers["content-encoding"] = "gzip"
+    return response
+
+
+async def error_event(heard: Heard) -> web.StreamResponse:
+    return await heard.say({"error": {"message": "secret"}})
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        bad_json,
+        cut,
+        ends_early,
+        closes_at_once,
+        three_mebibytes,
+        three_mebibytes_of_json,
+        a_line_without_end,
+        text,
+        zipped,
+        error_event,
+    ],
+    ids=lambda script: script.__name__,
+)
+async def test_an_agent_that_breaks_the_protocol_has_failed(
+    client: Client,
+    registry: FakeRegistry,
+    memory: FakeMemory,
+    agents: ScriptedAgents,
+    ws: str,
+    script: Callable[[Heard], Awaitable[web.StreamResponse]],
+) -> None:
+    agents.agent("agent", script)
+    with refused(Code.UNAVAILABLE, "REASON_AGENT_FAILED") as told:
+        await client.turn(ws, thread_id="t")
+    assert b"secret" not in told.details
+    assert nothing_kept(memory, registry)
+
+
+async def hangs_before_headers(heard: Heard) -> web.StreamResponse:
+    await asyncio.Event().wait()
+    return web.Response()
+
+
+async def hangs_after_headers(heard: Heard) -> web.StreamResponse:
+    await heard.stream()
+    return await hangs_before_headers(heard)
+
+
+async def hangs_after_saying_who_it_is(heard: Heard) -> web.StreamResponse:
+    response = await heard.stream()
+    await response.write(sse(delta("", role="assistant")))
+    return await hangs_before_headers(heard)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [hangs_before_headers, hangs_after_headers, hangs_after_saying_who_it_is],
+    ids=lambda script: script.__name__,
+)
+async def test_an_agent_that_says_nothing_in_time_is_hung_up_on(
+    client: Client,
+    registry: FakeRegistry,
+    memory: FakeMemory,
+    agents: ScriptedAgents,
+    ws: str,
+    script: Callable[[Heard], Awaitable[web.StreamResponse]],
+) -> None:
+    registry.publish(ws, "agent", agents.agent("agent", script), first_token_timeout=0.2)
+    with refused(Code.DEADLINE_EXCEEDED, "REASON_AGENT_TIMEOUT"):
+        await client.turn(ws, thread_id="t")
+    async with asyncio.timeout(5):
+        await agents.heard[-1].hung_up.wait()
+    assert nothing_kept(memory, registry)
+
+
+async def test_an_agent_that_does_not_come_to_an_end_is_hung_up_on(
+    client: Client, registry: FakeRegistry, memory: FakeMemory, agents: ScriptedAgents, ws: str
+) -> None:
+    async def endless(heard: Heard) -> web.StreamResponse:
+        response = await heard.stream()
+        while True:
+            await response.write(sse(delta("again ")))
+            await asyncio.sleep(0.02)
+
+    registry.publish(ws, "agent", agents.agent("agent", endless), first_token_timeout=0.2, turn_timeout=0.5)
+    with refused(Code.DEADLINE_EXCEEDED, "REASON_AGENT_TIMEOUT"):
+        await client.turn(ws, thread_id="t")
+    assert nothing_kept(memory, registry)
+
+
+async def test_an_agent_may_take_longer_than_its_first_token_may(
+    client: Client, registry: FakeRegistry, agents: ScriptedAgents, ws: str
+) -> None:
+    async def steady(heard: Heard) -> web.StreamResponse:
+        response = await heard.stream()
+        for _ in range(5):
+            await response.write(sse(delta("tick ")))
+            await asyncio.sleep(0.1)
+        await response.write(sse(finish()))
+        return response
+
+    registry.publish(ws, "agent", agents.agent("agent", steady), first_token_timeout=0.3)
+    assert (await client.turn(ws)).text == "tick " * 5
+
+
+async def test_a_caller_that_goes_away_takes_the_request_to_the_agent_with_it(
+    client: Client, registry: FakeRegistry, memory: FakeMemory, agents: ScriptedAgents, ws: str
+) -> None:
+    async def patient(heard: Heard) -> web.StreamResponse:
+        response = await heard.stream()
+        await response.write(sse(delta("Hel")))
+        return await hangs_before_headers(heard)
+
+    agents.agent("agent", patient)
+    running = client.run(ws, thread_id="t")
+    events = aiter(running)
+    assert [(await anext(events)).WhichOneof("event") for _ in range(2)] == ["started", "delta"]
+    running.cancel()
+    async with asyncio.timeout(5):
+        await agents.heard[-1].hung_up.wait()
+    assert nothing_kept(memory, registry)
+
+
+async def test_the_callers_deadline_ends_the_request_to_the_agent(client: Client, agents: ScriptedAgents, ws: str) -> None:
+    agents.agent("agent", hangs_after_headers)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        [event async for event in client.run(ws, timeout=0.5)]
+    assert caught.value.code() is Code.DEADLINE_EXCEEDED
+    async with asyncio.timeout(5):
+        await agents.heard[-1].hung_up.wait()
+
+
+async def test_a_conversation_that_is_deleted_meanwhile_fails_the_turn(
+    client: Client, memory: FakeMemory, registry: FakeRegistry, ws: str
+) -> None:
+    memory.calls.refuse("AppendTurn", ConversationUnknown("gone"))
+    with refused(Code.NOT_FOUND, "REASON_CONVERSATION_UNKNOWN"):
+        await client.turn(ws, thread_id="t")
+    assert not registry.events

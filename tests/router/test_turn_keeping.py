@@ -1,0 +1,154 @@
+"""Run, when it is interrupted or repeated: kept once, counted once, and the agent is not asked twice."""
+
+import asyncio
+
+import grpc
+import pytest
+from aiohttp import web
+
+from tests.router.conftest import Client, Start, refused
+from tests.router.fakes import FakeMemory, FakeRegistry
+from tests.router.scripted import Heard, ScriptedAgents, delta, finish, usage
+from twofold.memory.v1 import conversation_pb2, message_pb2
+from twofold_chassis.refusals import StoreUnavailable, Unavailable
+
+Code = grpc.StatusCode
+
+
+async def until_recorded(registry: FakeRegistry, count: int = 1) -> None:
+    await registry.calls.came("RecordUsage", count)
+
+
+async def test_a_retry_replays_the_kept_answer_and_does_not_ask_the_agent(
+    client: Client, registry: FakeRegistry, memory: FakeMemory, agents: ScriptedAgents, ws: str
+) -> None:
+    async def lengthy(heard: Heard) -> web.StreamResponse:
+        return await heard.say(delta("Once "), delta("only."), finish("length"), usage(5, 2))
+
+    agents.agent("agent", lengthy)
+    first = await client.turn(ws, thread_id="t", operation_id="op")
+    again = await client.turn(ws, thread_id="t", operation_id="op")
+    assert again.started.replayed
+    assert (again.started.context_messages, again.started.context_preferences) == (0, 0)
+    assert again.deltas == ["Once only."]
+    for field in (
+        "finish_reason",
+        "first_seq",
+        "last_seq",
+        "durability",
+        "thread_token",
+        "input_tokens",
+        "output_tokens",
+        "usage_recorded",
+    ):
+        assert getattr(again.completed, field) == getattr(first.completed, field), field
+    assert len(agents.heard) == 1
+    assert len(memory.messages[ws, "t"]) == 2
+
+
+async def test_a_retry_records_the_very_same_usage_event(client: Client, registry: FakeRegistry, ws: str) -> None:
+    for _ in range(3):
+        assert (await client.turn(ws, thread_id="t", operation_id="op")).completed.usage_recorded
+    events = [request.events[0] for request in registry.calls.of("RecordUsage")]
+    assert len(events) == 3
+    assert events[0] == events[1] == events[2]
+
+
+async def test_a_turn_whose_usage_was_not_recorded_succeeds_and_says_so_and_its_retry_records_it(
+    client: Client, registry: FakeRegistry, ws: str
+) -> None:
+    registry.calls.refuse("RecordUsage", Unavailable("not now"))
+    first = await client.turn(ws, thread_id="t", operation_id="op")
+    assert (first.text, first.completed.usage_recorded) == ("Hello, you.", False)
+    assert (await client.turn(ws, thread_id="t", operation_id="op")).completed.usage_recorded
+    assert list(registry.events) == [(ws, "op/0")]
+
+
+async def test_an_operation_that_is_repeated_without_a_thread_is_counted_once(
+    client: Client, registry: FakeRegistry, agents: ScriptedAgents, ws: str
+) -> None:
+    for _ in range(2):
+        assert (await client.turn(ws, operation_id="op")).completed.usage_recorded
+    assert len(agents.heard) == 2
+    assert list(registry.events) == [(ws, "op/0")]
+
+
+async def test_an_operation_id_that_was_used_for_another_message_is_refused(
+    client: Client, registry: FakeRegistry, agents: ScriptedAgents, ws: str
+) -> None:
+    await client.turn(ws, "one", thread_id="t", operation_id="op")
+    registry.publish(ws, "other", agents.agent("other"))
+    registry.grant(ws, "ada", "other")
+    for other in ({"message": "two"}, {"message": "one", "agent_id": "other"}):
+        with refused(Code.ALREADY_EXISTS, "REASON_REQUEST_REUSED"):
+            await client.turn(ws, thread_id="t", operation_id="op", **other)
+    assert len(agents.heard) == 1
+    assert len(registry.calls.of("RecordUsage")) == 1
+
+
+async def test_a_turn_id_that_is_of_no_exchange_is_refused(client: Client, memory: FakeMemory, ws: str) -> None:
+    memory.messages[ws, "t"] = [message_pb2.Message(role=message_pb2.ROLE_ASSISTANT, content="you", turn_id="op")]
+    memory.usages[ws, "t", "op"] = conversation_pb2.TurnUsage()
+    with refused(Code.ALREADY_EXISTS, "REASON_REQUEST_REUSED"):
+        await client.turn(ws, thread_id="t", operation_id="op")
+
+
+async def test_a_replay_needs_permission_like_any_turn(client: Client, registry: FakeRegistry, ws: str) -> None:
+    await client.turn(ws, thread_id="t", operation_id="op")
+    del registry.verdicts[ws, "ada", "agent"]
+    with refused(Code.PERMISSION_DENIED, "REASON_NOT_PERMITTED"):
+        await client.turn(ws, thread_id="t", operation_id="op")
+
+
+async def test_an_answered_turn_is_kept_and_counted_though_its_caller_has_gone(
+    client: Client, registry: FakeRegistry, memory: FakeMemory, agents: ScriptedAgents, ws: str
+) -> None:
+    memory.calls.gates["AppendTurn"] = gate = asyncio.Event()
+    running = client.run(ws, thread_id="t", operation_id="op")
+    events = aiter(running)
+    while (await anext(events)).delta.text != "you.":
+        pass
+    await memory.calls.came("AppendTurn")
+    running.cancel()
+    await asyncio.sleep(0.1)
+    gate.set()
+    await until_recorded(registry)
+    assert [message.content for message in memory.messages[ws, "t"]] == ["you", "Hello, you."]
+    assert (await client.turn(ws, thread_id="t", operation_id="op")).started.replayed
+    assert len(agents.heard) == 1
+
+
+async def test_the_callers_deadline_does_not_bound_the_keeping(
+    client: Client, registry: FakeRegistry, memory: FakeMemory, ws: str
+) -> None:
+    memory.calls.gates["AppendTurn"] = gate = asyncio.Event()
+    with pytest.raises(grpc.aio.AioRpcError):
+        [event async for event in client.run(ws, thread_id="t", timeout=0.5)]
+    gate.set()
+    await until_recorded(registry)
+    assert len(memory.messages[ws, "t"]) == 2
+
+
+async def test_a_router_that_ends_keeps_what_was_answered_first(
+    start: Start, registry: FakeRegistry, memory: FakeMemory, ws: str
+) -> None:
+    memory.calls.gates["AppendTurn"] = gate = asyncio.Event()
+    async with start(drain_s=0.1) as ending:
+        running = asyncio.create_task(ending.turn(ws, thread_id="t"))
+        await memory.calls.came("AppendTurn")
+        asyncio.get_running_loop().call_later(0.6, gate.set)
+    await asyncio.gather(running, return_exceptions=True)
+    assert len(memory.messages[ws, "t"]) == 2
+    assert len(registry.events) == 1
+
+
+async def test_a_memory_that_is_away_for_a_moment_does_not_lose_an_answered_turn(
+    client: Client, memory: FakeMemory, agents: ScriptedAgents, ws: str
+) -> None:
+    memory.calls.refuse("AppendTurn", StoreUnavailable("restarting"), times=2)
+    turn = await client.turn(ws, thread_id="t", operation_id="op")
+    assert turn.completed.last_seq == 2
+    requests = memory.calls.of("AppendTurn")
+    assert len(requests) == 3
+    assert requests[0] == requests[2]
+    assert len(agents.heard) == 1
