@@ -41,7 +41,7 @@ def checks() -> list[Check]:
     """All of them, the slow ones first, as two run at a time."""
     return [
         Check("types (mypy --strict)", [_script("mypy")]),
-        Check("import rules (import-linter)", [_script("lint-imports"), "--no-cache"]),
+        Check("import rules (import-linter)", [_script("lint-imports"), "--no-cache", "--no-logo"]),
         Check("stubs are fresh", [PYTHON, "tools/generate_stubs.py", "--check"]),
         Check("settings table is fresh", [PYTHON, "tools/settings_table.py", "--check"]),
         Check("file formats", [PYTHON, "tools/formats.py"]),
