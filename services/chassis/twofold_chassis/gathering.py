@@ -41,14 +41,19 @@ class Gathering(Generic[Item, Answer]):
         self._weight_max = weight_max
         self._waiting: deque[tuple[Item, asyncio.Future[Answer]]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
+        # Not len(_tasks): a lane that has just found nothing to do is still among them when its last caller, awake
+        # already, asks again, and that item would wait for somebody else to come by.
+        self._working = 0
 
     def ask(self, item: Item) -> "asyncio.Future[Answer]":
-        """Puts the item into the batch that is forming; the future gets its answer."""
-        if len(self._waiting) >= self._waiting_max:
-            raise Overloaded("too many calls wait for the same store", retry_after_s=0.2)
+        """Puts the item into the batch that is forming; the future gets its answer, or Overloaded. Never raises."""
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        if len(self._waiting) >= self._waiting_max:
+            _settle(future, Overloaded("too many calls wait for the same store", retry_after_s=0.2))
+            return future
         self._waiting.append((item, future))
-        if len(self._tasks) < self._lanes:
+        if self._working < self._lanes:
+            self._working += 1
             task = asyncio.create_task(self._work())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -60,20 +65,27 @@ class Gathering(Generic[Item, Answer]):
             await asyncio.wait(self._tasks)
 
     async def _work(self) -> None:
-        while self._waiting:
-            batch = self._next_batch()
-            try:
-                answers = await self._run([item for item, _ in batch])
-            except asyncio.CancelledError:
-                for _, future in batch:
-                    future.cancel()
-                raise
-            except Exception as error:  # noqa: BLE001  (handed on to each caller, whose interceptor judges it)
-                for _, future in batch:
-                    _settle(future, error)
-            else:
-                for (_, future), answer in zip(batch, answers, strict=True):
-                    _settle(future, answer)
+        try:
+            while self._waiting:
+                await self._answer(self._next_batch())
+        finally:
+            self._working -= 1
+
+    async def _answer(self, batch: "list[tuple[Item, asyncio.Future[Answer]]]") -> None:
+        try:
+            answers = await self._run([item for item, _ in batch])
+            if len(answers) != len(batch):
+                raise AssertionError(f"{len(answers)} answers for {len(batch)} items")  # a defect: whose is whose?
+        except asyncio.CancelledError:
+            for _, future in batch:
+                future.cancel()
+            raise
+        except Exception as error:  # noqa: BLE001  (handed on to each caller, whose interceptor judges it)
+            for _, future in batch:
+                _settle(future, error)
+        else:
+            for (_, future), answer in zip(batch, answers, strict=True):
+                _settle(future, answer)
 
     def _next_batch(self) -> list[tuple[Item, asyncio.Future[Answer]]]:
         batch: list[tuple[Item, asyncio.Future[Answer]]] = []

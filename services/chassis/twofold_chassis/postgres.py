@@ -26,6 +26,9 @@ _GONE = (
     asyncpg.InsufficientResourcesError,  # class 53: disk full, too many connections
     asyncpg.OperatorInterventionError,  # class 57: shutdown, cancelled, cannot connect now
     asyncpg.PostgresSystemError,  # class 58: input or output error
+    asyncpg.InvalidAuthorizationSpecificationError,  # class 28: a new connection is refused, e.g. by a changed password
+    asyncpg.ReadOnlySQLTransactionError,  # 25006: this is a standby (by now)
+    asyncpg.IdleInTransactionSessionTimeoutError,  # 25P03: we were paused, and Postgres gave the locks to others
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
     OSError,
@@ -117,7 +120,7 @@ async def answers(pool: Pool) -> bool:
     try:
         async with connection(pool) as acquired:
             return bool(await acquired.fetchval("SELECT 1"))
-    except (StoreUnavailable, Overloaded):
+    except (Refusal, asyncpg.PostgresError):
         return False
 
 

@@ -1,6 +1,7 @@
 """Redis for a room: one link that gathers commands into pipelines, keeps to a budget of time, and never retries blindly.
 
-Everything in Redis may be lost, so there is one error, RedisUnavailable, and one way to live with it, `losable`.
+Everything in Redis may be lost, so there is one error, RedisUnavailable, and one way to live with it, `losable`. That it is
+away is told to operators once, in the log, with the reason that a wrong password or address needs.
 """
 
 import asyncio
@@ -12,9 +13,10 @@ from importlib import resources
 from typing import Any, TypeVar
 
 import redis.asyncio
+import structlog
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, RedisError
 
 from twofold_chassis.breaker import Breaker
 from twofold_chassis.gathering import Gathering
@@ -26,13 +28,15 @@ Reply = Any  # what a command returns: bytes, int, None or a list of these
 Value = TypeVar("Value")
 Otherwise = TypeVar("Otherwise")
 
-_LANES = 4
+_LANES = 1
 _BATCH_MAX = 128
 _WAITING_MAX = 4096
+# A server that is loading, read-only, out of memory or without its cluster answers, but cannot serve: as good as gone.
+_CANNOT_SERVE = ("LOADING", "READONLY", "OOM", "CLUSTERDOWN", "MISCONF", "MASTERDOWN", "BUSY", "NOAUTH")
 
 
 class RedisUnavailable(Exception):  # noqa: N818  (a state, not an error of ours)
-    """Redis did not answer within its budget, or is believed to be gone. The command may or may not have run."""
+    """Redis did not answer within its budget, is believed to be gone, or refused. The command may or may not have run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,8 @@ class RedisLink:
     def __init__(self, settings: RedisSettings) -> None:
         self.budget_s = settings.budget_ms / 1000
         self.breaker = Breaker()
+        self._away = False
+        self._logger = structlog.get_logger("twofold.redis")
         password = settings.password.get_secret_value() if settings.password else None
         self._pool = redis.asyncio.BlockingConnectionPool(
             host=settings.host,
@@ -81,7 +87,7 @@ class RedisLink:
         )
 
     async def call(self, *command: Argument) -> Reply:
-        """One command. Raises RedisUnavailable, or ResponseError if Redis refuses the command (a defect)."""
+        """One command. Raises RedisUnavailable."""
         if not self.breaker.admits():
             raise RedisUnavailable("not asked: it did not answer before")
         try:
@@ -122,19 +128,27 @@ class RedisLink:
         except (RedisError, OSError, TimeoutError) as error:
             self.breaker.failed()
             reason = re.sub(r"\s+", " ", str(error))[:200] or "no answer within the budget"
+            self._tell(away=True, reason=reason)
             return [RedisUnavailable(reason) for _ in commands]
         self.breaker.succeeded()
-        return [_judged(reply) for reply in replies]
+        self._tell(away=False)
+        return [self._judged(command, reply) for command, reply in zip(commands, replies, strict=True)]
 
+    def _judged(self, command: Sequence[Argument], reply: Reply) -> Reply | BaseException:
+        if not isinstance(reply, RedisError) or isinstance(reply, NoScriptError):
+            return reply
+        reason = str(reply)[:200]
+        if not reason.startswith(_CANNOT_SERVE):
+            # A key of another type, a right that is missing, a script that fails: somebody must look, nobody shall suffer.
+            self._logger.error("redis refused a command", command=str(command[0]), reason=reason)
+        return RedisUnavailable(reason)
 
-def _judged(reply: Reply) -> Reply | BaseException:
-    # A server that is loading, read-only, out of memory or without its cluster answers, but cannot serve: as good as gone.
-    if isinstance(reply, ResponseError) and not isinstance(reply, NoScriptError):
-        if str(reply).startswith(("LOADING", "READONLY", "OOM", "CLUSTERDOWN", "MISCONF", "MASTERDOWN", "BUSY", "NOAUTH")):
-            return RedisUnavailable(str(reply)[:200])
-    elif isinstance(reply, RedisError) and not isinstance(reply, NoScriptError):
-        return RedisUnavailable(str(reply)[:200])
-    return reply
+    def _tell(self, *, away: bool, reason: str = "") -> None:
+        if away and not self._away:
+            self._logger.warning("redis is away", reason=reason)
+        elif self._away and not away:
+            self._logger.info("redis is back")
+        self._away = away
 
 
 async def losable(answer: Awaitable[Value], otherwise: Otherwise) -> Value | Otherwise:

@@ -56,8 +56,10 @@ async def memory(settings: Settings) -> AsyncIterator[Running]:
         cleanup.push_async_callback(appends.drain)
         recall = Recall(turns, windows, confirm_s=service.confirm_ms / 1000, metrics=metrics)
         cleanup.push_async_callback(recall.drain)
-        preference_recall = PreferenceRecall(preferences, copies)
+        preference_recall = PreferenceRecall(preferences, copies, confirm_s=service.confirm_ms / 1000)
+        cleanup.push_async_callback(preference_recall.drain)
         history = History(turns, conversations, windows)
+        cleanup.push_async_callback(history.drain)
 
         faces = [
             Face(

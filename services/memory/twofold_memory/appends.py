@@ -12,7 +12,7 @@ import cachetools
 from prometheus_client import CollectorRegistry, Histogram
 
 from twofold_chassis.gathering import Gathering
-from twofold_chassis.refusals import Busy, InvalidField, Overloaded, RequestReused
+from twofold_chassis.refusals import Busy, InvalidField, Overloaded, Refusal, RequestReused
 from twofold_memory.encoding import entries_of
 from twofold_memory.threads import Appended, ConversationDeleted, Entry, KeptTurn, NewTurn, ThreadKey, unknown
 
@@ -20,6 +20,7 @@ _BATCH_TURNS_MAX = 256
 _BATCH_BYTES_MAX = 1024 * 1024
 _WAITING_MAX = 2048
 _UNDER_WAY_MAX = 8192
+_THREADS_AT_ONCE = 4
 _KNOWN_THREADS_MAX = 100_000
 
 
@@ -98,20 +99,38 @@ class Appends:
 
     async def _commit(self, turns: Sequence[NewTurn]) -> Sequence[Appended | BaseException]:
         self._batch_sizes.observe(len(turns))
-        flagged = [(turn, turn.key not in self._known) for turn in turns]
         try:
-            return await self._store.append(flagged)
+            return await self._stored(turns)
         except (Busy, InvalidField) as refusal:
             # Nothing of the batch was stored. One thread or one value is to blame: nobody else shall suffer for it.
             if len(turns) == 1:
                 return [refusal]
-            return [await self._alone(turn, is_new) for turn, is_new in flagged]
+        of_threads: dict[ThreadKey, list[int]] = {}
+        for place, turn in enumerate(turns):
+            of_threads.setdefault(turn.key, []).append(place)
+        threads_at_once = asyncio.Semaphore(_THREADS_AT_ONCE)
+        answers: dict[int, Appended | BaseException] = {}
 
-    async def _alone(self, turn: NewTurn, is_new: bool) -> Appended | BaseException:
+        async def apart(places: Sequence[int]) -> None:
+            async with threads_at_once:
+                answers.update(zip(places, await self._apart([turns[place] for place in places]), strict=True))
+
+        await asyncio.gather(*map(apart, of_threads.values()))
+        return [answers[place] for place in range(len(turns))]
+
+    async def _apart(self, turns: Sequence[NewTurn]) -> Sequence[Appended | BaseException]:
+        """The turns of one thread, apart from all others: whatever becomes of them is told to them alone."""
         try:
-            return (await self._store.append([(turn, is_new)]))[0]
-        except (Busy, InvalidField) as refusal:
-            return refusal
+            return await self._stored(turns)
+        except InvalidField as refusal:
+            if len(turns) == 1:
+                return [refusal]
+            return [(await self._apart([turn]))[0] for turn in turns]
+        except Refusal as refusal:
+            return [refusal] * len(turns)
+
+    async def _stored(self, turns: Sequence[NewTurn]) -> list[Appended]:
+        return await self._store.append([(turn, turn.key not in self._known) for turn in turns])
 
     def _ended(self, name: tuple[ThreadKey, str], task: asyncio.Task[KeptTurn]) -> None:
         del self._under_way[name]

@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from twofold_memory.preferences import Preference
+from twofold_memory.threads import ANSWER_BYTES_MAX
 
+_FRAMES_BYTES = 16
 CONVERSATION_HEADING = "Previous conversation:"
 PREFERENCES_HEADING = "User preferences:"
 _ESCAPES = str.maketrans(
@@ -17,13 +20,19 @@ _ESCAPES = str.maketrans(
         "\x85": "\\x85",
         "\v": "\\v",
         "\f": "\\f",
+        "\x1c": "\\x1c",
+        "\x1d": "\\x1d",
+        "\x1e": "\\x1e",
     }
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Line:
-    """What a context must know of a message: the one line it is in the text, its tokens, and what it calls or answers."""
+    """What a context must know of a message: the one line it is in the text, its size, and what it calls or answers.
+
+    `tokens` are the caller's count, if there is one; `bytes` are those of the message itself.
+    """
 
     speaker: str
     text: str
@@ -31,8 +40,9 @@ class Line:
     starts_turn: bool
     calls: Sequence[str] = ()
     answers: str | None = None
+    bytes: int = 0
 
-    @property
+    @cached_property
     def rendered(self) -> str:
         """The line, with all that could end it escaped, so that content cannot forge another."""
         return f"{_escaped(self.speaker)}: {_escaped(self.text)}"
@@ -41,6 +51,11 @@ class Line:
     def cost(self) -> int:
         """Tokens: as counted by the caller, else a quarter of the line's bytes, rounded up."""
         return self.tokens if self.tokens is not None else estimate(self.rendered)
+
+    @property
+    def answer_bytes(self) -> int:
+        """Bytes in an answer, where it stands as a message and as a line."""
+        return self.bytes + len(self.rendered.encode()) + _FRAMES_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +73,17 @@ def estimate(text: str) -> int:
     return -(-len(text.encode()) // 4)
 
 
-def cut(lines: Sequence[Line], preferences: Sequence[Preference], budget: int) -> Cut:
+def cut(lines: Sequence[Line], preferences: Sequence[Preference], budget: int, *, bytes_max: int = ANSWER_BYTES_MAX) -> Cut:
     """The newest whole turns, and before them the preferences, that fit the budget; open tool calls are left out.
+
+    The budget is of tokens. `bytes_max` bounds the answer besides, which may be large for few tokens: callers count them.
 
     If not even the newest turn fits, as much of its end as does, from a place where no tool pair is cut.
     """
     kept_preferences, spent = _preferences_within(preferences, budget)
+    taken = sum(len(entry.value.encode()) + len(_preference_line(entry).encode()) for entry in kept_preferences)
     paired = _paired(lines)
-    begin = _begin(lines, paired, budget - spent)
+    begin = _begin(lines, paired, budget - spent, bytes_max - taken)
     chosen = [index for index in paired if index >= begin]
     return Cut(
         chosen,
@@ -118,15 +136,17 @@ def _paired(lines: Sequence[Line]) -> list[int]:
     return sorted(whole)
 
 
-def _begin(lines: Sequence[Line], paired: Sequence[int], budget: int) -> int:
+def _begin(lines: Sequence[Line], paired: Sequence[int], budget: int, bytes_max: int) -> int:
     """The index to begin at: the earliest start of a turn from which all fits, else the earliest line that is no result."""
-    spent, safe, start = 0, len(lines), len(lines)
+    spent, size, safe, start = 0, 0, len(lines), len(lines)
     for index in reversed(paired):
         spent += lines[index].cost
-        if spent > budget:
+        size += lines[index].answer_bytes
+        if spent > budget or size > bytes_max:
             break
-        if lines[index].answers is None:
-            safe = index
+        if lines[index].answers is not None:
+            continue  # a turn may begin with results of calls of the turn before
+        safe = index
         if lines[index].starts_turn:
             start = index
     return start if start < len(lines) else safe

@@ -1,5 +1,6 @@
 """History: a thread's past, from Postgres: single turns, pages of messages, and its end."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -56,6 +57,7 @@ class History:
         self._turns = turns
         self._conversations = conversations
         self._cache = cache
+        self._deletions: set[asyncio.Task[None]] = set()
 
     async def turn(self, key: ThreadKey, turn_id: str) -> StoredTurn:
         """One turn with its messages. Raises ConversationUnknown, TurnUnknown."""
@@ -76,10 +78,27 @@ class History:
         return Page(found[:fitting], fitting < len(found))
 
     async def delete(self, attempt: Attempt, key: ThreadKey, given_etag: str) -> None:
-        """Hides the conversation and drops its window. Raises ConversationUnknown, EtagMismatch, RequestReused."""
+        """Hides the conversation and drops its window. Cancelling changes nothing: no window outlives its conversation.
+
+        Raises ConversationUnknown, EtagMismatch, RequestReused.
+        """
+        task = asyncio.create_task(self._delete(attempt, key, given_etag))
+        self._deletions.add(task)
+        task.add_done_callback(self._deletions.discard)
+        await asyncio.shield(task)
+
+    async def drain(self) -> None:
+        """Returns when no deletion is under way."""
+        while self._deletions:
+            await asyncio.wait(self._deletions)
+
+    async def _delete(self, attempt: Attempt, key: ThreadKey, given_etag: str) -> None:
         epoch = await self._conversations.delete(attempt, key, given_etag, b"")
-        if epoch is not None:
-            await self._cache.fence(key, epoch)
+        if epoch is None:
+            # A repeat: whether the first time came as far as the window, nobody knows.
+            (head,) = await self._turns.heads([key])
+            epoch = head.epoch if head else 0
+        await self._cache.fence(key, epoch)
 
     async def _visible(self, key: ThreadKey) -> Head:
         (head,) = await self._turns.heads([key])

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
-from twofold_chassis.refusals import Reason, ResourceExhausted, StoreUnavailable
+from twofold_chassis.gathering import Gathering
+from twofold_chassis.refusals import Overloaded, Reason, ResourceExhausted, StoreUnavailable
 from twofold_memory.threads import Completeness, Source
 
+_BATCH_MAX = 256
+_WAITING_MAX = 4096
 PREFERENCES_MAX = 200
 VALUE_BYTES_MAX = 4096
 
@@ -64,8 +67,8 @@ class Change:
 class Store(Protocol):
     """The truth."""
 
-    async def version(self, user: UserKey) -> int:
-        """The version of the user's preferences; 0 if there never was one."""
+    async def versions(self, users: Sequence[UserKey]) -> list[int]:
+        """The version of each user's preferences; 0 if there never was one."""
         ...
 
     async def read(self, user: UserKey) -> Preferences:
@@ -88,34 +91,41 @@ class Cache(Protocol):
 class PreferenceRecall:
     """The one way to a user's preferences."""
 
-    def __init__(self, store: Store, cache: Cache) -> None:
+    def __init__(self, store: Store, cache: Cache, *, confirm_s: float) -> None:
         self._store = store
         self._cache = cache
+        self._confirm_s = confirm_s
+        self._versions: Gathering[UserKey, int] = Gathering(
+            store.versions, batch_max=_BATCH_MAX, waiting_max=_WAITING_MAX, lanes=2
+        )
 
     async def read(self, user: UserKey) -> Recalled:
         """All preferences. Raises StoreUnavailable if Postgres does not answer and there is no copy."""
-        copy, version = await asyncio.gather(self._cache.look(user), self._version(user))
-        if version is None:
-            if copy is None:
-                raise StoreUnavailable("the durable store does not answer, and there is no copy", retry_after_s=1.0)
+        confirmation = self._versions.ask(user)
+        copy = await self._cache.look(user)
+        if copy is None:
+            return await self._from_store(user)
+        try:
+            version = await asyncio.wait_for(confirmation, self._confirm_s)
+        except (TimeoutError, StoreUnavailable, Overloaded):
             return Recalled(copy, Source.L1, Completeness.UNVERIFIED)
-        if copy is not None and copy.version >= version:
+        if copy.version >= version:
             return Recalled(copy, Source.L1, Completeness.COMPLETE)
-        if version == 0:
-            return Recalled(Preferences(), Source.L2, Completeness.COMPLETE)
-        preferences = await self._store.read(user)
-        await self._cache.put(user, preferences)
-        return Recalled(preferences, Source.L2, Completeness.COMPLETE)
+        return await self._from_store(user)
 
     async def changed(self, user: UserKey, preferences: Preferences) -> None:
         """Tells the copy of a committed change."""
         await self._cache.put(user, preferences)
 
-    async def _version(self, user: UserKey) -> int | None:
-        try:
-            return await self._store.version(user)
-        except StoreUnavailable:
-            return None
+    async def drain(self) -> None:
+        """Returns when no question is under way."""
+        await self._versions.drain()
+
+    async def _from_store(self, user: UserKey) -> Recalled:
+        preferences = await self._store.read(user)
+        if preferences.version:
+            await self._cache.put(user, preferences)
+        return Recalled(preferences, Source.L2, Completeness.COMPLETE)
 
 
 def check_count(count: int) -> None:

@@ -6,7 +6,7 @@ more query and never a wrong answer.
 """
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter
@@ -96,10 +96,10 @@ class Recall:
         StoreUnavailable (Postgres does not answer, and no copy may stand in).
         """
         if level is Level.VERIFIED:
-            window = await self._verified(key, count, user_id, self._look(key, count))
+            window = await self._verified(key, count, user_id)
         else:
             looked = await self._look(key, count)
-            window = _as_of(looked[0], count, user_id, token) or await self._verified(key, count, user_id, _known(looked))
+            window = _as_of(looked[0], count, user_id, token) or await self._verified(key, count, user_id, looked)
             _check_token(window, token)
         self._windows.labels(window.source.name, window.completeness.name).inc()
         return window
@@ -110,9 +110,9 @@ class Recall:
             await asyncio.wait(self._fills.values())
         await self._heads.drain()
 
-    async def _verified(self, key: ThreadKey, count: int, user_id: str | None, look: Awaitable[Looked]) -> Window:
+    async def _verified(self, key: ThreadKey, count: int, user_id: str | None, looked: Looked | None = None) -> Window:
         confirmation = self._heads.ask(key)
-        copy, redis_answers = await look
+        copy, redis_answers = looked or await self._look(key, count)
         if copy is not None and copy.covers(count):
             try:
                 head = await asyncio.wait_for(confirmation, self._confirm_s)
@@ -157,10 +157,6 @@ class Recall:
         task = asyncio.ensure_future(write)
         self._fills[key] = task
         task.add_done_callback(lambda _: self._fills.pop(key))
-
-
-async def _known(looked: Looked) -> Looked:
-    return looked
 
 
 def _as_of(copy: Copy | None, count: int, user_id: str | None, token: ThreadToken | None) -> Window | None:

@@ -12,6 +12,8 @@ MESSAGE_BYTES_MAX = 1024 * 1024
 TURN_MESSAGES_MAX = 500
 TURN_BYTES_MAX = 3 * 1024 * 1024
 ANSWER_BYTES_MAX = 3 * 1024 * 1024
+# More than the largest turn or answer.
+WINDOW_BYTES_MAX = 4 * 1024 * 1024
 # twofold.memory.v1.ROLE_TOOL: the message is the result of a tool call.
 ROLE_RESULT = 4
 
@@ -151,7 +153,10 @@ def may_see(owner: str | None, user_id: str | None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A thread's head and its newest entries, read in one statement. Entries are in order and end at next_seq - 1."""
+    """A thread's head and its newest entries, read in one statement. Entries are in order and end at next_seq - 1.
+
+    There are fewer than asked for if the thread has no more, or if they are more than an answer can hold.
+    """
 
     head: Head
     entries: Sequence[Entry]
@@ -191,8 +196,10 @@ class Copy:
     entries: Sequence[Entry]
 
     def covers(self, count: int) -> bool:
-        """Whether it holds the newest `count` messages, or all there are."""
-        return self.first_seq == 1 or len(self.entries) >= count
+        """Whether it holds the newest `count` messages, or all there are, or as many as an answer can hold."""
+        if self.first_seq == 1 or len(self.entries) >= count:
+            return True
+        return sum(len(entry.encoded) for entry in self.entries) > ANSWER_BYTES_MAX
 
 
 @dataclass(frozen=True, slots=True)

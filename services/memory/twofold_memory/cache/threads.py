@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Counter
 from twofold_chassis.redis import RedisLink, Script, losable
 from twofold_memory import keys
 from twofold_memory.encoding import element, entry_of
-from twofold_memory.threads import Copy, Entry, KeptTurn, Snapshot, ThreadKey
+from twofold_memory.threads import WINDOW_BYTES_MAX, Copy, Entry, KeptTurn, Snapshot, ThreadKey
 
 _LUA = "twofold_memory.cache.lua"
 
@@ -38,12 +38,15 @@ class RedisThreads:
         epoch, first, following, owner, elements = reply
         next_seq = int(following)
         begin = next_seq - len(elements)
-        entries = [entry_of(begin + index, value) for index, value in enumerate(elements)]
+        try:
+            entries = [entry_of(begin + index, value) for index, value in enumerate(elements)]
+        except (LookupError, ValueError):
+            return None  # written by another version, or by hand
         return Copy(int(epoch), int(first), next_seq, owner.decode() or None, entries)
 
     async def extend(self, key: ThreadKey, turn: KeptTurn, entries: Sequence[Entry]) -> None:
         """Appends a committed turn to the window; without entries it only tells that the turn exists."""
-        numbers = (turn.epoch, turn.first_seq, turn.last_seq, self._ttl_ms, self.messages_max)
+        numbers = (turn.epoch, turn.first_seq, turn.last_seq, self._ttl_ms, self.messages_max, WINDOW_BYTES_MAX)
         await self._tell(self._extend, key, *numbers, turn.owner or "", *map(element, entries))
 
     async def fill(self, key: ThreadKey, snapshot: Snapshot) -> None:

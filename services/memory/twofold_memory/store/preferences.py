@@ -1,6 +1,6 @@
 """Preferences in Postgres."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from twofold_chassis import postgres
 from twofold_chassis.postgres import Connection, Pool
@@ -18,10 +18,14 @@ class PostgresPreferences:
         self._pool = pool
         self._requests = requests
 
-    async def version(self, user: UserKey) -> int:
-        """The version of the user's preferences; 0 if there never was one."""
+    async def versions(self, users: Sequence[UserKey]) -> list[int]:
+        """The version of each user's preferences; 0 if there never was one."""
         async with postgres.connection(self._pool) as connection:
-            return await connection.fetchval(STATEMENTS["preference_version"], *user) or 0
+            rows = await connection.fetch(
+                STATEMENTS["preference_versions"], [user.workspace_id for user in users], [user.user_id for user in users]
+            )
+        found = {row["place"]: row["version"] for row in rows}
+        return [found.get(place, 0) for place in range(1, len(users) + 1)]
 
     async def read(self, user: UserKey) -> Preferences:
         """All preferences, in one snapshot."""

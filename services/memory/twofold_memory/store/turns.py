@@ -10,6 +10,7 @@ from twofold_chassis.refusals import InvalidField
 from twofold_memory.encoding import encode, stamp
 from twofold_memory.store.statements import STATEMENTS
 from twofold_memory.threads import (
+    ANSWER_BYTES_MAX,
     ROLE_RESULT,
     Appended,
     Entry,
@@ -57,17 +58,18 @@ class PostgresTurns:
     async def newest(self, key: ThreadKey, count: int) -> Snapshot | None:
         """The thread and its newest messages, in one snapshot; None if it does not exist."""
         async with postgres.connection(self._pool) as connection:
-            rows = await connection.fetch(STATEMENTS["newest"], *key, count)
+            rows = await connection.fetch(STATEMENTS["newest"], *key, count, ANSWER_BYTES_MAX)
         if not rows:
             return None
         entries = [] if rows[0]["seq"] is None else _entries(rows)
         return Snapshot(_head(rows[0]), entries)
 
     async def page(self, key: ThreadKey, *, after: int | None, before: int | None, count: int) -> list[Entry]:
-        """Up to `count` messages after a seq in order, or before one in reverse order."""
+        """Up to `count` messages after a seq in order, or before one in reverse order; fewer if they are very large."""
         statement = STATEMENTS["messages_after"] if before is None else STATEMENTS["messages_before"]
         async with postgres.connection(self._pool) as connection:
-            return _entries(await connection.fetch(statement, *key, after if before is None else before, count))
+            seq = after if before is None else before
+            return _entries(await connection.fetch(statement, *key, seq, count, ANSWER_BYTES_MAX))
 
     async def turn(self, key: ThreadKey, turn_id: str) -> StoredTurn | None:
         """One turn; None if the thread has none of this id."""

@@ -173,6 +173,7 @@ def lines_of(messages: Sequence[message_pb2.Message]) -> list[Line]:
             starts_turn=message.turn_index == 0,
             calls=[call.id for call in message.tool_calls],
             answers=message.tool_call_id if message.role == message_pb2.ROLE_TOOL else None,
+            bytes=message.ByteSize(),
         )
         for message in messages
     ]

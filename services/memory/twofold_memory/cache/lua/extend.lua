@@ -1,16 +1,17 @@
 -- Appends a committed turn to a thread's window, if the window is contiguous with it; else leaves the window cold.
 -- KEYS 1 list of messages  2 head
 -- ARGV 1 epoch  2 first seq of the turn  3 last seq  4 time to live, ms  5 messages in the window at most
---      6 owner ('' for nobody)  7… the elements first..last, or none for a turn that was found stored already
+--      6 bytes in the window at most  7 owner ('' for nobody)
+--      8… the elements first..last, or none for a turn that was found stored already
 -- Returns OK, DUP (held already), COLD (no window to extend), GAP (window dropped), STALE (of an older epoch).
 -- Safe to run twice and late.
 local epoch, first, last = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local ttl, cap, count = ARGV[4], tonumber(ARGV[5]), #ARGV - 6
-local head = redis.call('HMGET', KEYS[2], 'epoch', 'first', 'next', 'hw')
+local ttl, length_max, bytes_max, count = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6]), #ARGV - 7
+local head = redis.call('HMGET', KEYS[2], 'epoch', 'first', 'next', 'hw', 'bytes')
 
 local function leave_cold(answer, hw)
   redis.call('DEL', KEYS[1])
-  redis.call('HSET', KEYS[2], 'epoch', ARGV[1], 'first', 0, 'next', 0, 'hw', hw, 'owner', ARGV[6])
+  redis.call('HSET', KEYS[2], 'epoch', ARGV[1], 'first', 0, 'next', 0, 'hw', hw, 'bytes', 0, 'owner', ARGV[7])
   redis.call('PEXPIRE', KEYS[2], ttl)
   return answer
 end
@@ -34,26 +35,30 @@ if count == 0 or next_seq < first then
   return leave_cold('GAP', hw)
 end
 
-for index = 7 + next_seq - first, #ARGV do
+local bytes = start < next_seq and tonumber(head[5] or 0) or 0
+for index = 8 + next_seq - first, #ARGV do
   redis.call('RPUSH', KEYS[1], ARGV[index])
+  bytes = bytes + #ARGV[index]
 end
 next_seq = last + 1
-local surplus = next_seq - start - cap
-if surplus > 0 then
-  -- cut at the start of a turn ('t', 's'), unless the newest turn alone is larger than the window
-  local cut = surplus
-  local kept = redis.call('LRANGE', KEYS[1], surplus, -1)
-  for index = 1, #kept do
-    local letter = string.sub(kept[index], 1, 1)
-    if letter == 't' or letter == 's' then
-      cut = surplus + index - 1
-      break
-    end
-  end
-  redis.call('LTRIM', KEYS[1], cut, -1)
-  start = start + cut
+
+local function too_large()
+  return next_seq - start > length_max or bytes > bytes_max
 end
-redis.call('HSET', KEYS[2], 'epoch', ARGV[1], 'first', start, 'next', next_seq, 'hw', hw, 'owner', ARGV[6])
+
+local function begins_a_turn()
+  local letter = string.sub(redis.call('LINDEX', KEYS[1], 0), 1, 1)
+  return letter == 't' or letter == 's'
+end
+
+-- The oldest turns go, whole; of the newest turn only what does not fit by itself.
+local trimmed = false
+while start < last and (too_large() or (trimmed and start < first and not begins_a_turn())) do
+  bytes = bytes - #redis.call('LPOP', KEYS[1])
+  start = start + 1
+  trimmed = true
+end
+redis.call('HSET', KEYS[2], 'epoch', ARGV[1], 'first', start, 'next', next_seq, 'hw', hw, 'bytes', bytes, 'owner', ARGV[7])
 redis.call('PEXPIRE', KEYS[2], ttl)
 redis.call('PEXPIRE', KEYS[1], ttl)
 return 'OK'

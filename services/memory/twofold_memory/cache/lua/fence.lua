@@ -8,6 +8,6 @@ if old_epoch >= tonumber(ARGV[1]) then
   return 'KEPT'
 end
 redis.call('DEL', KEYS[1])
-redis.call('HSET', KEYS[2], 'epoch', ARGV[1], 'first', 0, 'next', 0, 'hw', 0, 'owner', '')
+redis.call('HSET', KEYS[2], 'epoch', ARGV[1], 'first', 0, 'next', 0, 'hw', 0, 'bytes', 0, 'owner', '')
 redis.call('PEXPIRE', KEYS[2], ARGV[2])
 return 'FENCED'

@@ -10,19 +10,22 @@ if epoch < old_epoch then
   return 'OLD'
 end
 if epoch == old_epoch then
-  if next_seq - 1 < tonumber(head[4]) then
+  if next_seq - 1 < tonumber(head[4] or 0) then
     return 'TOO_OLD'
   end
-  local length = tonumber(head[3]) - tonumber(head[2])
-  if tonumber(head[3]) >= next_seq and length >= count and redis.call('LLEN', KEYS[1]) == length then
+  local length = tonumber(head[3] or 0) - tonumber(head[2] or 0)
+  if tonumber(head[3] or 0) >= next_seq and length >= count and redis.call('LLEN', KEYS[1]) == length then
     return 'NEWER'
   end
 end
+local bytes = 0
 redis.call('DEL', KEYS[1])
 for index = 5, #ARGV do
   redis.call('RPUSH', KEYS[1], ARGV[index])
+  bytes = bytes + #ARGV[index]
 end
-redis.call('HSET', KEYS[2], 'epoch', ARGV[1], 'first', next_seq - count, 'next', next_seq, 'hw', next_seq - 1, 'owner', ARGV[4])
+redis.call('HSET', KEYS[2], 'epoch', ARGV[1], 'first', next_seq - count, 'next', next_seq,
+  'hw', next_seq - 1, 'bytes', bytes, 'owner', ARGV[4])
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 redis.call('PEXPIRE', KEYS[2], ARGV[3])
 return 'FILLED'

@@ -32,7 +32,7 @@ RETURNING epoch;
 SELECT workspace_id, thread_id, user_id, title, metadata, next_seq, version, created_at, updated_at
 FROM memory.conversations
 WHERE workspace_id = $1 AND deleted_at IS NULL
-    AND ($2::timestamptz IS NULL OR (updated_at, thread_id) < ($2, $3))
+    AND (updated_at, thread_id) < (coalesce($2::timestamptz, 'infinity'), coalesce($3::text, ''))
 ORDER BY updated_at DESC, thread_id DESC
 LIMIT $4;
 
@@ -40,6 +40,6 @@ LIMIT $4;
 SELECT workspace_id, thread_id, user_id, title, metadata, next_seq, version, created_at, updated_at
 FROM memory.conversations
 WHERE workspace_id = $1 AND user_id = $2 AND deleted_at IS NULL
-    AND ($3::timestamptz IS NULL OR (updated_at, thread_id) < ($3, $4))
+    AND (updated_at, thread_id) < (coalesce($3::timestamptz, 'infinity'), coalesce($4::text, ''))
 ORDER BY updated_at DESC, thread_id DESC
 LIMIT $5;

@@ -1,5 +1,8 @@
--- name: preference_version
-SELECT version FROM memory.preference_versions WHERE workspace_id = $1 AND user_id = $2;
+-- name: preference_versions
+-- One row for each asked user who ever had preferences, with their place in the question.
+SELECT k.place, v.version
+FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS k (workspace_id, user_id, place)
+JOIN memory.preference_versions v ON v.workspace_id = k.workspace_id AND v.user_id = k.user_id;
 
 -- name: preferences
 -- The version and all preferences in one statement: one snapshot. No row: the user never had any.
