@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+import aiohttp
 import grpc
 import pytest
 from grpc_status import rpc_status
@@ -22,7 +23,9 @@ METADATA = (("twofold-actor", "tester"), ("x-request-id", "request-1"))
 class Client:
     """What a caller of the router does."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, metrics_port: int | None = None) -> None:
+        self.channel = channel
+        self._metrics_port = metrics_port
         self._routing = routing_pb2_grpc.RoutingServiceStub(channel)
         self._turns = turn_pb2_grpc.TurnServiceStub(channel)
 
@@ -42,6 +45,11 @@ class Client:
 
     async def turn(self, workspace_id: str, /, message: str = "you", **fields: Any) -> "Turn":
         return Turn([event async for event in self.run(workspace_id, message, **fields)])
+
+    async def metrics(self) -> str:
+        async with aiohttp.ClientSession() as session:
+            response = await session.get(f"http://127.0.0.1:{self._metrics_port}/metrics")
+            return await response.text()
 
 
 class Turn:
@@ -133,7 +141,7 @@ def start(_registry: tuple[FakeRegistry, str], _memory: tuple[FakeMemory, str], 
         chosen = {"port": 0, "drain_s": 0.2, "registry_target": _registry[1], "memory_target": _memory[1], **options}
         settings = Settings(redis=redis, router=RouterSettings(**chosen))
         async with router(settings) as running, grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel:
-            yield Client(channel)
+            yield Client(channel, running.metrics_port)
 
     return started
 

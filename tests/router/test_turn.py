@@ -35,7 +35,7 @@ async def test_a_turn_is_answered_kept_and_counted(
     assert completed.usage_recorded
     assert 0 < completed.first_token_duration.ToMicroseconds() <= completed.agent_duration.ToMicroseconds()
     kept = [(message.role, message.content, message.author) for message in memory.messages[ws, "t"]]
-    assert kept == [(message_pb2.ROLE_USER, "you", "ada"), (message_pb2.ROLE_ASSISTANT, "Hello, you.", "agent")]
+    assert kept == [(message_pb2.ROLE_USER, "you", ""), (message_pb2.ROLE_ASSISTANT, "Hello, you.", "agent")]
     assert memory.messages[ws, "t"][1].token_count == 3
     assert memory.usages[ws, "t", "op"] == conversation_pb2.TurnUsage(input_tokens=7, output_tokens=3)
     event = registry.events[ws, "op/0"]

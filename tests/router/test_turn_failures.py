@@ -31,9 +31,10 @@ async def test_anothers_conversation_is_not_there(
 ) -> None:
     registry.grant(ws, "bob", "agent")
     await client.turn(ws, thread_id="t", operation_id="op")
-    for operation_id in ("op", "op-2", ""):  # neither anew nor as a replay
+    # Neither anew nor as a replay, and not even that the operation_id was used in it.
+    for operation_id, message in (("op", "you"), ("op", "other"), ("op-2", "you"), ("", "you")):
         with refused(Code.NOT_FOUND, "REASON_CONVERSATION_UNKNOWN"):
-            await client.turn(ws, user_id="bob", thread_id="t", operation_id=operation_id)
+            await client.turn(ws, message, user_id="bob", thread_id="t", operation_id=operation_id)
     assert len(agents.heard) == 1
 
 

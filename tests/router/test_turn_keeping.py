@@ -118,6 +118,21 @@ async def test_an_answered_turn_is_kept_and_counted_though_its_caller_has_gone(
     assert len(agents.heard) == 1
 
 
+async def test_a_retry_waits_for_a_first_call_that_is_still_being_kept(
+    client: Client, memory: FakeMemory, agents: ScriptedAgents, ws: str
+) -> None:
+    memory.calls.gates["AppendTurn"] = gate = asyncio.Event()
+    first = asyncio.create_task(client.turn(ws, thread_id="t", operation_id="op"))
+    await memory.calls.came("AppendTurn")
+    first.cancel()
+    retry = asyncio.create_task(client.turn(ws, thread_id="t", operation_id="op"))
+    await memory.calls.came("Invoking", 2)
+    await asyncio.sleep(0.1)
+    gate.set()
+    assert (await retry).started.replayed
+    assert len(agents.heard) == 1
+
+
 async def test_the_callers_deadline_does_not_bound_the_keeping(
     client: Client, registry: FakeRegistry, memory: FakeMemory, ws: str
 ) -> None:

@@ -4,7 +4,19 @@ from twofold_router.agents import Message, Prompt, estimated_tokens
 from twofold_router.conversations import Context
 from twofold_router.routes import AgentKey, Route
 
-_ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r"})
+# As memory writes its lines: everything that a reader may take for the end of one is escaped.
+_ESCAPES = str.maketrans(
+    {
+        "\\": "\\\\",
+        "\n": "\\n",
+        "\r": "\\r",
+        "\u2028": "\\u2028",
+        "\u2029": "\\u2029",
+        "\x85": "\\x85",
+        "\v": "\\v",
+        "\f": "\\f",
+    }
+)
 
 
 def prompt(agent: AgentKey, route: Route, user_id: str, instructions: str, context: Context, message: str) -> Prompt:

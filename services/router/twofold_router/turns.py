@@ -128,9 +128,11 @@ class Turns:
         began = time.monotonic()
         resolution = await self._resolver.resolve(ask.question)
         resolved = time.monotonic()
-        context, kept = await asyncio.gather(self._context(ask, resolution), self._kept(ask))
+        context, kept = await asyncio.gather(self._context(ask, resolution), self._find(ask))
         durations = (resolved - began, time.monotonic() - resolved)
         if kept is not None:
+            # Only now: whose conversation it is has been checked with the context.
+            _require_same(ask, kept)
             yield _started(ask, resolution, context, durations, replayed=True)
             async for event in self._replay(ask, kept):
                 yield event
@@ -147,13 +149,12 @@ class Turns:
             Wanted(agent.workspace_id, ask.thread_id, user_id, settings.context_messages_max, settings.context_tokens_max)
         )
 
-    async def _kept(self, ask: Ask) -> KeptTurn | None:
+    async def _find(self, ask: Ask) -> KeptTurn | None:
         if ask.turn is None or ask.turn_is_new:
             return None
-        kept = await self._conversations.find(ask.turn)
-        if kept is not None and (kept.message, kept.agent_id) != (ask.message, ask.question.agent.agent_id):
-            raise RequestReused("this operation_id was used for another message", operation_id=ask.operation_id)
-        return kept
+        # A first call that broke off while its answer was being kept: to look too early is to ask the agent again.
+        await self._keeping.settled(ask.turn)
+        return await self._conversations.find(ask.turn)
 
     async def _replay(self, ask: Ask, kept: KeptTurn) -> AsyncGenerator[Event, None]:
         if kept.text:
@@ -178,7 +179,7 @@ class Turns:
                 else:
                     # From here on the turn is kept, whatever becomes of its caller: nothing may be awaited in between.
                     usage = piece.usage or Usage(prompts.input_tokens(prompt), _output_tokens(piece))
-                    keeping = self._keeping.start(self._keep(ask, piece, usage, began_at))
+                    keeping = self._keeping.start(self._keep(ask, piece, usage, began_at), name=ask.turn)
         assert keeping is not None, "an agent that does not answer refuses"
         kept = await asyncio.shield(keeping)
         yield Completed(kept.finish_reason, kept.usage, kept.recorded, kept.receipt, first_token_s, agent_s, kept.keep_s)
@@ -254,6 +255,11 @@ def _started(
         resolve_s=durations[0],
         context_s=durations[1],
     )
+
+
+def _require_same(ask: Ask, kept: KeptTurn) -> None:
+    if (kept.message, kept.agent_id) != (ask.message, ask.question.agent.agent_id):
+        raise RequestReused("this operation_id was used for another message", operation_id=ask.operation_id)
 
 
 def _output_tokens(answer: Answer) -> int:

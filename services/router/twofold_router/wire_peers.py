@@ -15,7 +15,7 @@ from twofold_router.routes import AgentSettings, Route
 
 _FIRST_TOKEN_S = 30.0
 _TURN_S = 300.0
-_INT32_MAX = 2**31 - 1
+_MESSAGE_TOKENS_MAX = 1_000_000_000
 _FINISH_REASON = "finish_reason"  # kept as a label of the answer, so that a replay can say it again
 
 _ROLES = {
@@ -97,7 +97,7 @@ def context(response: context_pb2.InvokingResponse) -> Context:
 
 def append_request(exchange: Exchange) -> conversation_pb2.AppendTurnRequest:
     """The exchange as memory takes it."""
-    question = message_pb2.Message(role=message_pb2.ROLE_USER, content=exchange.message, author=exchange.user_id)
+    question = message_pb2.Message(role=message_pb2.ROLE_USER, content=exchange.message)
     return conversation_pb2.AppendTurnRequest(
         workspace_id=exchange.turn.workspace_id,
         thread_id=exchange.turn.thread_id,
@@ -161,7 +161,7 @@ def _answered(answer: Answer, agent_id: str) -> message_pb2.Message:
         author=agent_id,
         metadata={_FINISH_REASON: answer.finish_reason},
     )
-    if answer.usage is not None and answer.usage.output_tokens <= _INT32_MAX:
+    if answer.usage is not None and answer.usage.output_tokens <= _MESSAGE_TOKENS_MAX:
         message.token_count = answer.usage.output_tokens
     return message
 

@@ -1,0 +1,62 @@
+"""The router as a server: it starts before its peers, and says what it can do."""
+
+import asyncio
+import socket
+
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.router.conftest import Client, Start
+from tests.router.fakes import FakeRegistry, registry_server
+from twofold_chassis.settings import load
+from twofold_router.settings import Settings
+
+
+async def status(client: Client, service: str) -> int:
+    check = health_pb2_grpc.HealthStub(client.channel).Check  # type: ignore[attr-defined]
+    return int((await check(health_pb2.HealthCheckRequest(service=service))).status)
+
+
+async def until_serving(client: Client, service: str) -> None:
+    watch = health_pb2_grpc.HealthStub(client.channel).Watch  # type: ignore[attr-defined]
+    async with asyncio.timeout(20):
+        async for answer in watch(health_pb2.HealthCheckRequest(service=service)):
+            if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                return
+
+
+async def test_a_router_that_starts_first_serves_as_soon_as_the_registry_does(start: Start, client: Client, ws: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        port = reserved.getsockname()[1]
+    registry = FakeRegistry()  # type: ignore[abstract]
+    registry.publish(ws, "agent", "http://a")
+    registry.grant(ws, "ada", "agent")
+    service = "twofold.router.v1.RoutingService"
+    async with start(registry_target=f"127.0.0.1:{port}", memory_target="127.0.0.1:1") as early:
+        assert await status(early, service) == health_pb2.HealthCheckResponse.NOT_SERVING
+        async with registry_server(registry, port=port):
+            await until_serving(early, service)
+            assert (await early.resolve(ws)).url == "http://a"
+            assert await status(early, "twofold.router.v1.TurnService") == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROUTER__REGISTRY_TARGET", "registry:50051")
+    monkeypatch.setenv("ROUTER__TURNS_MAX", "7")
+    settings = load(Settings)
+    assert (settings.router.registry_target, settings.router.turns_max) == ("registry:50051", 7)
+    assert (settings.router.port, settings.router.memory_target) == (50053, "127.0.0.1:50052")
+
+
+async def test_what_is_done_is_counted(start: Start, client: Client, ws: str) -> None:
+    async with start(metrics_port=0) as counted:
+        await counted.turn(ws)
+        await counted.turn(ws)
+        text = await counted.metrics()
+    for line in (
+        'twofold_router_routes_total{cache="miss"} 1.0',
+        'twofold_router_routes_total{cache="hit"} 1.0',
+        'twofold_router_turns_total{outcome="completed"} 2.0',
+        "twofold_router_turns_running 0.0",
+    ):
+        assert line in text.splitlines()

@@ -1,0 +1,185 @@
+"""One message through all three rooms as they really are, on real Postgres and Redis, to an agent over HTTP."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import grpc
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from tests.router.conftest import METADATA, Client, refused
+from twofold.memory.v1 import conversation_pb2, conversation_pb2_grpc, message_pb2, preference_pb2, preference_pb2_grpc
+from twofold.registry.v1 import (
+    agent_pb2,
+    agent_pb2_grpc,
+    permission_pb2,
+    permission_pb2_grpc,
+    usage_pb2,
+    usage_pb2_grpc,
+    user_pb2,
+    user_pb2_grpc,
+    workspace_pb2,
+    workspace_pb2_grpc,
+)
+from twofold.router.v1 import routing_pb2
+from twofold_chassis.settings import DatabaseSettings, RedisSettings
+from twofold_cli.demo_agent import DemoAgent, serving
+from twofold_cli.embedded.redis import EmbeddedRedis
+from twofold_memory.app import memory
+from twofold_memory.settings import MemorySettings
+from twofold_memory.settings import Settings as MemoryRoom
+from twofold_registry.app import registry
+from twofold_registry.settings import RegistrySettings
+from twofold_registry.settings import Settings as RegistryRoom
+from twofold_router.app import router
+from twofold_router.settings import RouterSettings, Settings
+
+Code = grpc.StatusCode
+
+
+@dataclass
+class House:
+    """The three rooms, and what a test asks of them."""
+
+    client: Client
+    registry: grpc.aio.Channel
+    memory: grpc.aio.Channel
+    workspace_id: str
+
+    async def grant(self, user_id: str, agent_id: str = "agent") -> bytes:
+        grant = permission_pb2.AgentGrant(workspace_id=self.workspace_id, user_id=user_id, agent_id=agent_id)
+        stub = permission_pb2_grpc.PermissionServiceStub(self.registry)
+        return (await stub.Grant(permission_pb2.GrantRequest(grant=grant))).revision_token
+
+    async def messages(self, thread_id: str) -> list[message_pb2.Message]:
+        stub = conversation_pb2_grpc.ConversationServiceStub(self.memory)
+        request = conversation_pb2.ListMessagesRequest(workspace_id=self.workspace_id, thread_id=thread_id)
+        return list((await stub.ListMessages(request)).messages)
+
+    async def usage(self) -> usage_pb2.GetUsageResponse:
+        now = datetime.now(UTC)
+        start, end = Timestamp(), Timestamp()
+        start.FromDatetime(now - timedelta(hours=1))
+        end.FromDatetime(now + timedelta(hours=1))
+        stub = usage_pb2_grpc.UsageServiceStub(self.registry)
+        return await stub.GetUsage(usage_pb2.GetUsageRequest(workspace_id=self.workspace_id, start_time=start, end_time=end))
+
+    async def prefer(self, user_id: str, **preferences: str) -> None:
+        request = preference_pb2.UpdatePreferencesRequest(workspace_id=self.workspace_id, user_id=user_id, set=preferences)
+        await preference_pb2_grpc.PreferenceServiceStub(self.memory).UpdatePreferences(request)
+
+
+async def furnish(channel: grpc.aio.Channel, workspace_id: str, url: str) -> None:
+    """A workspace with the users ada, bob and boss (an owner) and the agents "agent" and "paused"."""
+    workspace = workspace_pb2.Workspace(workspace_id=workspace_id, display_name="Acme")
+    await workspace_pb2_grpc.WorkspaceServiceStub(channel).CreateWorkspace(
+        workspace_pb2.CreateWorkspaceRequest(workspace=workspace), metadata=METADATA
+    )
+    for user_id, role in (("ada", user_pb2.ROLE_MEMBER), ("bob", user_pb2.ROLE_MEMBER), ("boss", user_pb2.ROLE_OWNER)):
+        user = user_pb2.User(
+            workspace_id=workspace_id, user_id=user_id, email=f"{user_id}@example.com", display_name=user_id, role=role
+        )
+        await user_pb2_grpc.UserServiceStub(channel).CreateUser(user_pb2.CreateUserRequest(user=user))
+    for agent_id, state in (("agent", agent_pb2.AGENT_STATE_PUBLISHED), ("paused", agent_pb2.AGENT_STATE_PAUSED)):
+        agent = agent_pb2.Agent(workspace_id=workspace_id, agent_id=agent_id, display_name=agent_id, url=url, state=state)
+        await agent_pb2_grpc.AgentServiceStub(channel).CreateAgent(agent_pb2.CreateAgentRequest(agent=agent))
+
+
+@pytest.fixture
+async def house(database_settings: DatabaseSettings, own_redis: EmbeddedRedis, workspace_id: str) -> AsyncIterator[House]:
+    redis = RedisSettings(host=own_redis.host, port=own_redis.port, password=own_redis.password, budget_ms=200)
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(serving(DemoAgent(allow_faults=True)))
+        rooms = (
+            registry(RegistryRoom(database=database_settings, registry=RegistrySettings(port=0, allow_loopback_urls=True))),
+            memory(MemoryRoom(database=database_settings, redis=redis, memory=MemorySettings(port=0))),
+        )
+        targets = [f"127.0.0.1:{(await stack.enter_async_context(room)).port}" for room in rooms]
+        options = RouterSettings(port=0, registry_target=targets[0], memory_target=targets[1])
+        running = await stack.enter_async_context(router(Settings(redis=redis, router=options)))
+        targets.append(f"127.0.0.1:{running.port}")
+        channels = [await stack.enter_async_context(grpc.aio.insecure_channel(target)) for target in targets]
+        await furnish(channels[0], workspace_id, url)
+        yield House(Client(channels[2]), channels[0], channels[1], workspace_id)
+
+
+async def test_a_conversation_goes_through_all_three_rooms_and_survives_its_redis(
+    house: House, own_redis: EmbeddedRedis
+) -> None:
+    ws, client = house.workspace_id, house.client
+    token = await house.grant("ada")
+    await house.prefer("ada", preferred_language="Python")
+
+    first = await client.turn(ws, "My name is Ada.", thread_id="t", operation_id="op-1", min_revision_token=token)
+    assert first.text == "Nice to meet you, Ada."
+    assert (first.completed.first_seq, first.completed.last_seq) == (1, 2)
+    assert first.completed.usage_recorded
+    assert first.started.route_source == routing_pb2.ROUTE_SOURCE_REGISTRY
+
+    second = await client.turn(ws, "What is my name?", thread_id="t")
+    assert second.text == "Your name is Ada."
+    assert second.started.route_source == routing_pb2.ROUTE_SOURCE_CACHE
+    assert second.started.context_source == message_pb2.READ_SOURCE_L1
+    assert (second.started.context_messages, second.started.context_preferences) == (2, 1)
+
+    await own_redis.kill()
+    third = await client.turn(ws, "Which language should I use?", thread_id="t")
+    assert third.text == "You prefer Python."
+    assert third.started.context_source == message_pb2.READ_SOURCE_L2
+    assert third.started.context_completeness == message_pb2.COMPLETENESS_COMPLETE
+
+    again = await client.turn(ws, "My name is Ada.", thread_id="t", operation_id="op-1")
+    assert again.started.replayed
+    assert (again.text, again.completed.last_seq) == (first.text, 2)
+    assert again.completed.finish_reason == first.completed.finish_reason == "stop"
+    assert again.completed.usage_recorded
+
+    said = [(message.content, message.author) for message in await house.messages("t")]
+    assert said == [
+        ("My name is Ada.", ""),
+        ("Nice to meet you, Ada.", "agent"),
+        ("What is my name?", ""),
+        ("Your name is Ada.", "agent"),
+        ("Which language should I use?", ""),
+        ("You prefer Python.", "agent"),
+    ]
+    used, turns = await house.usage(), (first, second, third)
+    assert (used.events, used.messages) == (3, 3)
+    assert used.input_tokens == sum(turn.completed.input_tokens for turn in turns)
+    assert used.output_tokens == sum(turn.completed.output_tokens for turn in turns)
+
+
+async def test_the_rooms_refuse_together_as_each_does_alone(house: House) -> None:
+    ws, client = house.workspace_id, house.client
+    await house.grant("ada")
+    await house.grant("ada", "paused")
+    with refused(Code.PERMISSION_DENIED, "REASON_NOT_PERMITTED"):
+        await client.turn(ws, user_id="bob")
+    with refused(Code.PERMISSION_DENIED, "REASON_NOT_PERMITTED"):
+        await client.turn("another-workspace")
+    with refused(Code.PERMISSION_DENIED, "REASON_NOT_PERMITTED"):
+        await client.turn(ws, agent_id="none")
+    with refused(Code.NOT_FOUND, "REASON_AGENT_UNKNOWN"):
+        await client.turn(ws, user_id="boss", agent_id="none")
+    with refused(Code.FAILED_PRECONDITION, "REASON_AGENT_NOT_PUBLISHED"):
+        await client.turn(ws, agent_id="paused")
+    with refused(Code.INVALID_ARGUMENT, "REASON_INVALID_TOKEN"):
+        await client.turn(ws, min_revision_token=b"nonsense")
+    await client.turn(ws, "Mine.", thread_id="t")
+    with refused(Code.NOT_FOUND, "REASON_CONVERSATION_UNKNOWN"):
+        await client.turn(ws, "And mine?", user_id="boss", thread_id="t")
+    for fault in ("http 500", "bad json", "cut"):
+        with refused(Code.UNAVAILABLE, "REASON_AGENT_FAILED"):
+            await client.turn(ws, f"fault: {fault}", thread_id="t")
+    assert len(await house.messages("t")) == 2
+
+
+async def test_a_retry_that_crosses_its_first_attempt_is_kept_and_counted_once(house: House) -> None:
+    ws, client = house.workspace_id, house.client
+    await house.grant("ada")
+    turns = await asyncio.gather(*(client.turn(ws, "Hello.", thread_id="t", operation_id="op") for _ in range(4)))
+    assert {(turn.text, turn.completed.last_seq) for turn in turns} == {(turns[0].text, 2)}
+    assert (await house.usage()).events == 1
