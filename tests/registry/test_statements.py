@@ -3,10 +3,10 @@
 import re
 from pathlib import Path
 
-import asyncpg
 import pytest
 
 import twofold_registry
+from tests.registry.stubs import Connection
 from twofold_chassis.requests import Requests
 from twofold_registry.store.statements import STATEMENTS
 
@@ -15,9 +15,7 @@ ALL = {**STATEMENTS, **Requests("registry").statements}
 
 
 @pytest.mark.parametrize("name", ALL)
-async def test_every_statement_is_one_that_the_services_role_can_prepare(
-    application: "asyncpg.Connection[asyncpg.Record]", name: str
-) -> None:
+async def test_every_statement_is_one_that_the_services_role_can_prepare(application: Connection, name: str) -> None:
     assert await application.prepare(ALL[name])
 
 

@@ -1,0 +1,196 @@
+"""Repeats of a write: one effect, the first answer, byte for byte."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message
+
+from tests.registry.stubs import URL, Connection, Registry, invalid, lost, settings_of, taken
+from twofold.errors.v1.reason_pb2 import Reason
+from twofold.registry.v1 import agent_pb2, permission_pb2, user_pb2, workspace_pb2
+from twofold_chassis.settings import DatabaseSettings
+from twofold_registry.app import registry
+
+Send = Callable[[], Awaitable[Message]]
+
+
+def write(api: Registry, rpc: str, workspace: str, request_id: str, name: str = "New") -> Send:
+    """A write that can be sent again and again; `name` makes another body. The workspace has user ann and agent helper."""
+    rename = FieldMask(paths=["display_name"])
+    revoked = {"New": "ann", "Other": "bob"}[name]
+    grant = permission_pb2.AgentGrant(workspace_id=workspace, user_id="ann", agent_id="helper")
+    grant.expire_time.FromSeconds(4_000_000_000 + len(name))
+    user = user_pb2.User(workspace_id=workspace, email=f"{name}@acme.test", display_name=name)
+    agent = agent_pb2.Agent(workspace_id=workspace, display_name=name, url=URL)
+    named = workspace_pb2.Workspace(workspace_id=workspace, display_name=name)
+    etag = {"New": "", "Other": "0000000000000000"}[name]
+    requests: dict[str, tuple[Any, Any]] = {
+        "CreateWorkspace": (
+            api.workspaces,
+            workspace_pb2.CreateWorkspaceRequest(workspace=workspace_pb2.Workspace(display_name=name)),
+        ),
+        "UpdateWorkspace": (
+            api.workspaces,
+            workspace_pb2.UpdateWorkspaceRequest(workspace=named, update_mask=rename),
+        ),
+        "DeleteWorkspace": (api.workspaces, workspace_pb2.DeleteWorkspaceRequest(workspace_id=workspace, etag=etag)),
+        "CreateUser": (api.users, user_pb2.CreateUserRequest(user=user)),
+        "UpdateUser": (
+            api.users,
+            user_pb2.UpdateUserRequest(
+                user=user_pb2.User(workspace_id=workspace, user_id="ann", display_name=name), update_mask=rename
+            ),
+        ),
+        "DeleteUser": (
+            api.users,
+            user_pb2.DeleteUserRequest(workspace_id=workspace, user_id="ann", etag=etag),
+        ),
+        "CreateAgent": (api.agents, agent_pb2.CreateAgentRequest(agent=agent)),
+        "UpdateAgent": (
+            api.agents,
+            agent_pb2.UpdateAgentRequest(
+                agent=agent_pb2.Agent(workspace_id=workspace, agent_id="helper", display_name=name), update_mask=rename
+            ),
+        ),
+        "DeleteAgent": (
+            api.agents,
+            agent_pb2.DeleteAgentRequest(workspace_id=workspace, agent_id="helper", etag=etag),
+        ),
+        "Grant": (api.permissions, permission_pb2.GrantRequest(grant=grant)),
+        "Revoke": (
+            api.permissions,
+            permission_pb2.RevokeRequest(workspace_id=workspace, user_id=revoked, agent_id="helper"),
+        ),
+    }
+    stub, request = requests[rpc]
+    request.request_id = request_id
+    method: Callable[[Message], Awaitable[Message]] = getattr(stub, rpc)
+    return lambda: method(request)
+
+
+WRITES = (
+    "CreateWorkspace",
+    "UpdateWorkspace",
+    "DeleteWorkspace",
+    "CreateUser",
+    "UpdateUser",
+    "DeleteUser",
+    "CreateAgent",
+    "UpdateAgent",
+    "DeleteAgent",
+    "Grant",
+    "Revoke",
+)
+
+
+@pytest.fixture
+async def furnished(api: Registry, workspace: str) -> str:
+    await api.make_user(workspace, "ann")
+    await api.make_user(workspace, "bob")
+    await api.make_agent(workspace, "helper")
+    await api.grant(workspace, "ann", "helper")
+    return workspace
+
+
+async def head(owner: Connection) -> int:
+    revision: int = await owner.fetchval("SELECT revision FROM registry.registry_head")
+    return revision
+
+
+@pytest.mark.parametrize("rpc", WRITES)
+async def test_twenty_repeats_at_once_have_one_effect_and_one_answer(
+    api: Registry, owner: Connection, furnished: str, rpc: str
+) -> None:
+    before = await head(owner)
+    send = write(api, rpc, furnished, f"{furnished}-r1")
+    answers = await asyncio.gather(*(send() for _ in range(20)))
+    assert len({answer.SerializeToString() for answer in answers}) == 1
+    assert await head(owner) == before + 1
+    assert await send() == answers[0]
+    assert await head(owner) == before + 1
+
+
+@pytest.mark.parametrize("rpc", WRITES)
+async def test_a_request_id_with_another_body_is_refused_and_changes_nothing(
+    api: Registry, owner: Connection, furnished: str, rpc: str
+) -> None:
+    await write(api, rpc, furnished, f"{furnished}-r1")()
+    before = await head(owner)
+    with taken(Reason.REASON_REQUEST_REUSED):
+        await write(api, rpc, furnished, f"{furnished}-r1", name="Other")()
+    assert await head(owner) == before
+
+
+async def test_a_request_id_with_another_rpc_is_refused(api: Registry, furnished: str) -> None:
+    await write(api, "UpdateUser", furnished, "r1")()
+    with taken(Reason.REASON_REQUEST_REUSED):
+        await write(api, "UpdateAgent", furnished, "r1")()
+
+
+async def test_another_request_id_is_another_write(api: Registry, furnished: str) -> None:
+    first = await write(api, "CreateAgent", furnished, "r1")()
+    second = await write(api, "CreateAgent", furnished, "r2")()
+    assert first != second
+
+
+async def test_workspaces_do_not_share_request_ids(api: Registry, furnished: str) -> None:
+    other = (await api.make_workspace("")).workspace_id
+    first = await write(api, "CreateAgent", furnished, "r1")()
+    second = await write(api, "CreateAgent", other, "r1")()
+    assert first != second
+
+
+async def test_a_refused_write_leaves_its_request_id_free(api: Registry, workspace: str) -> None:
+    request = user_pb2.CreateUserRequest(request_id="r1")
+    request.user.MergeFrom(user_pb2.User(workspace_id=workspace, user_id="bob", email="ann@acme.test"))
+    await api.make_user(workspace, "ann", email="ann@acme.test")
+    with taken(Reason.REASON_EMAIL_TAKEN):
+        await api.users.CreateUser(request)
+    await api.users.DeleteUser(user_pb2.DeleteUserRequest(workspace_id=workspace, user_id="ann"))
+    assert (await api.users.CreateUser(request)).user.user_id == "bob"
+
+
+async def test_a_repeat_gets_its_answer_although_the_etag_has_passed(api: Registry, workspace: str) -> None:
+    user = await api.make_user(workspace, "ann")
+    user.display_name = "Ann"
+    request = user_pb2.UpdateUserRequest(user=user, update_mask=FieldMask(paths=["display_name"]), request_id="r1")
+    first = await api.users.UpdateUser(request)
+    assert await api.users.UpdateUser(request) == first
+    request.request_id = "r2"
+    with lost():
+        await api.users.UpdateUser(request)
+
+
+async def test_repeats_are_answered_by_every_replica(
+    api: Registry, database_settings: DatabaseSettings, furnished: str
+) -> None:
+    async with (
+        registry(settings_of(database_settings)) as replica,
+        grpc.aio.insecure_channel(f"127.0.0.1:{replica.port}") as channel,
+    ):
+        sends = [write(each, "CreateAgent", furnished, "r1") for each in (api, Registry(channel))] * 5
+        answers = await asyncio.gather(*(send() for send in sends))
+    assert len({answer.SerializeToString() for answer in answers}) == 1
+
+
+async def test_request_ids_are_bounded(api: Registry, furnished: str) -> None:
+    for request_id in ("x" * 256, "a\0b"):
+        with invalid("request_id"):
+            await write(api, "Grant", furnished, request_id)()
+
+
+async def test_answers_are_forgotten_after_more_than_a_day_and_not_before(
+    api: Registry, owner: Connection, furnished: str
+) -> None:
+    first = await write(api, "CreateAgent", furnished, "old")()
+    age = "UPDATE registry.requests SET created_at = now() - $2::interval WHERE workspace_id = $1"
+    await owner.execute(age.replace("$2::interval", "interval '23 hours 59 minutes'"), furnished)
+    assert await write(api, "CreateAgent", furnished, "old")() == first
+    await owner.execute(age.replace("$2::interval", "interval '26 hours'"), furnished)
+    await write(api, "CreateAgent", furnished, "new")()
+    kept = await owner.fetch("SELECT request_id FROM registry.requests WHERE workspace_id = $1", furnished)
+    assert [row["request_id"] for row in kept] == ["new"]
