@@ -1,16 +1,14 @@
-"""Redis for a room: one link that gathers commands into pipelines, keeps to a budget of time, and never retries blindly.
+"""Redis for a room: one link that keeps to a budget of time, and never retries blindly.
 
 Everything in Redis may be lost, so there is one error, RedisUnavailable, and one way to live with it, `losable`. That it is
 away is told to operators once, in the log, with the reason that a wrong password or address needs.
 """
 
-import asyncio
 import hashlib
-import re
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import redis.asyncio
 import structlog
@@ -19,24 +17,17 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
 from twofold_chassis.breaker import Breaker
-from twofold_chassis.gathering import Gathering
-from twofold_chassis.refusals import Overloaded
+from twofold_chassis.redis_wire import Argument, RedisUnavailable, RedisWire, Reply
 from twofold_chassis.settings import RedisSettings
 
-Argument = str | bytes | int | float
-Reply = Any  # what a command returns: bytes, int, None or a list of these
+__all__ = ["Argument", "RedisLink", "RedisUnavailable", "Reply", "Script", "losable"]
+
 Value = TypeVar("Value")
 Otherwise = TypeVar("Otherwise")
 
-_LANES = 1
-_BATCH_MAX = 128
-_WAITING_MAX = 4096
+_CONNECT_S = 1.0
 # A server that is loading, read-only, out of memory or without its cluster answers, but cannot serve: as good as gone.
 _CANNOT_SERVE = ("LOADING", "READONLY", "OOM", "CLUSTERDOWN", "MISCONF", "MASTERDOWN", "BUSY", "NOAUTH")
-
-
-class RedisUnavailable(Exception):  # noqa: N818  (a state, not an error of ours)
-    """Redis did not answer within its budget, is believed to be gone, or refused. The command may or may not have run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,36 +58,35 @@ class RedisLink:
         self._away = False
         self._logger = structlog.get_logger("twofold.redis")
         password = settings.password.get_secret_value() if settings.password else None
-        self._pool = redis.asyncio.BlockingConnectionPool(
+        # Only the settings of connections are the pool's: it is asked for a new one, never for a free one.
+        self._pool = redis.asyncio.ConnectionPool(
             host=settings.host,
             port=settings.port,
             db=settings.db,
             username=settings.username,
             password=password,
-            max_connections=max(_LANES, settings.connections_max),
-            timeout=self.budget_s,
-            socket_timeout=max(1.0, 4 * self.budget_s),
-            socket_connect_timeout=max(1.0, 4 * self.budget_s),
+            socket_timeout=_CONNECT_S,
+            socket_connect_timeout=_CONNECT_S,
             retry=Retry(NoBackoff(), 0),
             protocol=2,
             connection_class=redis.asyncio.SSLConnection if settings.tls else redis.asyncio.Connection,
         )
-        self._client = redis.asyncio.Redis(connection_pool=self._pool)
-        self._gathering: Gathering[Sequence[Argument], Reply] = Gathering(
-            self._pipeline, batch_max=_BATCH_MAX, waiting_max=_WAITING_MAX, lanes=_LANES
-        )
+        self._wire = RedisWire(self._pool.make_connection, budget_s=self.budget_s, told=self._told)
 
     async def call(self, *command: Argument) -> Reply:
         """One command. Raises RedisUnavailable."""
         if not self.breaker.admits():
             raise RedisUnavailable("not asked: it did not answer before")
         try:
-            async with asyncio.timeout(self.budget_s):
-                return await self._gathering.ask(command)
-        except Overloaded:
-            raise RedisUnavailable("too many commands wait") from None
-        except TimeoutError:
-            raise RedisUnavailable("no answer within the budget") from None
+            return await self._wire.send(command)
+        except NoScriptError:
+            raise
+        except RedisError as error:
+            reason = str(error)[:200]
+            if not reason.startswith(_CANNOT_SERVE):
+                # A key of another type, a missing right, a script that fails: somebody must look, nobody shall suffer.
+                self._logger.error("redis refused a command", command=str(command[0]), reason=reason)
+            raise RedisUnavailable(reason) from None
 
     async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Reply:
         """Runs a script by its hash; sends its text if the server does not know it (then nothing has run yet)."""
@@ -113,35 +103,15 @@ class RedisLink:
             return False
 
     async def close(self) -> None:
-        """Waits for what is under way and closes the connections."""
-        await self._gathering.drain()
-        await self._client.aclose()
-        await self._pool.aclose()
+        """Waits for what is under way and closes the connection."""
+        await self._wire.close()
 
-    async def _pipeline(self, commands: Sequence[Sequence[Argument]]) -> Sequence[Reply | BaseException]:
-        pipeline = self._client.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)
-        try:
-            async with asyncio.timeout(self.budget_s):
-                replies: list[Reply] = await pipeline.execute(raise_on_error=False)
-        except (RedisError, OSError, TimeoutError) as error:
+    def _told(self, answered: bool, reason: str) -> None:
+        if answered:
+            self.breaker.succeeded()
+        else:
             self.breaker.failed()
-            reason = re.sub(r"\s+", " ", str(error))[:200] or "no answer within the budget"
-            self._tell(away=True, reason=reason)
-            return [RedisUnavailable(reason) for _ in commands]
-        self.breaker.succeeded()
-        self._tell(away=False)
-        return [self._judged(command, reply) for command, reply in zip(commands, replies, strict=True)]
-
-    def _judged(self, command: Sequence[Argument], reply: Reply) -> Reply | BaseException:
-        if not isinstance(reply, RedisError) or isinstance(reply, NoScriptError):
-            return reply
-        reason = str(reply)[:200]
-        if not reason.startswith(_CANNOT_SERVE):
-            # A key of another type, a right that is missing, a script that fails: somebody must look, nobody shall suffer.
-            self._logger.error("redis refused a command", command=str(command[0]), reason=reason)
-        return RedisUnavailable(reason)
+        self._tell(away=not answered, reason=reason)
 
     def _tell(self, *, away: bool, reason: str = "") -> None:
         if away and not self._away:

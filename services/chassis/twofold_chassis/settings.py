@@ -58,7 +58,6 @@ class RedisSettings(Group):
     db: int = Field(default=0, ge=0)
     tls: bool = False
     budget_ms: float = Field(default=50.0, gt=0, le=5000, description="how long one call may wait for Redis")
-    connections_max: int = Field(default=32, ge=1, le=1000)
 
 
 class ListenSettings(Group):

@@ -1,0 +1,171 @@
+"""One connection to Redis on which the commands of all callers follow each other, as the protocol allows.
+
+redis-py opens the connection (TLS, passwords, the handshake) and parses replies; what is ours is that nobody waits for a
+connection of his own, that commands of one turn of the event loop leave in one write, and that a reply which comes too late
+is thrown away in its place instead of poisoning the connection. Through redis-py's pool and pipeline the same costs several
+times the processor time, which on the hot path was most of a read.
+"""
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import RedisError, ResponseError
+
+Argument = str | bytes | int | float
+Reply = Any  # what a command returns: bytes, int, None, a list of these, or the error that Redis answered with
+
+_WAITING_MAX = 4096
+_SILENT_S = 1.0
+
+
+class RedisUnavailable(Exception):  # noqa: N818  (a state, not an error of ours)
+    """Redis did not answer within its budget, is believed to be gone, or refused. The command may or may not have run."""
+
+
+class RedisWire:
+    """Sends commands and hands out replies in order.
+
+    A caller waits at most `budget_s`. A connection that stays silent for a second beyond that is given up; the next command
+    opens another. `told` hears of each reply (True) and of each command without one (False).
+    """
+
+    def __init__(
+        self, connect: Callable[[], AbstractConnection], *, budget_s: float, told: Callable[[bool, str], None]
+    ) -> None:
+        self._connect = connect
+        self._budget_s = budget_s
+        self._told = told
+        self._connection: AbstractConnection | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._opening = False
+        self._outgoing: list[Sequence[Argument]] = []
+        # Commands in the order of their replies, each with the time until which its caller waits.
+        self._waiting: deque[tuple[float, asyncio.Future[Reply]]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def send(self, command: Sequence[Argument]) -> "asyncio.Future[Reply]":
+        """Sends a command; the future gets its reply, an error that Redis answered with, or RedisUnavailable."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Reply] = loop.create_future()
+        if len(self._waiting) >= _WAITING_MAX:
+            future.set_exception(RedisUnavailable("too many commands wait"))
+            return future
+        deadline = loop.time() + self._budget_s
+        self._waiting.append((deadline, future))
+        self._outgoing.append(command)
+        if self._timer is None:
+            self._timer = loop.call_at(deadline, self._look_at_the_clock)
+        if self._connection is None:
+            if not self._opening:
+                self._opening = True
+                self._start(self._open())
+        elif len(self._outgoing) == 1:
+            loop.call_soon(self._flush)
+        return future
+
+    async def close(self) -> None:
+        """Waits for the replies that are still to come, within the budget, and closes the connection."""
+        while waiting := [future for _, future in self._waiting if not future.done()]:
+            await asyncio.wait(waiting)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._lose("closed")
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _start(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _open(self) -> None:
+        connection = self._connect()
+        try:
+            await connection.connect()  # type: ignore[no-untyped-call]
+        except (RedisError, OSError, TimeoutError) as error:
+            self._opening = False
+            self._lose(_one_line(error))
+            await connection.disconnect(nowait=True)
+            return
+        self._opening = False
+        self._connection = connection
+        self._flush()
+        await self._read(connection)
+
+    def _flush(self) -> None:
+        if self._connection is None or not self._outgoing:
+            return
+        commands, self._outgoing = self._outgoing, []
+        packed = [piece for command in commands for piece in self._connection.pack_command(*command)]
+        # Not `send_packed_command`, which is a coroutine: a write must not be able to be cancelled halfway.
+        writer = self._connection._writer
+        if writer is not None:
+            writer.writelines(packed)
+
+    async def _read(self, connection: AbstractConnection) -> None:
+        reason = "the connection was lost"
+        try:
+            while True:
+                try:
+                    reply = await connection.read_response(disable_decoding=True, timeout=math.inf)
+                except ResponseError as error:
+                    reply = error
+                if not self._waiting:
+                    break  # nobody asked: replies can no longer be told apart
+                _, future = self._waiting.popleft()
+                self._told(True, "")
+                if future.done():
+                    continue
+                if isinstance(reply, RedisError):
+                    future.set_exception(reply)
+                else:
+                    future.set_result(reply)
+        except (RedisError, OSError, TimeoutError) as error:
+            reason = _one_line(error)
+        finally:
+            if self._connection is connection:
+                self._lose(reason)
+            await connection.disconnect(nowait=True)
+
+    def _lose(self, reason: str) -> None:
+        """Gives the connection up, and tells everybody who waits for a reply."""
+        connection, self._connection = self._connection, None
+        self._outgoing.clear()
+        waiting, self._waiting = self._waiting, deque()
+        for _, future in waiting:
+            self._give_up(future, reason)
+        if connection is not None and connection._writer is not None:
+            connection._writer.close()  # the reader sees the end and goes
+
+    def _look_at_the_clock(self) -> None:
+        # Replies that have arrived are handed out before anybody is told that they have not.
+        self._timer = None
+        asyncio.get_running_loop().call_soon(self._expire)
+
+    def _expire(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if self._waiting and self._waiting[0][0] + _SILENT_S <= now:
+            self._lose("no answer for too long")
+        following = None
+        for deadline, future in self._waiting:
+            if deadline > now:
+                following = deadline
+                break
+            self._give_up(future, "no answer within the budget")
+        if self._timer is None and self._waiting:
+            self._timer = loop.call_at(following or self._waiting[0][0] + _SILENT_S, self._look_at_the_clock)
+
+    def _give_up(self, future: "asyncio.Future[Reply]", reason: str) -> None:
+        if not future.done():
+            future.set_exception(RedisUnavailable(reason))
+            future.exception()  # its caller may be gone: that is no "exception was never retrieved"
+            self._told(False, reason)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or "no answer within the budget"
