@@ -1,11 +1,12 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import grpc
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from tests.registry.stubs import Connection, Registry, invalid, refused, unknown
@@ -21,6 +22,7 @@ from twofold_registry.users import Role
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
 
+@settings(deadline=None)
 @given(
     some.builds(
         Facts,
@@ -63,7 +65,7 @@ async def revoke(api: Registry, workspace_id: str, user_id: str = "ann", agent_i
     return await api.permissions.Revoke(request)
 
 
-async def grants(api: Registry, workspace_id: str, **values: str) -> list[tuple[str, str]]:
+async def grants(api: Registry, workspace_id: str, **values: Any) -> list[tuple[str, str]]:
     listed = await api.permissions.ListGrants(pb.ListGrantsRequest(workspace_id=workspace_id, **values))
     return [(grant.user_id, grant.agent_id) for grant in listed.grants]
 

@@ -3,7 +3,7 @@
 import ipaddress
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from twofold_chassis.refusals import InvalidField
@@ -119,6 +119,7 @@ def test_development_admits_no_other_address(host: str) -> None:
         admitted("http://metadata.google.internal", DEVELOPMENT, CARELESS)
 
 
+@settings(deadline=None)
 @given(some.ip_addresses())
 def test_no_ip_address_passes_however_wide_the_suffixes(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
     forms = [f"[{address}]"] if address.version == 6 else [str(address), str(int(address)), hex(int(address))]
@@ -127,6 +128,7 @@ def test_no_ip_address_passes_however_wide_the_suffixes(address: ipaddress.IPv4A
             admitted(f"http://{form}/", suffixes=CARELESS)
 
 
+@settings(deadline=None)
 @given(some.text(alphabet="abz019-.:/@?#%[]\\ _\u00e9Ktp", max_size=40))
 def test_whatever_is_admitted_is_a_host_below_the_suffix(rest: str) -> None:
     try:
@@ -137,6 +139,7 @@ def test_whatever_is_admitted_is_a_host_below_the_suffix(rest: str) -> None:
     assert not set(url.removeprefix("http://").removesuffix("/x")) & set(":/@?#%[]\\ _")
 
 
+@settings(deadline=None)
 @given(some.text(max_size=60))
 def test_any_text_is_either_admitted_or_refused_by_name(value: str) -> None:
     for url in (value, "http://" + value):

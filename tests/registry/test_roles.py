@@ -1,0 +1,62 @@
+"""What the service's own role may not do, and what nobody may."""
+
+import asyncpg
+import pytest
+
+from tests.registry.stubs import Connection, Registry
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE registry.audit_entries SET actor = 'somebody else'",
+        "DELETE FROM registry.audit_entries",
+        "TRUNCATE registry.audit_entries",
+        "UPDATE registry.usage_events SET messages = 0",
+        "DELETE FROM registry.usage_events",
+        "DELETE FROM registry.users",
+        "DELETE FROM registry.agents",
+        "DELETE FROM registry.workspaces",
+        "DELETE FROM registry.registry_head",
+        "INSERT INTO registry.registry_head VALUES (false, 1, 1)",
+        "CREATE TABLE registry.mine (id int)",
+        "CREATE TABLE public.mine (id int)",
+        "CREATE SCHEMA mine",
+        "CREATE TEMPORARY TABLE mine (id int)",
+        "ALTER TABLE registry.audit_entries DISABLE TRIGGER ALL",
+        "DROP TRIGGER audit_is_append_only ON registry.audit_entries",
+        "DROP TABLE registry.grants",
+        "CREATE OR REPLACE FUNCTION registry.refuse_to_rewrite_audit() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN END'",
+        "SELECT * FROM registry.alembic_version",
+        "SET session_replication_role = replica",
+    ],
+)
+async def test_the_services_role_only_does_what_the_service_does(application: Connection, statement: str) -> None:
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await application.execute(statement)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE registry.audit_entries SET actor = 'somebody else'",
+        "DELETE FROM registry.audit_entries",
+        "TRUNCATE registry.audit_entries",
+    ],
+)
+async def test_not_even_the_owner_rewrites_the_audit(
+    api: Registry, owner: Connection, workspace: str, statement: str
+) -> None:
+    before = await owner.fetchval("SELECT count(*) FROM registry.audit_entries")
+    with pytest.raises(asyncpg.InsufficientPrivilegeError, match="append-only"):
+        await owner.execute(statement)
+    assert await owner.fetchval("SELECT count(*) FROM registry.audit_entries") == before > 0
+
+
+async def test_there_is_one_head(owner: Connection) -> None:
+    for statement in (
+        "INSERT INTO registry.registry_head (epoch, revision) VALUES (1, 1)",
+        "INSERT INTO registry.registry_head (singleton, epoch, revision) VALUES (false, 1, 1)",
+    ):
+        with pytest.raises(asyncpg.IntegrityConstraintViolationError):
+            await owner.execute(statement)
