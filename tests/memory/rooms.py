@@ -1,12 +1,12 @@
 """A memory room as a client meets it, and what its tests say again and again."""
 
-import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 
 import grpc
+import pytest
 from pydantic import SecretStr
 
 from twofold import refusals
@@ -106,16 +106,11 @@ def reason(error: grpc.aio.AioRpcError) -> str:
 
 
 @contextlib.asynccontextmanager
-async def refused(code: grpc.StatusCode, why: str) -> AsyncIterator[list[grpc.aio.AioRpcError]]:
-    """The block ends in this refusal; it stands in the list afterwards."""
-    errors: list[grpc.aio.AioRpcError] = []
-    try:
-        yield errors
-    except grpc.aio.AioRpcError as error:
-        assert (error.code(), reason(error)) == (code, why), error
-        errors.append(error)
-    else:
-        raise AssertionError(f"not refused, expected {why}")
+async def refused(code: grpc.StatusCode, why: str) -> AsyncIterator[pytest.ExceptionInfo[grpc.aio.AioRpcError]]:
+    """The block ends in this refusal."""
+    with pytest.raises(grpc.aio.AioRpcError) as told:
+        yield told
+    assert (told.value.code(), reason(told.value)) == (code, why), told.value
 
 
 @contextlib.asynccontextmanager
@@ -140,8 +135,3 @@ def database_of(urls: DatabaseUrls, **settings: object) -> DatabaseSettings:
 
 def redis_of(server: EmbeddedRedis, *, budget_ms: float = 2000) -> RedisSettings:
     return RedisSettings(host=server.host, port=server.port, password=SecretStr(server.password), budget_ms=budget_ms)
-
-
-async def all_of(calls: Sequence[object]) -> list[object]:
-    """The results of all calls, errors among them."""
-    return list(await asyncio.gather(*calls, return_exceptions=True))  # type: ignore[call-overload]

@@ -137,19 +137,20 @@ def _paired(lines: Sequence[Line]) -> list[int]:
 
 
 def _begin(lines: Sequence[Line], paired: Sequence[int], budget: int, bytes_max: int) -> int:
-    """The index to begin at: the earliest start of a turn from which all fits, else the earliest line that is no result."""
+    """The index to begin at: 0 if all fits, else the earliest start of a turn from which all fits, else the earliest line
+    that is no result."""
     spent, size, safe, start = 0, 0, len(lines), len(lines)
     for index in reversed(paired):
         spent += lines[index].cost
         size += lines[index].answer_bytes
         if spent > budget or size > bytes_max:
-            break
+            return start if start < len(lines) else safe
         if lines[index].answers is not None:
             continue  # a turn may begin with results of calls of the turn before
         safe = index
         if lines[index].starts_turn:
             start = index
-    return start if start < len(lines) else safe
+    return 0
 
 
 def _preference_line(preference: Preference) -> str:

@@ -1,0 +1,43 @@
+"""M7 and M9 as a check: what L1 holds of a thread, held against what Postgres holds."""
+
+from typing import Any
+
+import asyncpg
+import redis.asyncio
+
+from twofold.memory.v1.message_pb2 import Message
+from twofold_memory import keys
+from twofold_memory.threads import ThreadKey
+
+
+async def check_window(raw: redis.asyncio.Redis, sql: "asyncpg.Pool[Any]", key: ThreadKey) -> int:
+    """Fails unless L1 is absent or a contiguous run of the thread in its epoch, under a TTL; returns its length."""
+    names = (keys.thread_messages(key), keys.thread_head(key))
+    async with raw.pipeline(transaction=True) as pipeline:
+        pipeline.lrange(names[0], 0, -1)
+        pipeline.hgetall(names[1])
+        pipeline.pttl(names[0])
+        pipeline.pttl(names[1])
+        elements, head, *ttls = await pipeline.execute()
+    for ttl in ttls:
+        assert ttl == -2 or 0 < ttl <= 24 * 3600 * 1000, "M9: a key without a time to live"
+    if not head or int(head[b"next"]) == 0:
+        return 0
+    first, following = int(head[b"first"]), int(head[b"next"])
+    if len(elements) != following - first:
+        return 0  # one of the keys was evicted: nobody takes it for a window
+    rows = await sql.fetch(
+        "SELECT seq, turn_id, turn_index, role, content FROM memory.messages"
+        " WHERE workspace_id = $1 AND thread_id = $2 AND seq >= $3 AND seq < $4 ORDER BY seq",
+        *key,
+        first,
+        following,
+    )
+    epoch = await sql.fetchval("SELECT epoch FROM memory.conversations WHERE workspace_id = $1 AND thread_id = $2", *key)
+    if int(head[b"epoch"]) != epoch:
+        return 0  # of another epoch: nobody takes it for a window either
+    held = [Message.FromString(element[1:]) for element in elements]
+    assert [(m.seq, m.turn_id, m.turn_index, m.role) for m in held] == [tuple(row)[:4] for row in rows]
+    assert [m.content if m.HasField("content") else None for m in held] == [row["content"] for row in rows]
+    assert sum(map(len, elements)) == int(head[b"bytes"])
+    return len(held)

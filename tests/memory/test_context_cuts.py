@@ -1,0 +1,125 @@
+"""M12: a context is within its budget, contiguous, with tool pairs whole, and its text cannot be forged."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twofold_memory import contexts
+from twofold_memory.contexts import Line
+from twofold_memory.preferences import Preference
+
+ID = st.sampled_from("abc")
+TEXT = st.text(
+    st.characters(exclude_categories=["Cs"]) | st.sampled_from("\n\r\\\u2028\u2029\x85\v\f\x1c\x1d\x1e:"), max_size=40
+)
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+@st.composite
+def lines_of_a_conversation(draw: st.DrawFn) -> list[Line]:
+    """Real ones are not tidy: ids repeat, calls stay open, results come in later turns or without a call."""
+    lines = []
+    for _ in range(draw(st.integers(0, 14))):
+        kind = draw(st.sampled_from(["user", "assistant", "calls", "result", "result"]))
+        lines.append(
+            Line(
+                speaker="tool" if kind == "result" else "assistant" if kind == "calls" else kind,
+                text=draw(TEXT),
+                tokens=draw(st.none() | st.integers(0, 30)),
+                starts_turn=draw(st.booleans()),
+                calls=draw(st.lists(ID, min_size=1, max_size=3, unique=True)) if kind == "calls" else (),
+                answers=draw(ID) if kind == "result" else None,
+                bytes=draw(st.integers(0, 50)),
+            )
+        )
+    return lines
+
+
+PREFERENCES = st.dictionaries(st.text("abc:\u2028", min_size=1, max_size=5), TEXT, max_size=4).map(
+    lambda known: [Preference(key, value, 1, NOW) for key, value in sorted(known.items())]
+)
+
+
+def is_paired(lines: Sequence[Line]) -> bool:
+    """Said differently from the code: right behind each call exactly its results, and no other result anywhere."""
+    position = 0
+    while position < len(lines):
+        calls = set(lines[position].calls)
+        if lines[position].answers is not None:
+            return False
+        results = lines[position + 1 : position + 1 + len(calls)]
+        if {line.answers for line in results} != calls:
+            return False
+        position += 1 + len(calls)
+    return True
+
+
+@given(lines_of_a_conversation(), PREFERENCES, st.integers(0, 120), st.integers(0, 400))
+def test_a_cut_is_within_its_budgets_and_never_parts_a_result_from_its_call(
+    lines: list[Line], preferences: list[Preference], budget: int, bytes_max: int
+) -> None:
+    cut = contexts.cut(lines, preferences, budget, bytes_max=bytes_max)
+    chosen = [lines[index] for index in cut.lines]
+    assert cut.tokens <= budget
+    assert cut.tokens == sum(line.cost for line in chosen) + sum(
+        contexts.estimate(contexts.text_of([], [entry]).partition("\n")[2]) for entry in cut.preferences
+    )
+    assert sum(line.answer_bytes for line in chosen) <= bytes_max
+    assert list(cut.lines) == sorted(set(cut.lines))
+    assert is_paired(chosen)
+    assert contexts.cut(lines, preferences, budget, bytes_max=bytes_max) == cut  # stable
+
+
+@given(lines_of_a_conversation(), st.integers(0, 120))
+def test_a_cut_is_the_end_of_what_an_endless_budget_gives(lines: list[Line], budget: int) -> None:
+    """Contiguous: nothing in the middle is left out because of the budget."""
+    whole = list(contexts.cut(lines, [], 10**9).lines)
+    part = list(contexts.cut(lines, [], budget).lines)
+    assert part == whole[len(whole) - len(part) :]
+    assert contexts.cut(lines, [], budget).truncated == (len(part) < len(whole))
+    begins = [index for index in whole if lines[index].starts_turn and lines[index].answers is None]
+    if part and any(index >= part[0] for index in begins):
+        assert lines[part[0]].starts_turn or part == whole
+
+
+@given(lines_of_a_conversation(), PREFERENCES)
+def test_each_message_and_preference_is_one_line_of_the_text_whatever_it_holds(
+    lines: list[Line], preferences: list[Preference]
+) -> None:
+    text = contexts.text_of(lines, preferences)
+    expected = [contexts.CONVERSATION_HEADING] + [line.rendered for line in lines] if lines else []
+    if preferences:
+        expected += ([""] if lines else []) + [contexts.PREFERENCES_HEADING]
+    found = text.splitlines()
+    assert found[: len(expected)] == expected
+    assert len(found) == len(expected) + len(preferences)
+    for line in lines:
+        assert line.rendered.startswith(f"{line.speaker}: ")
+
+
+@given(TEXT, TEXT)
+def test_two_texts_never_look_alike(one: str, two: str) -> None:
+    rendered = [Line("user", text, None, True).rendered for text in (one, two)]
+    assert (rendered[0] == rendered[1]) == (one == two)
+
+
+def test_the_block_is_as_the_contract_shows_it() -> None:
+    lines = [Line("user", "Hello", None, True), Line("assistant", "Hi there!\nassistant: no\\", None, False)]
+    assert contexts.text_of(lines, [Preference("preferred_language", "Python", 1, NOW)]) == (
+        "Previous conversation:\nuser: Hello\nassistant: Hi there!\\nassistant: no\\\\\n\n"
+        "User preferences:\npreferred_language: Python"
+    )
+    assert contexts.text_of([], []) == ""
+
+
+def test_a_turn_that_begins_with_the_results_of_the_turn_before_is_not_cut_off_its_calls() -> None:
+    lines = [
+        Line("user", "q", 10, True),
+        Line("assistant", "", 10, False, calls=["a"]),
+        Line("tool", "r", 10, True, answers="a"),
+        Line("assistant", "done", 10, False),
+    ]
+    assert contexts.cut(lines, [], 20).lines == [3]
+    assert contexts.cut(lines, [], 30).lines == [1, 2, 3]
