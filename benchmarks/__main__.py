@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import operations, rows
-from benchmarks.rows import Row
+from benchmarks.rows import Operation, Row
 from twofold.client import Twofold
 from twofold_cli.stack import raise_stack
 from twofold_cli.up import DEVELOPMENT
@@ -42,29 +42,29 @@ async def echo_process() -> AsyncIterator[tuple[str, int]]:
 async def bench(console: Console, only: Sequence[str]) -> int:
     """Measures all rows, or those named."""
     console.print(f"machine: {rows.machine()}\n", style="dim")
-    measured: list[Row] = []
-    async with raise_stack(ephemeral=True, settings=DEVELOPMENT) as stack, echo_process() as (echo_target, echo_pid):
-        async with Twofold(
-            registry=stack.registry.target, memory=stack.memory.target, router=stack.router.target
-        ) as twofold:
-            chosen = [operation for operation in await operations.all_of(stack, twofold) if not only or operation.id in only]
-            for operation in chosen:
-                with console.status(f"{operation.id} {operation.what}") as status:
-                    row = await rows.measure(
-                        operation,
-                        echo_target,
-                        echo_pid,
-                        told=lambda number, status=status, operation=operation: status.update(  # type: ignore[misc]
-                            f"{operation.id} {operation.what}: round {number + 1} of {rows.ROUNDS}"
-                        ),
-                    )
-                measured.append(row)
-                _print(console, row)
+    async with (
+        raise_stack(ephemeral=True, settings=DEVELOPMENT) as stack,
+        echo_process() as echo,
+        Twofold(registry=stack.registry.target, memory=stack.memory.target, router=stack.router.target) as twofold,
+    ):
+        chosen = [item for item in await operations.all_of(stack, twofold) if not only or item.id in only]
+        measured = [await _measured(console, item, echo) for item in chosen]
     rows.write([{**row.as_json(), "machine": rows.machine()} for row in measured], REPORT)
     console.print()
     console.print(_table(measured))
     console.print(f"written to {REPORT}", style="dim")
     return 0
+
+
+async def _measured(console: Console, operation: Operation, echo: tuple[str, int]) -> Row:
+    with console.status("") as status:
+
+        def told(number: int) -> None:
+            status.update(f"{operation.id} {operation.what}: round {number + 1} of {rows.ROUNDS}")
+
+        row = await rows.measure(operation, *echo, told=told)
+    _print(console, row)
+    return row
 
 
 def _print(console: Console, row: Row) -> None:
