@@ -1,0 +1,95 @@
+"""The README's examples are run as they stand there, against a real stack."""
+
+import json
+import re
+import shlex
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import descriptor_pool, json_format, message_factory
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import Message
+
+from twofold import client as _stubs_are_imported
+from twofold_cli.demo.agent_process import agent_process
+from twofold_cli.stack import Stack, bare_environment, raise_stack
+from twofold_cli.up import DEVELOPMENT
+
+README = Path(__file__).parents[2] / "README.md"
+PROTOS = README.parent / "protos"
+AGENT = "http://127.0.0.1:8900"
+CALL = re.compile(r"^(registry|memory|router) (\w+)/(\w+) (.+)$", re.MULTILINE)
+
+
+def examples() -> list[tuple[str, str, str, str]]:
+    """Room, service, method and body of each example, in order."""
+    text = README.read_text(encoding="utf-8").split("<!-- examples")[1].split("```")[1]
+    found = [(room, service, method, shlex.split(body)[0]) for room, service, method, body in CALL.findall(text)]
+    assert len(found) == sum(bool(line.strip()) for line in text.splitlines())
+    return found
+
+
+def service_of(room: str, name: str) -> ServiceDescriptor:
+    return descriptor_pool.Default().FindServiceByName(f"twofold.{room}.v1.{name}")
+
+
+def services() -> list[ServiceDescriptor]:
+    """All services of the contract."""
+    found = []
+    for path in sorted(PROTOS.rglob("*.proto")):
+        names = re.findall(r"^service (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        found += [service_of(path.parent.parent.name, name) for name in names]
+    return found
+
+
+@pytest.fixture(scope="module")
+async def stack() -> AsyncIterator[Stack]:
+    async with raise_stack(ephemeral=True, settings=DEVELOPMENT, environment=bare_environment()) as raised:
+        yield raised
+
+
+async def called(stack: Stack, method: MethodDescriptor, room: str, body: str) -> list[dict[str, Any]]:
+    """The answers to a call, as grpcurl would print them."""
+    request = json_format.Parse(body, message_factory.GetMessageClass(method.input_type)())
+    answer = message_factory.GetMessageClass(method.output_type)
+    target = {"registry": stack.registry, "memory": stack.memory, "router": stack.router}[room].target
+    path = f"/{method.containing_service.full_name}/{method.name}"
+    found: list[Message] = []
+    async with grpc.aio.insecure_channel(target) as channel:
+        if method.server_streaming:
+            stream: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(path)
+            found = [answer.FromString(item) async for item in stream(request.SerializeToString(), timeout=30)]
+        else:
+            unary: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(path)
+            found = [answer.FromString(await unary(request.SerializeToString(), timeout=30))]
+    return [json_format.MessageToDict(item, preserving_proto_field_name=True) for item in found]
+
+
+def test_the_readme_has_an_example_of_every_rpc() -> None:
+    assert _stubs_are_imported
+    shown = {(room, service, method) for room, service, method, _ in examples()}
+    there = {
+        (service.full_name.split(".")[1], service.name, method.name) for service in services() for method in service.methods
+    }
+    assert shown == there
+
+
+async def test_every_example_of_the_readme_works_in_its_order(stack: Stack) -> None:
+    said: list[str] = []
+    async with agent_process(stack) as url:
+        for room, name, method, body in examples():
+            descriptor = service_of(room, name).methods_by_name[method]
+            answers = await called(stack, descriptor, room, body.replace(AGENT, url))
+            assert answers, (name, method)
+            said.append("".join(answer.get("delta", {}).get("text", "") for answer in answers))
+    assert "Your name is Ada." in said
+
+
+async def test_the_first_call_is_one_of_those_that_up_prints() -> None:
+    first = re.search(r"grpcurl -plaintext -d '([^']+)' \\\n  127.0.0.1:50051 (\S+)", README.read_text(encoding="utf-8"))
+    assert first is not None
+    assert json.loads(first[1]) == {"workspace": {"workspace_id": "acme", "display_name": "Acme"}}
+    assert first[2] == "twofold.registry.v1.WorkspaceService/CreateWorkspace"
