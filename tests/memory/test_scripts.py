@@ -22,9 +22,7 @@ class Scripts:
         self.names = (keys.thread_messages(key), keys.thread_head(key))
 
     async def run(self, name: str, *arguments: str | bytes | int) -> Any:
-        return await self.raw.eval(
-            Script.load("twofold_memory.cache.lua", name).source, 2, *self.names, *arguments
-        )
+        return await self.raw.eval(Script.load("twofold_memory.cache.lua", name).source, 2, *self.names, *arguments)
 
     async def extend(
         self,

@@ -10,7 +10,7 @@ import pytest
 import redis.asyncio
 
 from tests.memory.checker import check_window
-from tests.memory.rooms import Memory, refused, seqs, texts
+from tests.memory.rooms import Memory, refused, seqs, texts, until
 from twofold.memory.v1.message_pb2 import Completeness, ReadLevel, ReadSource
 from twofold_memory import keys, tokens
 from twofold_memory.threads import ThreadKey
@@ -25,11 +25,11 @@ Sql = asyncpg.Pool
 
 async def filled(memory: Memory, raw: Raw, key: ThreadKey) -> None:
     """Waits until the fill behind a cold answer has come through."""
-    for _ in range(500):
-        if (await memory.read(key)).source == L1:
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("the window is not filled")
+
+    async def warm() -> bool:
+        return (await memory.read(key)).source == L1
+
+    await until(warm)
 
 
 async def test_a_thread_that_is_only_appended_to_is_read_from_l1_and_confirmed(
