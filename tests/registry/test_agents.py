@@ -162,3 +162,11 @@ async def test_other_fields_change_although_the_url_is_no_longer_allowed(api: Re
     await api.workspaces.UpdateWorkspace(workspace_pb2.UpdateWorkspaceRequest(workspace=empty, update_mask=mask))
     renamed = await update(api, ["display_name"], workspace_id=workspace_id, agent_id="helper", display_name="Old")
     assert renamed.url == "https://agents.acme.test"
+
+
+async def test_a_refusal_stays_small_however_much_a_workspace_allows(api: Registry) -> None:
+    suffixes = [f"{'a' * 63}.{'b' * 63}.{'c' * 63}.{'d' * 50}{index:02}.test" for index in range(50)]
+    settings = workspace_pb2.WorkspaceSettings(allowed_url_suffixes=suffixes)
+    workspace_id = (await api.make_workspace("", settings=settings)).workspace_id
+    with invalid("agent.url"):
+        await api.make_agent(workspace_id, "helper", url="http://evil.example")

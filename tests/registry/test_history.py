@@ -87,6 +87,31 @@ async def test_times_follow_the_order_of_revisions(owner: Connection) -> None:
     assert times == sorted(times)
 
 
+async def test_a_change_waits_for_others_only_briefly_and_reads_do_not_wait(
+    api: Registry, owner: Connection, workspace: str
+) -> None:
+    await api.make_agent(workspace, "helper")
+    async with owner.transaction():
+        await owner.execute("UPDATE registry.registry_head SET revision = revision")
+        with refused(grpc.StatusCode.ABORTED, Reason.REASON_BUSY):
+            await api.make_user(workspace, "ann")
+        assert not (await api.check(workspace, "ann", "helper")).allowed
+    await api.make_user(workspace, "ann")
+
+
+async def test_changes_need_no_prepared_statements(api: Registry, database_settings: DatabaseSettings) -> None:
+    pooled = database_settings.model_copy(update={"prepared_statements": False})
+    async with (
+        registry(settings_of(pooled)) as running,
+        grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel,
+    ):
+        behind_a_pooler = Registry(channel)
+        workspace_id = (await behind_a_pooler.make_workspace("")).workspace_id
+        for rpc in ("CreateUser", "CreateAgent", "UpdateWorkspace", "DeleteWorkspace"):
+            await write(behind_a_pooler, rpc, workspace_id, rpc)()
+        assert len(await behind_a_pooler.trail(workspace_id)) == 5
+
+
 @pytest.fixture
 async def refused_audit(owner: Connection) -> AsyncIterator[str]:
     """The name of an actor whose audit entries the database does not take."""

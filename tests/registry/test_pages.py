@@ -60,6 +60,7 @@ async def walk(ask: Ask, size: int, **values: str) -> list[Any]:
         answer = await ask(size, token, **values)
         assert 1 <= len(items(answer)) <= size
         found += items(answer)
+        assert len(found) < 1000, "the pages never end"
         token = answer.next_page_token
         if not token:
             return found

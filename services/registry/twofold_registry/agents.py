@@ -116,7 +116,7 @@ class UrlPolicy:
         if hosts.is_metadata_name(host):
             return "must not lead to a metadata service"
         if not any(hosts.is_below(host, suffix) for suffix in suffixes):
-            return f"the host {host} is not below an allowed suffix ({', '.join(suffixes)})"
+            return f"the host {host} is not below a suffix that the installation or the workspace allows"
         return None
 
 

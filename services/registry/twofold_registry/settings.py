@@ -9,7 +9,7 @@ from twofold_registry import hosts
 class RegistrySettings(ListenSettings):
     """The service itself."""
 
-    port: Port = 50051
+    port: Port = Field(default=50051, description="port; 0 takes a free one")
     url_suffixes: tuple[str, ...] = Field(
         default=("svc.cluster.local",), description="hosts, and parents of hosts, that any workspace's agents may have"
     )
