@@ -69,7 +69,9 @@ async def database_settings(postgres_server: EmbeddedPostgres) -> DatabaseSettin
 @pytest.fixture(scope="session")
 def redis_settings(redis_server: EmbeddedRedis) -> RedisSettings:
     """The session's Redis as a service's settings. Tests run on a busy machine: the budget is generous."""
-    return RedisSettings(host=redis_server.host, port=redis_server.port, password=SecretStr(redis_server.password), budget_ms=2000)
+    return RedisSettings(
+        host=redis_server.host, port=redis_server.port, password=SecretStr(redis_server.password), budget_ms=2000
+    )
 
 
 @pytest.fixture

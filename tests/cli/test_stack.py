@@ -19,8 +19,6 @@ from twofold_chassis.start import StartError
 from twofold_cli.embedded import EmbeddedPostgres, EmbeddedRedis, ServiceProcess
 from twofold_cli.embedded.processes import is_alive, until
 
-# Goes away as soon as that module is there; until then the stack cannot be imported.
-pytest.importorskip("twofold_cli.migrate", exc_type=ModuleNotFoundError)
 from twofold_cli.stack import PORTS, Stack, bare_environment, raise_stack
 
 VANISH_S = 60.0
@@ -161,12 +159,12 @@ async def test_servers_that_the_environment_names_are_used_and_left_alone(folder
         await postgres.stop()
 
 
-async def parent_of_a_stack(environment: dict[str, str]) -> tuple[asyncio.subprocess.Process, Path, list[int]]:
-    """Another process with an ephemeral stack: it, the stack's folder, and the processes of the stack."""
+async def parent_of_a_stack() -> tuple[asyncio.subprocess.Process, Path, list[int]]:
+    """Another process with an ephemeral stack of the real services: it, the stack's folder, and its processes."""
     parent = await asyncio.create_subprocess_exec(
         sys.executable,
         str(Path(__file__).with_name("stack_parent.py")),
-        env=environment,
+        env=bare_environment(),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
         process_group=0,
@@ -177,8 +175,8 @@ async def parent_of_a_stack(environment: dict[str, str]) -> tuple[asyncio.subpro
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's sudden death")
-async def test_the_whole_stack_vanishes_with_a_parent_that_is_killed(dummies: dict[str, str]) -> None:
-    parent, folder, pids = await parent_of_a_stack(dummies)
+async def test_the_whole_stack_vanishes_with_a_parent_that_is_killed() -> None:
+    parent, folder, pids = await parent_of_a_stack()
     try:
         assert len(pids) > 5
         assert all(map(is_alive, pids))
@@ -189,8 +187,8 @@ async def test_the_whole_stack_vanishes_with_a_parent_that_is_killed(dummies: di
         shutil.rmtree(folder)
 
 
-async def test_ctrl_c_at_the_terminal_brings_it_down_in_order(dummies: dict[str, str]) -> None:
-    parent, folder, pids = await parent_of_a_stack(dummies)
+async def test_ctrl_c_at_the_terminal_brings_it_down_in_order() -> None:
+    parent, folder, pids = await parent_of_a_stack()
     os.killpg(parent.pid, signal.SIGINT)
     await asyncio.wait_for(parent.communicate(), VANISH_S)
     assert not any(map(is_alive, pids))

@@ -32,7 +32,7 @@ class DatabaseSettings(Group):
         default=True, description="false behind PgBouncer in transaction mode before version 1.21"
     )
     pool_size_max: int = Field(default=10, ge=1, le=500, description="connections of one service at most")
-    connect_timeout_s: float = Field(default=5.0, gt=0, le=60)
+    connect_timeout_s: float = Field(default=5.0, gt=0, le=60, description="how long connecting may take")
     command_timeout_s: float = Field(default=5.0, gt=0, le=600, description="the longest one statement may take")
 
     @field_validator("url", "migrate_url")
@@ -51,12 +51,12 @@ class DatabaseSettings(Group):
 class RedisSettings(Group):
     """Redis 6.2 or newer, or Valkey."""
 
-    host: str = "127.0.0.1"
-    port: Port = 6379
-    username: str | None = None
-    password: SecretStr | None = None
-    db: int = Field(default=0, ge=0)
-    tls: bool = False
+    host: str = Field(default="127.0.0.1", description="name or address of the server")
+    port: Port = Field(default=6379, description="its port")
+    username: str | None = Field(default=None, description="user of an ACL; default: the server's default user")
+    password: SecretStr | None = Field(default=None, description="password of that user")
+    db: int = Field(default=0, ge=0, description="number of the database")
+    tls: bool = Field(default=False, description="whether to connect over TLS")
     budget_ms: float = Field(default=50.0, gt=0, le=5000, description="how long one call may wait for Redis")
 
 
@@ -64,20 +64,22 @@ class ListenSettings(Group):
     """Where a service listens, and how it ends."""
 
     host: str = Field(default="127.0.0.1", description="callers are not authenticated yet: keep it on loopback")
-    port: Port = 0
+    port: Port = Field(default=0, description="port; 0 takes a free one")
     metrics_port: Port | None = Field(default=None, description="Prometheus metrics; none by default")
     drain_s: float = Field(default=10.0, ge=0, le=600, description="how long running calls may take at the end")
     deadline_s: float = Field(default=30.0, gt=0, le=3600, description="deadline of a call that brings none")
     stream_deadline_s: float = Field(default=3600.0, gt=0, le=86400, description="the same for calls that stream")
-    message_bytes_max: int = Field(default=4 * 1024 * 1024, ge=1024, le=64 * 1024 * 1024)
+    message_bytes_max: int = Field(
+        default=4 * 1024 * 1024, ge=1024, le=64 * 1024 * 1024, description="size of one request or answer at most"
+    )
     streams_max: int = Field(default=1000, ge=1, description="calls at a time on one connection")
 
 
 class LogSettings(Group):
     """Logs go to standard output, one line an event."""
 
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    format: Literal["json", "text"] = "json"
+    level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="the least that is logged")
+    format: Literal["json", "text"] = Field(default="json", description="JSON for machines, text for people")
     sample_every: int = Field(
         default=100,
         ge=1,

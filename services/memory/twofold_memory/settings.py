@@ -8,7 +8,7 @@ from twofold_chassis.settings import DatabaseSettings, ListenSettings, Port, Red
 class MemorySettings(ListenSettings):
     """The service itself."""
 
-    port: Port = 50052
+    port: Port = Field(default=50052, description="port; 0 takes a free one")
     thread_ttl_hours: float = Field(default=24, gt=0, le=24 * 365, description="how long L1 keeps an idle thread's window")
     user_ttl_days: float = Field(default=30, gt=0, le=3650, description="how long L1 keeps a user's preferences")
     max_thread_messages: int = Field(

@@ -10,7 +10,7 @@ _MIB = 1024 * 1024
 class RouterSettings(ListenSettings):
     """Where the router listens, whom it asks, and its bounds."""
 
-    port: Port = 50053
+    port: Port = Field(default=50053, description="port; 0 takes a free one")
     registry_target: str = Field(default="127.0.0.1:50051", min_length=1, description="host:port of the registry")
     memory_target: str = Field(default="127.0.0.1:50052", min_length=1, description="host:port of the memory")
     peer_timeout_s: float = Field(default=5.0, gt=0, le=60, description="how long one call to a peer may take")
