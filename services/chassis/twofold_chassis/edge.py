@@ -5,10 +5,10 @@ INTERNAL with an error id, counts, measures and logs. One interceptor instead of
 """
 
 import asyncio
+import contextlib
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -72,6 +72,17 @@ class Edge(grpc.aio.ServerInterceptor):
         self._stream_deadline_s = stream_deadline_s
         self._serializers = serializers
         self._wrapped: dict[str, Handler] = {}
+        self._running = 0
+        self._draining = False
+        self._idle = asyncio.Event()
+
+    async def drain(self, within_s: float) -> None:
+        """Refuses new calls from now on, and returns when those that run have ended, or the time is over."""
+        self._draining = True
+        if self._running:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(within_s):
+                    await self._idle.wait()
 
     async def intercept_service(
         self,
@@ -111,9 +122,10 @@ class Edge(grpc.aio.ServerInterceptor):
     def _unary(self, behaviour: Any, record: "_Record") -> Any:
         async def serve(request: Any, context: Context) -> Any:
             current, started, own_deadline = _enter(context, self._deadline_s)
-            record.begin()
+            self._begin(record)
             code = grpc.StatusCode.OK
             try:
+                self._check_open()
                 if own_deadline:
                     async with asyncio.timeout(self._deadline_s):
                         return await behaviour(request, context)
@@ -126,19 +138,20 @@ class Edge(grpc.aio.ServerInterceptor):
                 code = status.code(refusal)
                 await _abort(context, code, refusal, current)
             finally:
-                record.end(code, started, current)
+                self._end(record, code, started, current)
 
         return serve
 
     def _stream(self, behaviour: Any, record: "_Record") -> Any:
         async def serve(request: Any, context: Context) -> None:
             current, started, _ = _enter(context, self._stream_deadline_s)
-            record.begin()
+            self._begin(record)
             code = grpc.StatusCode.OK
             try:
+                self._check_open()
                 async with (
                     asyncio.timeout(current.left_s()),
-                    aclosing(behaviour(request, context)) as answers,
+                    contextlib.aclosing(behaviour(request, context)) as answers,
                 ):
                     async for answer in answers:
                         await context.write(answer)
@@ -150,9 +163,23 @@ class Edge(grpc.aio.ServerInterceptor):
                 code = status.code(refusal)
                 await _abort(context, code, refusal, current)
             finally:
-                record.end(code, started, current)
+                self._end(record, code, started, current)
 
         return serve
+
+    def _begin(self, record: "_Record") -> None:
+        self._running += 1
+        record.begin()
+
+    def _check_open(self) -> None:
+        if self._draining:
+            raise refusals.Draining("this server is shutting down", retry_after_s=1.0)
+
+    def _end(self, record: "_Record", code: grpc.StatusCode, started: float, current: Call) -> None:
+        self._running -= 1
+        if self._draining and not self._running:
+            self._idle.set()
+        record.end(code, started, current)
 
 
 def _enter(context: Context, deadline_s: float) -> tuple[Call, float, bool]:

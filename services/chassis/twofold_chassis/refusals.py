@@ -13,6 +13,7 @@ __all__ = [
     "AlreadyExists",
     "Busy",
     "DeadlineExceeded",
+    "Draining",
     "EtagMismatch",
     "FailedPrecondition",
     "HistoryChanged",
@@ -142,6 +143,12 @@ class PeerUnavailable(Unavailable):
     """A service behind this one does not answer."""
 
     reason = Reason.REASON_PEER_UNAVAILABLE
+
+
+class Draining(Unavailable):
+    """This process is about to end and takes nothing new."""
+
+    reason = Reason.REASON_DRAINING
 
 
 class DeadlineExceeded(Refusal):

@@ -24,6 +24,7 @@ from twofold_chassis.settings import ListenSettings, LogSettings, ServiceSetting
 from twofold_chassis.start import StartError
 
 _NOTICE_S = 0.1
+_LEFT_S = 0.5
 _HEALTH = "grpc.health.v1.Health"
 _REFLECTION = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 
@@ -67,7 +68,8 @@ async def serving(
     metrics: CollectorRegistry,
     serializers: Mapping[str, Serializer] | None = None,
 ) -> AsyncIterator[Running]:
-    """Serves `faces` until the block ends, then drains: NOT_SERVING, a short notice, running calls finish within drain_s.
+    """Serves `faces` until the block ends, then drains: NOT_SERVING, a short notice, running calls finish within drain_s
+    while new ones are refused as Draining.
 
     `check` says whether the service can do its job. `serializers` replace the response serializer of single rpcs, by full
     method name ("/package.Service/Method"). Raises StartError if a port is taken.
@@ -94,7 +96,9 @@ async def serving(
             finally:
                 await health.drain()
                 await asyncio.sleep(_NOTICE_S)  # a balancer that watches health may still be sending
-                await server.stop(listen.drain_s)
+                await edge.drain(listen.drain_s)
+                # Health watches end here, and calls that reached the transport but never us.
+                await server.stop(_LEFT_S)
 
 
 def main(kind: type[Settings], app: Callable[[Settings], AbstractAsyncContextManager[Running]], *, service: str) -> None:
