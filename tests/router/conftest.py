@@ -29,11 +29,11 @@ class Client:
         self._routing = routing_pb2_grpc.RoutingServiceStub(channel)
         self._turns = turn_pb2_grpc.TurnServiceStub(channel)
 
-    async def resolve(self, workspace_id: str, /, **fields: Any) -> routing_pb2.ResolveResponse:
+    async def resolve(self, workspace_id: str, /, *, timeout: float = 30, **fields: Any) -> routing_pb2.ResolveResponse:
         request = routing_pb2.ResolveRequest(
             **{"workspace_id": workspace_id, "user_id": "ada", "agent_id": "agent", **fields}
         )
-        return await self._routing.Resolve(request, metadata=METADATA, timeout=30)
+        return await self._routing.Resolve(request, metadata=METADATA, timeout=timeout)
 
     def run(
         self, workspace_id: str, /, message: str = "you", *, timeout: float | None = 30, **fields: Any

@@ -1,6 +1,7 @@
 """Resolve: who may use what, where it lives, and what is said when that cannot be known."""
 
 import asyncio
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -198,6 +199,19 @@ async def test_the_first_caller_of_a_flight_may_leave_without_failing_the_others
     assert len(registry.calls.of("GetAgent")) == 1
 
 
+async def test_the_first_callers_deadline_does_not_bound_the_others(client: Client, registry: FakeRegistry, ws: str) -> None:
+    registry.calls.gates["GetAgent"] = gate = asyncio.Event()
+    first = asyncio.create_task(client.resolve(ws, timeout=0.3))
+    await registry.calls.came("GetAgent")
+    follower = asyncio.create_task(client.resolve(ws))
+    await registry.calls.came("Check", 2)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await first
+    await asyncio.sleep(0.1)
+    gate.set()
+    assert (await follower).url == registry.agents[ws, "agent"].url
+
+
 async def test_who_asks_for_a_revision_does_not_join_a_flight_that_began_before_it(
     client: Client, registry: FakeRegistry, ws: str
 ) -> None:
@@ -242,7 +256,7 @@ async def test_the_caller_is_known_to_the_registry(client: Client, registry: Fak
 @pytest.mark.parametrize("value", ["", "a\0b", "a\nb", "x" * 256])
 async def test_ids_that_are_none_are_refused_by_name(client: Client, ws: str, field: str, value: str) -> None:
     with refused(Code.INVALID_ARGUMENT, "REASON_INVALID_FIELD") as told:
-        await client.resolve(ws, **{field: value})
+        await client.resolve(ws, **cast(dict[str, Any], {field: value}))
     assert field in told.message
 
 

@@ -139,8 +139,10 @@ async def test_the_callers_deadline_does_not_bound_the_keeping(
     memory.calls.gates["AppendTurn"] = gate = asyncio.Event()
     with pytest.raises(grpc.aio.AioRpcError):
         [event async for event in client.run(ws, thread_id="t", timeout=0.5)]
+    await asyncio.sleep(0.3)
     gate.set()
     await until_recorded(registry)
+    assert len(memory.calls.of("AppendTurn")) == 1
     assert len(memory.messages[ws, "t"]) == 2
 
 
