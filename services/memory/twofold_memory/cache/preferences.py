@@ -29,8 +29,11 @@ class RedisPreferences:
         version = fields.pop(_VERSION_FIELD.encode(), None)
         if version is None:
             return None
-        entries = [_preference(key.decode(), value.decode()) for key, value in fields.items()]
-        return Preferences(sorted(entries, key=lambda entry: entry.key.encode()), int(version))
+        try:
+            entries = [_preference(key.decode(), value.decode()) for key, value in fields.items()]
+            return Preferences(sorted(entries, key=lambda entry: entry.key.encode()), int(version))
+        except (ValueError, OverflowError):
+            return None  # written by another version, or by hand
 
     async def put(self, user: UserKey, preferences: Preferences) -> None:
         """Replaces the copy, unless it is as new. What cannot be done now, the next read does."""
