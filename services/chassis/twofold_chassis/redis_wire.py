@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import hiredis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError, ResponseError
 
@@ -100,7 +101,8 @@ class RedisWire:
         if self._connection is None or not self._outgoing:
             return
         commands, self._outgoing = self._outgoing, []
-        packed = [piece for command in commands for piece in self._connection.pack_command(*command)]
+        # Its types know tuples of one element only.
+        packed = [hiredis.pack_command(tuple(command)) for command in commands]  # type: ignore[arg-type]
         # Not `send_packed_command`, which is a coroutine: a write must not be able to be cancelled halfway.
         writer = self._connection._writer
         if writer is not None:

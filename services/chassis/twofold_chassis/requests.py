@@ -60,9 +60,10 @@ class Requests:
                 )
             earlier: bytes = row["answer"]
             return earlier
+        # Before the change, which may take locks that everybody waits for.
+        await connection.execute(self.statements["forget_answers"], _SWEPT_AT_ONCE)
         answer = await change()
         await connection.execute(self.statements["keep_answer"], *name, attempt.rpc, attempt.body_hash, answer)
-        await connection.execute(self.statements["forget_answers"], _SWEPT_AT_ONCE)
         return answer
 
 
