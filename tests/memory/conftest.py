@@ -59,9 +59,9 @@ def key(workspace_id: str) -> ThreadKey:
 
 
 @pytest.fixture(scope="session")
-async def owner_sql(room: Memory, memory_urls: DatabaseUrls) -> AsyncIterator["asyncpg.Pool[Any]"]:
-    """Postgres as its owner sees it, after the migrations."""
-    async with asyncpg.create_pool(memory_urls.owner, min_size=1, max_size=4) as pool:
+async def sql(room: Memory, memory_urls: DatabaseUrls) -> AsyncIterator["asyncpg.Pool[Any]"]:
+    """Postgres as nobody of the service sees it, after the migrations."""
+    async with asyncpg.create_pool(memory_urls.superuser, min_size=1, max_size=4) as pool:
         yield pool
 
 

@@ -80,7 +80,7 @@ async def test_whatever_befalls_the_keys_reads_are_complete_and_right(
     room: Memory,
     key: ThreadKey,
     raw_redis: Raw,
-    owner_sql: "Sql[Any]",
+    sql: "Sql[Any]",
     damage: Callable[[Raw, ThreadKey], Awaitable[None]],
     then: str,
 ) -> None:
@@ -98,11 +98,11 @@ async def test_whatever_befalls_the_keys_reads_are_complete_and_right(
     await room.read(key)
     if damage not in (garbage, another_type):
         await filled(room, raw_redis, key)
-        assert await check_window(raw_redis, owner_sql, key) == count
+        assert await check_window(raw_redis, sql, key) == count
 
 
 async def test_an_old_window_restored_by_hand_is_noticed(
-    room: Memory, key: ThreadKey, raw_redis: Raw, owner_sql: "Sql[Any]"
+    room: Memory, key: ThreadKey, raw_redis: Raw, sql: "Sql[Any]"
 ) -> None:
     """M8: a lagging replica that became the leader, a backup."""
     first = await room.append(key, "q0", "a0")
@@ -125,7 +125,7 @@ async def test_an_old_window_restored_by_hand_is_noticed(
     await room.append(key, "q2", "a2")  # onto the old one: a gap
     assert seqs((await room.read(key)).messages) == list(range(1, 7))
     await filled(room, raw_redis, key)
-    assert await check_window(raw_redis, owner_sql, key) == 6
+    assert await check_window(raw_redis, sql, key) == 6
 
 
 async def test_with_a_token_the_copy_answers_alone_as_soon_as_it_holds_the_turn(
@@ -147,22 +147,22 @@ async def test_a_token_of_a_future_that_never_came_is_another_history(room: Memo
 
 
 async def test_more_than_the_window_holds_is_read_from_postgres_and_does_not_shrink_the_window(
-    new_worker: Any, workspace_id: str, raw_redis: Raw, owner_sql: "Sql[Any]"
+    new_worker: Any, workspace_id: str, raw_redis: Raw, sql: "Sql[Any]"
 ) -> None:
     key = ThreadKey(workspace_id, "t")
     async with new_worker(max_thread_messages=3) as worker:
         for index in range(10):
             await worker.append(key, f"q{index}", f"a{index}")
-        assert await check_window(raw_redis, owner_sql, key) == 6
+        assert await check_window(raw_redis, sql, key) == 6
         for count, source in ((6, L1), (7, L2), (20, L2), (2, L1)):
             window = await worker.read(key, count)
             assert (window.source, window.completeness) == (source, COMPLETE)
             assert seqs(window.messages) == list(range(21 - count // 2 * 2, 21))  # whole turns of two
-        assert await check_window(raw_redis, owner_sql, key) == 6
+        assert await check_window(raw_redis, sql, key) == 6
 
 
 async def test_readers_and_writers_at_once_never_see_a_hole_or_less_than_was_acknowledged(
-    room: Memory, other_room: Memory, key: ThreadKey, raw_redis: Raw, owner_sql: "Sql[Any]"
+    room: Memory, other_room: Memory, key: ThreadKey, raw_redis: Raw, sql: "Sql[Any]"
 ) -> None:
     """M7, M8, M10 under evictions in the middle of it all."""
     acknowledged, done = 0, False
@@ -186,7 +186,7 @@ async def test_readers_and_writers_at_once_never_see_a_hole_or_less_than_was_ack
         while not done:
             for damage in damages:
                 await damage(raw_redis, key)
-                await check_window(raw_redis, owner_sql, key)
+                await check_window(raw_redis, sql, key)
                 await room.read(key)
 
     background = [asyncio.create_task(task) for task in (read(room), read(other_room), evict())]
@@ -197,4 +197,4 @@ async def test_readers_and_writers_at_once_never_see_a_hole_or_less_than_was_ack
         await asyncio.gather(*background)
     assert seqs(await room.all_messages(key)) == list(range(1, 101))
     await filled(room, raw_redis, key)
-    await check_window(raw_redis, owner_sql, key)
+    await check_window(raw_redis, sql, key)
