@@ -73,3 +73,10 @@ async def raw_redis(redis_settings: RedisSettings) -> AsyncIterator[redis.asynci
         host=redis_settings.host, port=redis_settings.port, password=redis_settings.password.get_secret_value()
     ) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+async def small_rooms(room: Memory, new_worker: Worker) -> AsyncIterator[tuple[Memory, Memory]]:
+    """Two workers whose windows hold 8 messages, so that their ends are soon reached."""
+    async with new_worker(max_thread_messages=4) as one, new_worker(max_thread_messages=4) as other:
+        yield one, other

@@ -84,16 +84,17 @@ class Lane:
     """Connections that are kept between uses, for the few places where most of the work goes through.
 
     Taking a connection from the pool and giving it back costs as much processor time as a small query itself. A lane
-    keeps as many as are used at the same time; whoever uses it bounds that.
+    keeps at most a quarter of the pool's: what is kept is out of reach for everybody else.
     """
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._idle: list[Connection] = []
+        self._kept_max = pool.get_max_size() // 4
 
     @contextlib.asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
-        """A connection, with driver errors as refusals. One on which something failed goes back to the pool."""
+        """A connection, with driver errors as refusals. One on which something failed, or one too many, goes to the pool."""
         with refusals(outcome="NOT_STORED"):
             acquired = await self._take()
             well = False
@@ -101,7 +102,7 @@ class Lane:
                 yield acquired
                 well = not acquired.is_closed()
             finally:
-                if well:
+                if well and len(self._idle) < self._kept_max:
                     self._idle.append(acquired)
                 else:
                     await _release(self._pool, acquired)
