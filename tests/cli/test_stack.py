@@ -18,7 +18,6 @@ import pytest_asyncio
 from twofold_chassis.start import StartError
 from twofold_cli.embedded import EmbeddedPostgres, EmbeddedRedis, ServiceProcess
 from twofold_cli.embedded.processes import is_alive, until
-
 from twofold_cli.stack import PORTS, Stack, bare_environment, raise_stack
 
 VANISH_S = 60.0

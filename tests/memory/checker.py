@@ -5,7 +5,7 @@ from typing import Any
 import asyncpg
 import redis.asyncio
 
-from twofold.memory.v1.message_pb2 import Message
+from twofold.memory.v1.conversation_pb2 import ReadWindowResponse
 from twofold_memory import keys
 from twofold_memory.threads import ThreadKey
 
@@ -36,7 +36,7 @@ async def check_window(raw: redis.asyncio.Redis, sql: "asyncpg.Pool[Any]", key: 
     epoch = await sql.fetchval("SELECT epoch FROM memory.conversations WHERE workspace_id = $1 AND thread_id = $2", *key)
     if int(head[b"epoch"]) != epoch:
         return 0  # of another epoch: nobody takes it for a window either
-    held = [Message.FromString(element[1:]) for element in elements]
+    held = list(ReadWindowResponse.FromString(b"".join(element[1:] for element in elements)).messages)
     assert [(m.seq, m.turn_id, m.turn_index, m.role) for m in held] == [tuple(row)[:4] for row in rows]
     assert [m.content if m.HasField("content") else None for m in held] == [row["content"] for row in rows]
     assert sum(map(len, elements)) == int(head[b"bytes"])

@@ -49,7 +49,7 @@ def test_any_message_comes_back_from_its_stored_bytes_as_it_was_with_its_number_
         expected.CopyFrom(given_messages[index])
         expected.seq, expected.turn_id, expected.turn_index = first_seq + index, turn_id, index
         expected.create_time.FromDatetime(at)
-        assert Message.FromString(entry.encoded) == expected
+        assert wire.messages_of([entry]) == [expected]
         assert entry == encoding.entry_of(entry.seq, encoding.element(entry))
         assert entry[:3] == (first_seq + index, index == 0, expected.role == Role.ROLE_TOOL)
 
@@ -58,7 +58,8 @@ def test_any_message_comes_back_from_its_stored_bytes_as_it_was_with_its_number_
 def test_a_window_put_together_from_stored_bytes_is_what_the_library_would_have_written(
     given_messages: list[Message], source: From, known: Known, truncated: bool
 ) -> None:
-    entries = [Entry(index, False, False, message.SerializeToString()) for index, message in enumerate(given_messages, 1)]
+    frames = [ReadWindowResponse(messages=[message]).SerializeToString() for message in given_messages]
+    entries = [Entry(index, False, False, frame) for index, frame in enumerate(frames, 1)]
     window = Window(entries, 3, len(entries), source, known, truncated)
     answer = ReadWindowResponse.FromString(wire.EncodedWindow(ThreadKey("w", "t"), window).SerializeToString())
     assert list(answer.messages) == given_messages
@@ -91,7 +92,7 @@ def test_a_window_is_the_newest_whole_turns_that_fit(entries: list[Entry], count
     kept, truncated = windows.whole(entries, count, bytes_max=size)
     assert len(kept) <= count
     assert list(kept) == entries[len(entries) - len(kept) :]
-    assert len(kept) <= 1 or sum(len(entry.encoded) for entry in kept) <= size
+    assert len(kept) <= 1 or sum(len(entry.frame) for entry in kept) <= size
     fits = entries[-count:]
     fits = fits[len(fits) - windows.fitting(fits[::-1], bytes_max=size) :]
     assert truncated == (len(fits) < min(count, len(entries)))
@@ -107,7 +108,7 @@ def test_a_window_is_the_newest_whole_turns_that_fit(entries: list[Entry], count
 def test_a_page_holds_what_fits_and_at_least_one(entries: list[Entry], size: int) -> None:
     count = windows.fitting(entries, bytes_max=size)
     assert count >= min(1, len(entries))
-    assert count <= 1 or sum(len(entry.encoded) for entry in entries[:count]) <= size
+    assert count <= 1 or sum(len(entry.frame) for entry in entries[:count]) <= size
 
 
 def test_the_first_message_of_a_thread_is_shown_even_if_it_is_a_result() -> None:

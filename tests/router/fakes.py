@@ -177,7 +177,7 @@ class FakeMemory(conversation_pb2_grpc.ConversationServiceServicer, context_pb2_
     async def GetTurn(self, request: conversation_pb2.GetTurnRequest, context: Any) -> conversation_pb2.GetTurnResponse:
         await self.calls.enter("GetTurn", request)
         key = (request.workspace_id, request.thread_id)
-        if key not in self.messages:
+        if key not in self.messages or self.owners.get(key, request.user_id) != request.user_id:
             raise ConversationUnknown("no such conversation")
         messages = [message for message in self.messages[key] if message.turn_id == request.turn_id]
         if not messages:
@@ -185,22 +185,21 @@ class FakeMemory(conversation_pb2_grpc.ConversationServiceServicer, context_pb2_
         usage = self.usages[(*key, request.turn_id)]
         return conversation_pb2.GetTurnResponse(messages=messages, usage=usage, thread_token=b"token")
 
-    async def AppendTurn(
-        self, request: conversation_pb2.AppendTurnRequest, context: Any
-    ) -> conversation_pb2.AppendTurnResponse:
-        await self.calls.enter("AppendTurn", request)
+    async def Invoked(self, request: context_pb2.InvokedRequest, context: Any) -> context_pb2.InvokedResponse:
+        await self.calls.enter("Invoked", request)
         key = (request.workspace_id, request.thread_id)
         self.owners.setdefault(key, request.user_id)
         kept = self.messages.setdefault(key, [])
         turn = [message for message in kept if message.turn_id == request.request_id]
-        if turn and [message.content for message in turn] != [message.content for message in request.messages]:
+        given = [*request.request_messages, *request.response_messages]
+        if turn and [message.content for message in turn] != [message.content for message in given]:
             raise RequestReused("another body")
         duplicate = bool(turn)
         if not turn:
             turn = _stored(request, len(kept) + 1)
             kept.extend(turn)
             self.usages[(*key, request.request_id)] = request.usage
-        return conversation_pb2.AppendTurnResponse(
+        return context_pb2.InvokedResponse(
             turn_id=request.request_id,
             first_seq=turn[0].seq,
             last_seq=turn[-1].seq,
@@ -211,10 +210,10 @@ class FakeMemory(conversation_pb2_grpc.ConversationServiceServicer, context_pb2_
         )
 
 
-def _stored(request: conversation_pb2.AppendTurnRequest, first_seq: int) -> list[message_pb2.Message]:
+def _stored(request: context_pb2.InvokedRequest, first_seq: int) -> list[message_pb2.Message]:
     now = fields.timestamp(datetime.now(UTC))
     stored = []
-    for index, message in enumerate(request.messages):
+    for index, message in enumerate([*request.request_messages, *request.response_messages]):
         copy = message_pb2.Message(seq=first_seq + index, turn_id=request.request_id, turn_index=index, create_time=now)
         copy.MergeFrom(message)
         stored.append(copy)

@@ -214,7 +214,7 @@ async def test_one_connection_serves_turn_after_turn(client: Client, agents: Scr
 async def test_the_peers_know_who_calls(client: Client, registry: FakeRegistry, memory: FakeMemory, ws: str) -> None:
     await client.turn(ws, thread_id="t", operation_id="op")
     seen = registry.calls.seen + memory.calls.seen
-    assert {rpc for rpc, *_ in seen} == {"Check", "GetAgent", "Invoking", "GetTurn", "AppendTurn", "RecordUsage"}
+    assert {rpc for rpc, *_ in seen} == {"Check", "GetAgent", "Invoking", "GetTurn", "Invoked", "RecordUsage"}
     assert {(actor, request_id) for _, _, actor, request_id in seen} == {("tester", "request-1")}
 
 

@@ -17,7 +17,7 @@ Code = grpc.StatusCode
 
 
 def nothing_kept(memory: FakeMemory, registry: FakeRegistry) -> bool:
-    return not memory.calls.of("AppendTurn") and not registry.calls.of("RecordUsage")
+    return not memory.calls.of("Invoked") and not registry.calls.of("RecordUsage")
 
 
 async def test_who_may_not_use_the_agent_does_not_reach_it(client: Client, agents: ScriptedAgents, ws: str) -> None:
@@ -282,7 +282,7 @@ async def test_the_callers_deadline_ends_the_request_to_the_agent(client: Client
 async def test_a_conversation_that_is_deleted_meanwhile_fails_the_turn(
     client: Client, memory: FakeMemory, registry: FakeRegistry, ws: str
 ) -> None:
-    memory.calls.refuse("AppendTurn", ConversationUnknown("gone"))
+    memory.calls.refuse("Invoked", ConversationUnknown("gone"))
     with refused(Code.NOT_FOUND, "REASON_CONVERSATION_UNKNOWN"):
         await client.turn(ws, thread_id="t")
     assert not registry.events

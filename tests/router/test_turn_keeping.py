@@ -103,12 +103,12 @@ async def test_a_replay_needs_permission_like_any_turn(client: Client, registry:
 async def test_an_answered_turn_is_kept_and_counted_though_its_caller_has_gone(
     client: Client, registry: FakeRegistry, memory: FakeMemory, agents: ScriptedAgents, ws: str
 ) -> None:
-    memory.calls.gates["AppendTurn"] = gate = asyncio.Event()
+    memory.calls.gates["Invoked"] = gate = asyncio.Event()
     running = client.run(ws, thread_id="t", operation_id="op")
     events = aiter(running)
     while (await anext(events)).delta.text != "you.":
         pass
-    await memory.calls.came("AppendTurn")
+    await memory.calls.came("Invoked")
     running.cancel()
     await asyncio.sleep(0.1)
     gate.set()
@@ -121,9 +121,9 @@ async def test_an_answered_turn_is_kept_and_counted_though_its_caller_has_gone(
 async def test_a_retry_waits_for_a_first_call_that_is_still_being_kept(
     client: Client, memory: FakeMemory, agents: ScriptedAgents, ws: str
 ) -> None:
-    memory.calls.gates["AppendTurn"] = gate = asyncio.Event()
+    memory.calls.gates["Invoked"] = gate = asyncio.Event()
     first = asyncio.create_task(client.turn(ws, thread_id="t", operation_id="op"))
-    await memory.calls.came("AppendTurn")
+    await memory.calls.came("Invoked")
     first.cancel()
     retry = asyncio.create_task(client.turn(ws, thread_id="t", operation_id="op"))
     await memory.calls.came("Invoking", 2)
@@ -136,23 +136,23 @@ async def test_a_retry_waits_for_a_first_call_that_is_still_being_kept(
 async def test_the_callers_deadline_does_not_bound_the_keeping(
     client: Client, registry: FakeRegistry, memory: FakeMemory, ws: str
 ) -> None:
-    memory.calls.gates["AppendTurn"] = gate = asyncio.Event()
+    memory.calls.gates["Invoked"] = gate = asyncio.Event()
     with pytest.raises(grpc.aio.AioRpcError):
         [event async for event in client.run(ws, thread_id="t", timeout=0.5)]
     await asyncio.sleep(0.3)
     gate.set()
     await until_recorded(registry)
-    assert len(memory.calls.of("AppendTurn")) == 1
+    assert len(memory.calls.of("Invoked")) == 1
     assert len(memory.messages[ws, "t"]) == 2
 
 
 async def test_a_router_that_ends_keeps_what_was_answered_first(
     start: Start, registry: FakeRegistry, memory: FakeMemory, ws: str
 ) -> None:
-    memory.calls.gates["AppendTurn"] = gate = asyncio.Event()
+    memory.calls.gates["Invoked"] = gate = asyncio.Event()
     async with start(drain_s=0.1) as ending:
         running = asyncio.create_task(ending.turn(ws, thread_id="t"))
-        await memory.calls.came("AppendTurn")
+        await memory.calls.came("Invoked")
         asyncio.get_running_loop().call_later(0.6, gate.set)
     await asyncio.gather(running, return_exceptions=True)
     assert len(memory.messages[ws, "t"]) == 2
@@ -162,10 +162,10 @@ async def test_a_router_that_ends_keeps_what_was_answered_first(
 async def test_a_memory_that_is_away_for_a_moment_does_not_lose_an_answered_turn(
     client: Client, memory: FakeMemory, agents: ScriptedAgents, ws: str
 ) -> None:
-    memory.calls.refuse("AppendTurn", StoreUnavailable("restarting"), times=2)
+    memory.calls.refuse("Invoked", StoreUnavailable("restarting"), times=2)
     turn = await client.turn(ws, thread_id="t", operation_id="op")
     assert turn.completed.last_seq == 2
-    requests = memory.calls.of("AppendTurn")
+    requests = memory.calls.of("Invoked")
     assert len(requests) == 3
     assert requests[0] == requests[2]
     assert len(agents.heard) == 1

@@ -45,6 +45,7 @@ async def memory(settings: Settings) -> AsyncIterator[Running]:
 
         requests = Requests("memory")
         turns = PostgresTurns(pool)
+        cleanup.push_async_callback(turns.close)
         conversations = PostgresConversations(pool, requests)
         preferences = PostgresPreferences(pool, requests)
         windows = RedisThreads(

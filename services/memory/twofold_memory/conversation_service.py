@@ -78,7 +78,8 @@ class ConversationService(stubs.ConversationServiceServicer):
 
     async def GetTurn(self, request: pb.GetTurnRequest, context: Context) -> pb.GetTurnResponse:
         key = messages.thread_key(request.workspace_id, request.thread_id)
-        turn = await self._history.turn(key, fields.identifier(request.turn_id, "turn_id"))
+        turn_id = fields.identifier(request.turn_id, "turn_id")
+        turn = await self._history.turn(key, turn_id, fields.optional_identifier(request.user_id, "user_id"))
         return messages.get_turn_response(key, turn)
 
     async def ReadWindow(self, request: pb.ReadWindowRequest, context: Context) -> Any:

@@ -29,16 +29,21 @@ _CREATE_TIME = b"\x9a\x01"
 _MESSAGES = b"\x0a"
 
 
-def varint(value: int) -> bytes:
-    """A base-128 varint of a number that is not negative."""
-    if value < 0x80:
-        return bytes((value,))
+def _varint(value: int) -> bytes:
     encoded = bytearray()
     while value >= 0x80:
         encoded.append(value & 0x7F | 0x80)
         value >>= 7
     encoded.append(value)
     return bytes(encoded)
+
+
+_SMALL = tuple(_varint(value) for value in range(1 << 14))
+
+
+def varint(value: int) -> bytes:
+    """A base-128 varint of a number that is not negative."""
+    return _SMALL[value] if value < len(_SMALL) else _varint(value)
 
 
 def stamp(moment: datetime) -> bytes:
@@ -59,7 +64,7 @@ def encode(
     turn_index: int,
     created: bytes,
 ) -> bytes:
-    """One message. `turn_id` is UTF-8, `created` is what `stamp` made."""
+    """One message as a frame: an element of `messages` of an answer. `turn_id` is UTF-8, `created` what `stamp` made."""
     pieces = [_ROLE, varint(role)]
     if content is not None:
         text = content.encode()
@@ -71,7 +76,8 @@ def encode(
     if turn_index:
         pieces += (_TURN_INDEX, varint(turn_index))
     pieces.append(created)
-    return b"".join(pieces)
+    encoded = b"".join(pieces)
+    return _MESSAGES + varint(len(encoded)) + encoded
 
 
 def entries_of(messages: Sequence[NewMessage], first_seq: int, turn_id: str, created_at: datetime) -> list[Entry]:
@@ -97,14 +103,9 @@ def entries_of(messages: Sequence[NewMessage], first_seq: int, turn_id: str, cre
     ]
 
 
-def framed(entry: Entry) -> bytes:
-    """The message as an element of `messages` of an answer."""
-    return _MESSAGES + varint(len(entry.encoded)) + entry.encoded
-
-
 def element(entry: Entry) -> bytes:
     """The message as an element of the L1 list."""
-    return _LETTERS[entry.starts_turn, entry.is_result] + entry.encoded
+    return _LETTERS[entry.starts_turn, entry.is_result] + entry.frame
 
 
 def entry_of(seq: int, value: bytes) -> Entry:

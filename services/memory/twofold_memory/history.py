@@ -59,9 +59,9 @@ class History:
         self._cache = cache
         self._deletions: set[asyncio.Task[None]] = set()
 
-    async def turn(self, key: ThreadKey, turn_id: str) -> StoredTurn:
+    async def turn(self, key: ThreadKey, turn_id: str, user_id: str | None = None) -> StoredTurn:
         """One turn with its messages. Raises ConversationUnknown, TurnUnknown."""
-        await self._visible(key)
+        await self._visible(key, user_id)
         turn = await self._turns.turn(key, turn_id)
         if turn is None:
             raise TurnUnknown(f"the conversation has no turn {turn_id!r}", turn_id=turn_id)
@@ -100,8 +100,8 @@ class History:
             epoch = head.epoch if head else 0
         await self._cache.fence(key, epoch)
 
-    async def _visible(self, key: ThreadKey) -> Head:
+    async def _visible(self, key: ThreadKey, user_id: str | None = None) -> Head:
         (head,) = await self._turns.heads([key])
-        if head is None or head.deleted:
+        if head is None or not head.visible_to(user_id):
             raise unknown(key)
         return head

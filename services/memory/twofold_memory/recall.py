@@ -12,7 +12,6 @@ from typing import Protocol
 from prometheus_client import CollectorRegistry, Counter
 
 from twofold_chassis.gathering import Gathering
-from twofold_chassis.redis import RedisUnavailable
 from twofold_chassis.refusals import HistoryChanged, Overloaded, StoreUnavailable
 from twofold_memory import windows
 from twofold_memory.threads import (
@@ -20,6 +19,7 @@ from twofold_memory.threads import (
     Copy,
     Head,
     Level,
+    Looked,
     Snapshot,
     Source,
     ThreadKey,
@@ -28,9 +28,6 @@ from twofold_memory.threads import (
     unknown,
 )
 from twofold_memory.tokens import ThreadToken
-
-# The copy, if there is one, and whether Redis answered at all.
-Looked = tuple[Copy | None, bool]
 
 _BATCH_MAX = 256
 _WAITING_MAX = 4096
@@ -54,8 +51,8 @@ class Cache(Protocol):
 
     messages_max: int
 
-    async def look(self, key: ThreadKey, count: int) -> Copy | None:
-        """The window's newest messages; raises RedisUnavailable."""
+    async def look(self, key: ThreadKey, count: int) -> Looked:
+        """The window's newest messages."""
         ...
 
     async def fill(self, key: ThreadKey, snapshot: Snapshot) -> None:
@@ -98,8 +95,8 @@ class Recall:
         if level is Level.VERIFIED:
             window = await self._verified(key, count, user_id)
         else:
-            looked = await self._look(key, count)
-            window = _as_of(looked[0], count, user_id, token) or await self._verified(key, count, user_id, looked)
+            looked = await self._cache.look(key, count)
+            window = _as_of(looked.copy, count, user_id, token) or await self._verified(key, count, user_id, looked)
             _check_token(window, token)
         self._windows.labels(window.source.name, window.completeness.name).inc()
         return window
@@ -112,10 +109,11 @@ class Recall:
 
     async def _verified(self, key: ThreadKey, count: int, user_id: str | None, looked: Looked | None = None) -> Window:
         confirmation = self._heads.ask(key)
-        copy, redis_answers = looked or await self._look(key, count)
+        copy, answered = looked or await self._cache.look(key, count)
         if copy is not None and copy.covers(count):
             try:
-                head = await asyncio.wait_for(confirmation, self._confirm_s)
+                async with asyncio.timeout(self._confirm_s):
+                    head = await confirmation
             except (TimeoutError, StoreUnavailable, Overloaded):
                 if not may_see(copy.owner, user_id):
                     raise unknown(key) from None
@@ -124,7 +122,7 @@ class Recall:
                 if not head.visible_to(user_id):
                     raise unknown(key)
                 return _window_of_copy(copy, count, Completeness.COMPLETE)
-        return await self._cold(key, count, user_id, fill=redis_answers)
+        return await self._cold(key, count, user_id, fill=answered)
 
     async def _cold(self, key: ThreadKey, count: int, user_id: str | None, *, fill: bool) -> Window:
         # Asked after the look: an answer from before may confirm a copy, but must not replace one.
@@ -137,12 +135,6 @@ class Recall:
             raise unknown(key)
         entries, truncated = windows.whole(snapshot.entries, count)
         return Window(entries, snapshot.head.epoch, snapshot.head.next_seq - 1, Source.L2, Completeness.COMPLETE, truncated)
-
-    async def _look(self, key: ThreadKey, count: int) -> Looked:
-        try:
-            return await self._cache.look(key, count), True
-        except RedisUnavailable:
-            return None, False
 
     def _refill(self, key: ThreadKey, snapshot: Snapshot) -> None:
         """Fills the window behind the answer: one fill per thread at a time, a bounded number in all."""

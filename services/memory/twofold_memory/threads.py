@@ -124,12 +124,15 @@ class StoredTurn:
 
 
 class Entry(NamedTuple):
-    """A stored message, encoded for the wire. `seq` is its number, the flags say what a window must know of it."""
+    """A stored message. `seq` is its number, the flags say what a window must know of it.
+
+    `frame` is the message as it stands in an answer: encoded, behind its tag and length.
+    """
 
     seq: int
     starts_turn: bool
     is_result: bool
-    encoded: bytes
+    frame: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +202,14 @@ class Copy:
         """Whether it holds the newest `count` messages, or all there are, or as many as an answer can hold."""
         if self.first_seq == 1 or len(self.entries) >= count:
             return True
-        return sum(len(entry.encoded) for entry in self.entries) > ANSWER_BYTES_MAX
+        return sum(len(entry.frame) for entry in self.entries) > ANSWER_BYTES_MAX
+
+
+class Looked(NamedTuple):
+    """What a look at L1 showed: the copy, if there is one, and whether L1 answered at all."""
+
+    copy: Copy | None
+    answered: bool
 
 
 @dataclass(frozen=True, slots=True)

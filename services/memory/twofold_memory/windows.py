@@ -4,8 +4,6 @@ from collections.abc import Sequence
 
 from twofold_memory.threads import ANSWER_BYTES_MAX, Entry
 
-_FRAME_BYTES = 6
-
 
 def whole(entries: Sequence[Entry], count_max: int, *, bytes_max: int = ANSWER_BYTES_MAX) -> tuple[Sequence[Entry], bool]:
     """The newest entries that fit `count_max` and `bytes_max`, and whether bytes made it shorter.
@@ -22,7 +20,7 @@ def fitting(entries: Sequence[Entry], *, bytes_max: int = ANSWER_BYTES_MAX) -> i
     """How many of the first entries fit an answer; the first one always does."""
     size = 0
     for index, entry in enumerate(entries):
-        size += len(entry.encoded) + _FRAME_BYTES
+        size += len(entry.frame)
         if size > bytes_max and index:
             return index
     return len(entries)

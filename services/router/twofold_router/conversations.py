@@ -80,8 +80,8 @@ class Conversations(Protocol):
         """What is known. Refuses if the conversation is deleted, another user's, or cannot be read: never empty instead."""
         ...
 
-    async def find(self, turn: TurnKey) -> KeptTurn | None:
-        """The turn, if it is kept."""
+    async def find(self, turn: TurnKey, user_id: str) -> KeptTurn | None:
+        """The turn, if it is kept in a conversation that this user may see."""
         ...
 
     async def keep(self, exchange: Exchange) -> Receipt:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import grpc
 
-from twofold.memory.v1 import context_pb2_grpc, conversation_pb2, conversation_pb2_grpc
+from twofold.memory.v1 import context_pb2, context_pb2_grpc, conversation_pb2_grpc
 from twofold_chassis import peers
 from twofold_chassis.refusals import NotFound, Reason, Unavailable
 from twofold_router import wire_peers as wire
@@ -33,11 +33,9 @@ class MemoryConversations:
         asked = self._contexts.Invoking(request, timeout=peers.timeout_s(self._timeout_s), metadata=peers.metadata())
         return wire.context(await peers.asked(_PEER, asked))
 
-    async def find(self, turn: TurnKey) -> KeptTurn | None:
-        """The turn, if it is kept."""
-        request = conversation_pb2.GetTurnRequest(
-            workspace_id=turn.workspace_id, thread_id=turn.thread_id, turn_id=turn.operation_id
-        )
+    async def find(self, turn: TurnKey, user_id: str) -> KeptTurn | None:
+        """The turn, if it is kept in a conversation that this user may see."""
+        request = wire.get_turn_request(turn, user_id)
         asked = self._conversations.GetTurn(request, timeout=peers.timeout_s(self._timeout_s), metadata=peers.metadata())
         try:
             return wire.kept_turn(await peers.asked(_PEER, asked))
@@ -49,16 +47,15 @@ class MemoryConversations:
     async def keep(self, exchange: Exchange) -> Receipt:
         """Keeps the exchange; the same one again is kept once.
 
-        Asked again while memory does not answer: the append carries the operation's id, so twice is harmless.
+        Asked again while memory does not answer: the exchange carries the operation's id, so twice is harmless.
         """
-        request = wire.append_request(exchange)
+        request = wire.invoked_request(exchange)
         for pause_s in self._pauses_s:
             with contextlib.suppress(Unavailable):
-                return await self._append(request)
+                return await self._invoked(request)
             await asyncio.sleep(pause_s)
-        return await self._append(request)
+        return await self._invoked(request)
 
-    async def _append(self, request: conversation_pb2.AppendTurnRequest) -> Receipt:
-        # The same write as ContextService.Invoked, whose answer lacks the time that the usage event needs.
-        asked = self._conversations.AppendTurn(request, timeout=peers.timeout_s(self._timeout_s), metadata=peers.metadata())
+    async def _invoked(self, request: context_pb2.InvokedRequest) -> Receipt:
+        asked = self._contexts.Invoked(request, timeout=peers.timeout_s(self._timeout_s), metadata=peers.metadata())
         return wire.receipt(await peers.asked(_PEER, asked))

@@ -131,7 +131,6 @@ class Turns:
         context, kept = await asyncio.gather(self._context(ask, resolution), self._find(ask))
         durations = (resolved - began, time.monotonic() - resolved)
         if kept is not None:
-            # Only now: whose conversation it is has been checked with the context.
             _require_same(ask, kept)
             yield _started(ask, resolution, context, durations, replayed=True)
             async for event in self._replay(ask, kept):
@@ -154,7 +153,7 @@ class Turns:
             return None
         # A first call that broke off while its answer was being kept: to look too early is to ask the agent again.
         await self._keeping.settled(ask.turn)
-        return await self._conversations.find(ask.turn)
+        return await self._conversations.find(ask.turn, ask.question.user_id)
 
     async def _replay(self, ask: Ask, kept: KeptTurn) -> AsyncGenerator[Event, None]:
         if kept.text:

@@ -8,7 +8,7 @@ from twofold.memory.v1 import context_pb2, conversation_pb2, message_pb2
 from twofold.registry.v1 import agent_pb2, permission_pb2, usage_pb2
 from twofold_chassis import fields
 from twofold_router.agents import Answer, Limits, Message, ToolCall, Usage
-from twofold_router.conversations import Context, Exchange, KeptTurn, Receipt, Wanted
+from twofold_router.conversations import Context, Exchange, KeptTurn, Receipt, TurnKey, Wanted
 from twofold_router.ledger import UsageEvent
 from twofold_router.permissions import Basis, Verdict
 from twofold_router.routes import AgentSettings, Route
@@ -95,22 +95,30 @@ def context(response: context_pb2.InvokingResponse) -> Context:
     )
 
 
-def append_request(exchange: Exchange) -> conversation_pb2.AppendTurnRequest:
+def get_turn_request(turn: TurnKey, user_id: str) -> conversation_pb2.GetTurnRequest:
+    """Which turn is looked for."""
+    return conversation_pb2.GetTurnRequest(
+        workspace_id=turn.workspace_id, thread_id=turn.thread_id, turn_id=turn.operation_id, user_id=user_id
+    )
+
+
+def invoked_request(exchange: Exchange) -> context_pb2.InvokedRequest:
     """The exchange as memory takes it."""
     question = message_pb2.Message(role=message_pb2.ROLE_USER, content=exchange.message)
-    return conversation_pb2.AppendTurnRequest(
+    return context_pb2.InvokedRequest(
         workspace_id=exchange.turn.workspace_id,
         thread_id=exchange.turn.thread_id,
         user_id=exchange.user_id,
         request_id=exchange.turn.operation_id,
-        messages=[question, _answered(exchange.answer, exchange.agent_id)],
+        request_messages=[question],
+        response_messages=[_answered(exchange.answer, exchange.agent_id)],
         usage=conversation_pb2.TurnUsage(
             input_tokens=exchange.usage.input_tokens, output_tokens=exchange.usage.output_tokens
         ),
     )
 
 
-def receipt(response: conversation_pb2.AppendTurnResponse) -> Receipt:
+def receipt(response: context_pb2.InvokedResponse) -> Receipt:
     """That a turn is kept now."""
     return Receipt(
         first_seq=response.first_seq,

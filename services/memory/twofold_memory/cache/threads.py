@@ -4,16 +4,16 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter
 
-from twofold_chassis.redis import RedisLink, Script, losable
+from twofold_chassis.redis import RedisLink, RedisUnavailable, Reply, Script, losable
 from twofold_memory import keys
 from twofold_memory.encoding import element, entry_of
-from twofold_memory.threads import WINDOW_BYTES_MAX, Copy, Entry, KeptTurn, Snapshot, ThreadKey
+from twofold_memory.threads import WINDOW_BYTES_MAX, Copy, Entry, KeptTurn, Looked, Snapshot, ThreadKey
 
 _LUA = "twofold_memory.cache.lua"
 
 
 class RedisThreads:
-    """Windows in Redis. Only `look` says that Redis is away; what the writing methods cannot do, the next read repairs."""
+    """Windows in Redis. No method raises because Redis is away: what cannot be written now, the next read repairs."""
 
     def __init__(self, link: RedisLink, *, ttl_s: float, messages_max: int, metrics: CollectorRegistry) -> None:
         self._link = link
@@ -27,22 +27,13 @@ class RedisThreads:
         self._fill = Script.load(_LUA, "fill")
         self._fence = Script.load(_LUA, "fence")
 
-    async def look(self, key: ThreadKey, count: int) -> Copy | None:
-        """The window's newest messages. None means there is no window, never that the thread is empty.
-
-        Raises RedisUnavailable.
-        """
-        reply = await self._link.run(self._look, self._keys(key), (count,))
-        if reply is None:
-            return None
-        epoch, first, following, owner, elements = reply
-        next_seq = int(following)
-        begin = next_seq - len(elements)
+    async def look(self, key: ThreadKey, count: int) -> Looked:
+        """The window's newest messages. No copy means there is no window, never that the thread is empty."""
         try:
-            entries = [entry_of(begin + index, value) for index, value in enumerate(elements)]
-        except (LookupError, ValueError):
-            return None  # written by another version, or by hand
-        return Copy(int(epoch), int(first), next_seq, owner.decode() or None, entries)
+            reply = await self._link.run(self._look, self._keys(key), (count,))
+        except RedisUnavailable:
+            return Looked(None, answered=False)
+        return Looked(_copy(reply), answered=True)
 
     async def extend(self, key: ThreadKey, turn: KeptTurn, entries: Sequence[Entry]) -> None:
         """Appends a committed turn to the window; without entries it only tells that the turn exists."""
@@ -64,3 +55,16 @@ class RedisThreads:
 
     def _keys(self, key: ThreadKey) -> tuple[str, str]:
         return keys.thread_messages(key), keys.thread_head(key)
+
+
+def _copy(reply: Reply) -> Copy | None:
+    if reply is None:
+        return None
+    epoch, first, following, owner, elements = reply
+    next_seq = int(following)
+    begin = next_seq - len(elements)
+    try:
+        entries = [entry_of(begin + index, value) for index, value in enumerate(elements)]
+    except (LookupError, ValueError):
+        return None  # written by another version, or by hand
+    return Copy(int(epoch), int(first), next_seq, owner.decode() or None, entries)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import asyncpg
 
 from twofold_chassis import postgres
-from twofold_chassis.postgres import Pool
+from twofold_chassis.postgres import Lane, Pool
 from twofold_chassis.refusals import InvalidField
 from twofold_memory.encoding import encode, stamp
 from twofold_memory.store.statements import STATEMENTS
@@ -30,6 +30,14 @@ class PostgresTurns:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        # Most of the work goes through these two, a few at a time.
+        self._commits = Lane(pool)
+        self._confirmations = Lane(pool)
+
+    async def close(self) -> None:
+        """Gives kept connections back to the pool."""
+        await self._commits.close()
+        await self._confirmations.close()
 
     async def append(self, turns: Sequence[tuple[NewTurn, bool]]) -> list[Appended]:
         """Stores a batch of turns in one transaction and one round trip. The flag says that the thread may have to be made.
@@ -38,7 +46,7 @@ class PostgresTurns:
         stored), StoreUnavailable with outcome NOT_STORED or UNKNOWN.
         """
         arguments = _arguments(turns)
-        async with postgres.connection(self._pool) as connection:
+        async with self._commits.connection() as connection:
             try:
                 with postgres.refusals(outcome="UNKNOWN"):
                     rows = await connection.fetch(STATEMENTS["append_turns"], *arguments)
@@ -48,7 +56,7 @@ class PostgresTurns:
 
     async def heads(self, keys: Sequence[ThreadKey]) -> list[Head | None]:
         """What is known of each thread; None for one that does not exist."""
-        async with postgres.connection(self._pool) as connection:
+        async with self._confirmations.connection() as connection:
             rows = await connection.fetch(
                 STATEMENTS["heads"], [key.workspace_id for key in keys], [key.thread_id for key in keys]
             )
@@ -125,6 +133,6 @@ def _entries(rows: Sequence[asyncpg.Record]) -> list[Entry]:
             turn_id, name = turn, turn.encode()
         if at != created_at:
             created_at, created = at, stamp(at)
-        encoded = encode(role, content, rest, token_count, seq, name, index, created)
-        entries.append(Entry(seq, index == 0, role == ROLE_RESULT, encoded))
+        frame = encode(role, content, rest, token_count, seq, name, index, created)
+        entries.append(Entry(seq, index == 0, role == ROLE_RESULT, frame))
     return entries

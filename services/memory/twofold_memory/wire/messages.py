@@ -6,7 +6,7 @@ from hashlib import sha256
 from twofold.memory.v1 import context_pb2, conversation_pb2, message_pb2
 from twofold_chassis import fields
 from twofold_chassis.refusals import InvalidField
-from twofold_memory import encoding, tokens
+from twofold_memory import tokens
 from twofold_memory.contexts import Line
 from twofold_memory.history import Page
 from twofold_memory.threads import (
@@ -51,6 +51,9 @@ def appended_turn(request: conversation_pb2.AppendTurnRequest) -> NewTurn:
 
 def exchange(request: context_pb2.InvokedRequest) -> NewTurn:
     """The turn that Invoked stores: what was asked, then what was answered."""
+    for name, given in (("request_messages", request.request_messages), ("response_messages", request.response_messages)):
+        if len(given) > TURN_MESSAGES_MAX:
+            raise InvalidField(name, f"are {len(given)}, at most {TURN_MESSAGES_MAX} are allowed")
     messages = [(f"request_messages[{index}]", message) for index, message in enumerate(request.request_messages)]
     messages += [(f"response_messages[{index}]", message) for index, message in enumerate(request.response_messages)]
     return _turn(request, messages, request.usage if request.HasField("usage") else None, "response_messages")
@@ -159,8 +162,9 @@ def _check_calls(message: message_pb2.Message, path: Path) -> None:
 
 
 def messages_of(entries: Iterable[Entry]) -> list[message_pb2.Message]:
-    """Stored messages as messages of the wire."""
-    return [message_pb2.Message.FromString(entry.encoded) for entry in entries]
+    """Stored messages as messages of the wire. (Any answer with `messages` as its first field would serve to parse them.)"""
+    frames = b"".join(entry.frame for entry in entries)
+    return list(conversation_pb2.GetTurnResponse.FromString(frames).messages)
 
 
 def lines_of(messages: Sequence[message_pb2.Message]) -> list[Line]:
@@ -208,6 +212,7 @@ def invoked_response(turn: NewTurn, kept: KeptTurn) -> context_pb2.InvokedRespon
         durability=message_pb2.DURABILITY_COMMITTED,
         duplicate=kept.duplicate,
         thread_token=tokens.seal(turn.key, kept.epoch, kept.last_seq),
+        create_time=fields.timestamp(kept.created_at),
     )
 
 
@@ -244,4 +249,4 @@ class EncodedWindow:
             truncated=window.truncated,
             thread_token=tokens.seal(self._key, window.epoch, window.as_of_seq),
         )
-        return b"".join((*map(encoding.framed, window.entries), remainder.SerializeToString()))
+        return b"".join((*[entry.frame for entry in window.entries], remainder.SerializeToString()))

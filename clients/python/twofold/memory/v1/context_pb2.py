@@ -22,26 +22,27 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from twofold.memory.v1 import conversation_pb2 as twofold_dot_memory_dot_v1_dot_conversation__pb2
 from twofold.memory.v1 import message_pb2 as twofold_dot_memory_dot_v1_dot_message__pb2
 from twofold.memory.v1 import preference_pb2 as twofold_dot_memory_dot_v1_dot_preference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftwofold/memory/v1/context.proto\x12\x11twofold.memory.v1\x1a$twofold/memory/v1/conversation.proto\x1a\x1ftwofold/memory/v1/message.proto\x1a\"twofold/memory/v1/preference.proto\"\xc7\x01\n\x0fInvokingRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tthread_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x19\n\x11message_count_max\x18\x04 \x01(\x05\x12\x17\n\x0ftoken_count_max\x18\x05 \x01(\x05\x12\x30\n\nread_level\x18\x06 \x01(\x0e\x32\x1c.twofold.memory.v1.ReadLevel\x12\x14\n\x0cthread_token\x18\x07 \x01(\x0c\"\xb7\x03\n\x10InvokingResponse\x12,\n\x08messages\x18\x01 \x03(\x0b\x32\x1a.twofold.memory.v1.Message\x12\x32\n\x0bpreferences\x18\x02 \x03(\x0b\x32\x1d.twofold.memory.v1.Preference\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x13\n\x0btoken_count\x18\x04 \x01(\x05\x12-\n\x06source\x18\x05 \x01(\x0e\x32\x1d.twofold.memory.v1.ReadSource\x12\x35\n\x0c\x63ompleteness\x18\x06 \x01(\x0e\x32\x1f.twofold.memory.v1.Completeness\x12\x39\n\x12preferences_source\x18\x07 \x01(\x0e\x32\x1d.twofold.memory.v1.ReadSource\x12\x41\n\x18preferences_completeness\x18\x08 \x01(\x0e\x32\x1f.twofold.memory.v1.Completeness\x12\x11\n\tas_of_seq\x18\t \x01(\x03\x12\x11\n\ttruncated\x18\n \x01(\x08\x12\x14\n\x0cthread_token\x18\x0b \x01(\x0c\"\xf8\x01\n\x0eInvokedRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tthread_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x34\n\x10request_messages\x18\x05 \x03(\x0b\x32\x1a.twofold.memory.v1.Message\x12\x35\n\x11response_messages\x18\x06 \x03(\x0b\x32\x1a.twofold.memory.v1.Message\x12+\n\x05usage\x18\x07 \x01(\x0b\x32\x1c.twofold.memory.v1.TurnUsage\"\xa3\x01\n\x0fInvokedResponse\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12\x11\n\tfirst_seq\x18\x02 \x01(\x03\x12\x10\n\x08last_seq\x18\x03 \x01(\x03\x12\x31\n\ndurability\x18\x04 \x01(\x0e\x32\x1d.twofold.memory.v1.Durability\x12\x11\n\tduplicate\x18\x05 \x01(\x08\x12\x14\n\x0cthread_token\x18\x06 \x01(\x0c\x32\xb7\x01\n\x0e\x43ontextService\x12S\n\x08Invoking\x12\".twofold.memory.v1.InvokingRequest\x1a#.twofold.memory.v1.InvokingResponse\x12P\n\x07Invoked\x12!.twofold.memory.v1.InvokedRequest\x1a\".twofold.memory.v1.InvokedResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftwofold/memory/v1/context.proto\x12\x11twofold.memory.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$twofold/memory/v1/conversation.proto\x1a\x1ftwofold/memory/v1/message.proto\x1a\"twofold/memory/v1/preference.proto\"\xc7\x01\n\x0fInvokingRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tthread_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x19\n\x11message_count_max\x18\x04 \x01(\x05\x12\x17\n\x0ftoken_count_max\x18\x05 \x01(\x05\x12\x30\n\nread_level\x18\x06 \x01(\x0e\x32\x1c.twofold.memory.v1.ReadLevel\x12\x14\n\x0cthread_token\x18\x07 \x01(\x0c\"\xb7\x03\n\x10InvokingResponse\x12,\n\x08messages\x18\x01 \x03(\x0b\x32\x1a.twofold.memory.v1.Message\x12\x32\n\x0bpreferences\x18\x02 \x03(\x0b\x32\x1d.twofold.memory.v1.Preference\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x13\n\x0btoken_count\x18\x04 \x01(\x05\x12-\n\x06source\x18\x05 \x01(\x0e\x32\x1d.twofold.memory.v1.ReadSource\x12\x35\n\x0c\x63ompleteness\x18\x06 \x01(\x0e\x32\x1f.twofold.memory.v1.Completeness\x12\x39\n\x12preferences_source\x18\x07 \x01(\x0e\x32\x1d.twofold.memory.v1.ReadSource\x12\x41\n\x18preferences_completeness\x18\x08 \x01(\x0e\x32\x1f.twofold.memory.v1.Completeness\x12\x11\n\tas_of_seq\x18\t \x01(\x03\x12\x11\n\ttruncated\x18\n \x01(\x08\x12\x14\n\x0cthread_token\x18\x0b \x01(\x0c\"\xf8\x01\n\x0eInvokedRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tthread_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x34\n\x10request_messages\x18\x05 \x03(\x0b\x32\x1a.twofold.memory.v1.Message\x12\x35\n\x11response_messages\x18\x06 \x03(\x0b\x32\x1a.twofold.memory.v1.Message\x12+\n\x05usage\x18\x07 \x01(\x0b\x32\x1c.twofold.memory.v1.TurnUsage\"\xd4\x01\n\x0fInvokedResponse\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12\x11\n\tfirst_seq\x18\x02 \x01(\x03\x12\x10\n\x08last_seq\x18\x03 \x01(\x03\x12\x31\n\ndurability\x18\x04 \x01(\x0e\x32\x1d.twofold.memory.v1.Durability\x12\x11\n\tduplicate\x18\x05 \x01(\x08\x12\x14\n\x0cthread_token\x18\x06 \x01(\x0c\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xb7\x01\n\x0e\x43ontextService\x12S\n\x08Invoking\x12\".twofold.memory.v1.InvokingRequest\x1a#.twofold.memory.v1.InvokingResponse\x12P\n\x07Invoked\x12!.twofold.memory.v1.InvokedRequest\x1a\".twofold.memory.v1.InvokedResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'twofold.memory.v1.context_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_INVOKINGREQUEST']._serialized_start=162
-  _globals['_INVOKINGREQUEST']._serialized_end=361
-  _globals['_INVOKINGRESPONSE']._serialized_start=364
-  _globals['_INVOKINGRESPONSE']._serialized_end=803
-  _globals['_INVOKEDREQUEST']._serialized_start=806
-  _globals['_INVOKEDREQUEST']._serialized_end=1054
-  _globals['_INVOKEDRESPONSE']._serialized_start=1057
-  _globals['_INVOKEDRESPONSE']._serialized_end=1220
-  _globals['_CONTEXTSERVICE']._serialized_start=1223
-  _globals['_CONTEXTSERVICE']._serialized_end=1406
+  _globals['_INVOKINGREQUEST']._serialized_start=195
+  _globals['_INVOKINGREQUEST']._serialized_end=394
+  _globals['_INVOKINGRESPONSE']._serialized_start=397
+  _globals['_INVOKINGRESPONSE']._serialized_end=836
+  _globals['_INVOKEDREQUEST']._serialized_start=839
+  _globals['_INVOKEDREQUEST']._serialized_end=1087
+  _globals['_INVOKEDRESPONSE']._serialized_start=1090
+  _globals['_INVOKEDRESPONSE']._serialized_end=1302
+  _globals['_CONTEXTSERVICE']._serialized_start=1305
+  _globals['_CONTEXTSERVICE']._serialized_end=1488
 # @@protoc_insertion_point(module_scope)

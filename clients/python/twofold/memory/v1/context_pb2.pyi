@@ -6,6 +6,7 @@ Context: what an agent is given before a turn, and what is kept after it. Common
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from twofold.memory.v1 import conversation_pb2 as _conversation_pb2
 from twofold.memory.v1 import message_pb2 as _message_pb2
@@ -212,6 +213,7 @@ class InvokedResponse(_message.Message):
     DURABILITY_FIELD_NUMBER: _builtins.int
     DUPLICATE_FIELD_NUMBER: _builtins.int
     THREAD_TOKEN_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
     turn_id: _builtins.str
     """Id of the turn."""
     first_seq: _builtins.int
@@ -224,6 +226,10 @@ class InvokedResponse(_message.Message):
     """Whether it had been stored before."""
     thread_token: _builtins.bytes
     """How new a later read must be to see this turn."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was stored, by the database's clock."""
+
     def __init__(
         self,
         *,
@@ -233,10 +239,11 @@ class InvokedResponse(_message.Message):
         durability: _message_pb2.Durability.ValueType = ...,
         duplicate: _builtins.bool = ...,
         thread_token: _builtins.bytes = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicate", b"duplicate", "durability", b"durability", "first_seq", b"first_seq", "last_seq", b"last_seq", "thread_token", b"thread_token", "turn_id", b"turn_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "duplicate", b"duplicate", "durability", b"durability", "first_seq", b"first_seq", "last_seq", b"last_seq", "thread_token", b"thread_token", "turn_id", b"turn_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

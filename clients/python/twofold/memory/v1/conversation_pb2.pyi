@@ -9,7 +9,7 @@ request_id: optional on every write, up to 255 bytes. A repeat with the same req
   first answer (appends: for as long as the conversation lives; all else: for 24 h); with another body it is refused.
 thread_token: opaque; says how new an answer is. Pass the last one of a conversation with READ_LEVEL_AT_LEAST to
   read your writes from the copy alone.
-Pages: page_size 1 to 500 (default 50); page_token is opaque and bound to the other fields of its request. Streams and
+Pages: page_size 1 to 500 (default 50); page_token is opaque and bound to the other fields of its request but page_size. Streams and
   answers are bounded: an answer holds at most 3 MiB of messages and then says truncated.
 Any rpc may be refused with: INVALID_ARGUMENT (REASON_INVALID_FIELD), UNAVAILABLE (REASON_STORE_UNAVAILABLE,
   REASON_DRAINING), DEADLINE_EXCEEDED (REASON_DEADLINE), RESOURCE_EXHAUSTED (REASON_OVERLOADED), INTERNAL; these are not
@@ -517,22 +517,26 @@ class GetTurnRequest(_message.Message):
     WORKSPACE_ID_FIELD_NUMBER: _builtins.int
     THREAD_ID_FIELD_NUMBER: _builtins.int
     TURN_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """The workspace. Required."""
     thread_id: _builtins.str
     """The conversation. Required."""
     turn_id: _builtins.str
     """The turn: the request_id it was stored with. Required."""
+    user_id: _builtins.str
+    """If given, the conversation must belong to this user or to nobody. Optional."""
     def __init__(
         self,
         *,
         workspace_id: _builtins.str = ...,
         thread_id: _builtins.str = ...,
         turn_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["thread_id", b"thread_id", "turn_id", b"turn_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["thread_id", b"thread_id", "turn_id", b"turn_id", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -595,7 +599,7 @@ class ReadWindowRequest(_message.Message):
     thread_token: _builtins.bytes
     """With READ_LEVEL_AT_LEAST: the answer must hold the turn of this token. Required then, not allowed otherwise."""
     user_id: _builtins.str
-    """If given, the conversation must belong to this user. Optional."""
+    """If given, the conversation must belong to this user or to nobody. Optional."""
     def __init__(
         self,
         *,

@@ -9,7 +9,7 @@ request_id: optional on every write, up to 255 bytes. A repeat with the same req
   first answer (appends: for as long as the conversation lives; all else: for 24 h); with another body it is refused.
 thread_token: opaque; says how new an answer is. Pass the last one of a conversation with READ_LEVEL_AT_LEAST to
   read your writes from the copy alone.
-Pages: page_size 1 to 500 (default 50); page_token is opaque and bound to the other fields of its request. Streams and
+Pages: page_size 1 to 500 (default 50); page_token is opaque and bound to the other fields of its request but page_size. Streams and
   answers are bounded: an answer holds at most 3 MiB of messages and then says truncated.
 Any rpc may be refused with: INVALID_ARGUMENT (REASON_INVALID_FIELD), UNAVAILABLE (REASON_STORE_UNAVAILABLE,
   REASON_DRAINING), DEADLINE_EXCEEDED (REASON_DEADLINE), RESOURCE_EXHAUSTED (REASON_OVERLOADED), INTERNAL; these are not

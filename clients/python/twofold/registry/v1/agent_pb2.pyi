@@ -98,8 +98,8 @@ class Agent(_message.Message):
     url: _builtins.str
     """Base URL of its (Knative) service; messages are sent to <url>/v1/chat/completions. Required, up to 2,048 bytes:
     http or https, no user or password, no query or fragment, a host below one of the allowed suffixes
-    (the installation's and the workspace's). IP addresses and loopback names are refused unless the registry was
-    started for development (REGISTRY__ALLOW_LOOPBACK_URLS).
+    (the installation's and the workspace's). IP addresses are refused, and so are loopback names; those of
+    loopback are allowed by a registry that was started for development (REGISTRY__ALLOW_LOOPBACK_URLS).
     """
     state: Global___AgentState.ValueType
     """Declared state. Default: PUBLISHED."""

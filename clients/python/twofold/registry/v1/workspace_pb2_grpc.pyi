@@ -6,11 +6,12 @@ Workspaces: the tenants. Everything else in Twofold belongs to exactly one of th
 Common to all services of this package.
 Ids: 1 to 255 bytes of UTF-8 without control characters, chosen by the caller or made here (UUIDv7);
   an id is never used again, also not after a deletion.
-request_id: optional on every write, up to 255 bytes. A repeat of a call with the same request_id within 24 h
-  changes nothing and returns the first answer; the same id with another body or rpc is refused.
+request_id: optional on every write, up to 255 bytes, unique within the workspace (those of CreateWorkspace among
+  themselves). A repeat of a call with the same request_id within 24 h changes nothing and returns the first answer; the
+  same id with another body or rpc is refused.
 etag: opaque; changes with every change of the resource. Given with a write, it must be the current one.
 revision_token: opaque; says how new an answer is. Pass it as min_revision_token to read your writes.
-Pages: page_size 1 to 500 (default 50); page_token is opaque and bound to the other fields of its request.
+Pages: page_size 1 to 500 (default 50); page_token is opaque and bound to the other fields of its request but page_size.
 Any rpc may be refused with: INVALID_ARGUMENT (REASON_INVALID_FIELD), UNAVAILABLE (REASON_STORE_UNAVAILABLE,
   REASON_DRAINING), DEADLINE_EXCEEDED (REASON_DEADLINE), INTERNAL; these are not repeated at each rpc. A call without
   a deadline gets one of 30 seconds.

@@ -20,11 +20,11 @@ class TurnServiceStub:
     """Run asks whether the user may use the agent, gives the agent its context, streams its answer, keeps the exchange and
     counts the usage. The stream is: one Started, any number of Delta, one Completed. Without Completed the turn has failed,
     the status says why, and nothing was kept unless the reason says otherwise. Once the agent has answered, the exchange is
-    kept even if the caller goes away.
+    kept even if the caller goes away. A call without a deadline gets one of an hour.
     A retry with the same operation_id after Completed was missed does not call the agent again if the exchange was kept: it
     replays the kept answer (Started.replayed). A turn without thread_id is not kept and cannot be replayed.
     Errors: as RoutingService.Resolve; NOT_FOUND (REASON_CONVERSATION_UNKNOWN: the conversation is deleted or another user's),
-    ALREADY_EXISTS (REASON_REQUEST_REUSED: the operation_id was used for another message of this conversation), UNAVAILABLE
+    FAILED_PRECONDITION (REASON_CONVERSATION_DELETED: it was deleted while the agent answered), ALREADY_EXISTS (REASON_REQUEST_REUSED: the operation_id was used for another message of this conversation), UNAVAILABLE
     (REASON_AGENT_UNREACHABLE: not dialled, nothing was sent; REASON_AGENT_FAILED: the agent answered with an error or hung up;
     REASON_PEER_UNAVAILABLE: memory or registry do not answer; REASON_STORE_UNAVAILABLE), DEADLINE_EXCEEDED
     (REASON_AGENT_TIMEOUT: no first token or no end within the agent's limits), RESOURCE_EXHAUSTED (REASON_OVERLOADED: too many
@@ -43,11 +43,11 @@ class TurnServiceServicer(metaclass=_abc_1.ABCMeta):
         """Run asks whether the user may use the agent, gives the agent its context, streams its answer, keeps the exchange and
         counts the usage. The stream is: one Started, any number of Delta, one Completed. Without Completed the turn has failed,
         the status says why, and nothing was kept unless the reason says otherwise. Once the agent has answered, the exchange is
-        kept even if the caller goes away.
+        kept even if the caller goes away. A call without a deadline gets one of an hour.
         A retry with the same operation_id after Completed was missed does not call the agent again if the exchange was kept: it
         replays the kept answer (Started.replayed). A turn without thread_id is not kept and cannot be replayed.
         Errors: as RoutingService.Resolve; NOT_FOUND (REASON_CONVERSATION_UNKNOWN: the conversation is deleted or another user's),
-        ALREADY_EXISTS (REASON_REQUEST_REUSED: the operation_id was used for another message of this conversation), UNAVAILABLE
+        FAILED_PRECONDITION (REASON_CONVERSATION_DELETED: it was deleted while the agent answered), ALREADY_EXISTS (REASON_REQUEST_REUSED: the operation_id was used for another message of this conversation), UNAVAILABLE
         (REASON_AGENT_UNREACHABLE: not dialled, nothing was sent; REASON_AGENT_FAILED: the agent answered with an error or hung up;
         REASON_PEER_UNAVAILABLE: memory or registry do not answer; REASON_STORE_UNAVAILABLE), DEADLINE_EXCEEDED
         (REASON_AGENT_TIMEOUT: no first token or no end within the agent's limits), RESOURCE_EXHAUSTED (REASON_OVERLOADED: too many
