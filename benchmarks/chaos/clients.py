@@ -77,7 +77,8 @@ class Client:
                     self._history.stuck += 1
                     return None
                 if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED):
-                    raise
+                    self._history.refused += 1
+                    return None
             await asyncio.sleep(0.05)
         return None
 
@@ -95,7 +96,7 @@ class Client:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 self._history.stuck += 1
             elif error.code() is not grpc.StatusCode.UNAVAILABLE:
-                raise
+                self._history.refused += 1
             return
         self._history.reads.append(
             Read(

@@ -47,6 +47,7 @@ class History:
     appends: list[Append] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     stuck: int = 0
+    refused: int = 0
 
 
 def judge(history: History, stored: Mapping[str, Sequence[Row]]) -> Counter[str]:
@@ -56,10 +57,12 @@ def judge(history: History, stored: Mapping[str, Sequence[Row]]) -> Counter[str]
     numbers. HOLE: numbers of a thread are not 1..n, or a window has a gap. ORDER: acknowledged before sent, yet the larger
     number. PHANTOM: something is stored, or read, that nobody sent. STALE: a COMPLETE window, or one with a token, lacks
     what it promised. FALSE-EMPTY: a COMPLETE window of a thread with acknowledged messages is empty. TENANT: a thread's
-    window shows another thread's message. STUCK: a call was neither answered nor refused in time.
+    window shows another thread's message. STUCK: a call was neither answered nor refused in time. REFUSED: a call was refused
+    for a reason that no fault of Redis gives.
     """
     found: Counter[str] = Counter()
     found["STUCK"] += history.stuck
+    found["REFUSED"] += history.refused
     by_thread: dict[str, list[Append]] = {}
     for append in history.appends:
         by_thread.setdefault(append.thread, []).append(append)

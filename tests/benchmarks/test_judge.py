@@ -78,4 +78,4 @@ def test_a_window_that_shows_what_nobody_said_is_a_phantom() -> None:
 
 
 def test_calls_without_an_answer_are_counted() -> None:
-    assert judge(History([], [], stuck=2), {}) == {"STUCK": 2}
+    assert judge(History([], [], stuck=2, refused=1), {}) == {"STUCK": 2, "REFUSED": 1}
