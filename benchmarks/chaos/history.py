@@ -57,8 +57,8 @@ def judge(history: History, stored: Mapping[str, Sequence[Row]]) -> Counter[str]
     numbers. HOLE: numbers of a thread are not 1..n, or a window has a gap. ORDER: acknowledged before sent, yet the larger
     number. PHANTOM: something is stored, or read, that nobody sent. STALE: a COMPLETE window, or one with a token, lacks
     what it promised. FALSE-EMPTY: a COMPLETE window of a thread with acknowledged messages is empty. TENANT: a thread's
-    window shows another thread's message. STUCK: a call was neither answered nor refused in time. REFUSED: a call was refused
-    for a reason that no fault of Redis gives.
+    window shows another thread's message. STUCK: a call was neither answered nor refused in time. REFUSED: a call was
+    refused for a reason that no fault of Redis gives.
     """
     found: Counter[str] = Counter()
     found["STUCK"] += history.stuck
