@@ -21,6 +21,7 @@ Reply = Any  # what a command returns: bytes, int, None, a list of these, or the
 
 _WAITING_MAX = 4096
 _SILENT_S = 1.0
+_UNSENT_BYTES_MAX = 64 * 1024 * 1024
 
 
 class RedisUnavailable(Exception):  # noqa: N818  (a state, not an error of ours)
@@ -30,8 +31,9 @@ class RedisUnavailable(Exception):  # noqa: N818  (a state, not an error of ours
 class RedisWire:
     """Sends commands and hands out replies in order.
 
-    A caller waits at most `budget_s`. A connection that stays silent for a second beyond that is given up; the next command
-    opens another. `told` hears of each reply (True) and of each command without one (False).
+    A caller waits at most `budget_s`. What waits is bounded in number and in bytes. A connection that stays silent for a
+    second beyond that is given up; the next command opens another. `told` hears of each reply (True) and of each command
+    without one (False).
     """
 
     def __init__(
@@ -43,7 +45,9 @@ class RedisWire:
         self._connection: AbstractConnection | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._opening = False
-        self._outgoing: list[Sequence[Argument]] = []
+        self._closed = False
+        self._outgoing: list[bytes] = []
+        self._unsent_bytes = 0
         # Commands in the order of their replies, each with the time until which its caller waits.
         self._waiting: deque[tuple[float, asyncio.Future[Reply]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -51,15 +55,21 @@ class RedisWire:
     def send(self, command: Sequence[Argument]) -> "asyncio.Future[Reply]":
         """Sends a command; the future gets its reply, an error that Redis answered with, or RedisUnavailable."""
         loop = asyncio.get_running_loop()
+        # Packed before it takes its place among those who wait: what cannot be packed is the caller's error alone.
+        # (Its types know tuples of one element only.)
+        packed = hiredis.pack_command(tuple(command))  # type: ignore[arg-type]
         future: asyncio.Future[Reply] = loop.create_future()
-        if len(self._waiting) >= _WAITING_MAX:
+        if len(self._waiting) >= _WAITING_MAX or self._unsent_bytes + len(packed) > _UNSENT_BYTES_MAX:
             future.set_exception(RedisUnavailable("too many commands wait"))
+            future.exception()  # its caller may be gone: that is no "exception was never retrieved"
             return future
         deadline = loop.time() + self._budget_s
         self._waiting.append((deadline, future))
-        self._outgoing.append(command)
-        if self._timer is None:
-            self._timer = loop.call_at(deadline, self._look_at_the_clock)
+        self._outgoing.append(packed)
+        self._unsent_bytes += len(packed)
+        if self._timer is None or self._timer.when() > deadline:
+            # It may have been set for a connection that has been silent for long, much later.
+            self._wake_at(deadline)
         if self._connection is None:
             if not self._opening:
                 self._opening = True
@@ -70,6 +80,7 @@ class RedisWire:
 
     async def close(self) -> None:
         """Waits for the replies that are still to come, within the budget, and closes the connection."""
+        self._closed = True
         while waiting := [future for _, future in self._waiting if not future.done()]:
             await asyncio.wait(waiting)
         if self._timer is not None:
@@ -84,29 +95,35 @@ class RedisWire:
         task.add_done_callback(self._tasks.discard)
 
     async def _open(self) -> None:
-        connection = self._connect()
+        reason = "it could not be connected"
         try:
+            connection = self._connect()
             await connection.connect()  # type: ignore[no-untyped-call]
+            self._connection = connection
         except (RedisError, OSError, TimeoutError) as error:
+            reason = _one_line(error)
+        finally:
             self._opening = False
-            self._lose(_one_line(error))
+            if self._connection is None:
+                self._lose(reason)
+        if self._connection is None:
+            return
+        if self._closed:
+            self._lose("closed")
             await connection.disconnect(nowait=True)
             return
-        self._opening = False
-        self._connection = connection
         self._flush()
         await self._read(connection)
 
     def _flush(self) -> None:
         if self._connection is None or not self._outgoing:
             return
-        commands, self._outgoing = self._outgoing, []
-        # Its types know tuples of one element only.
-        packed = [hiredis.pack_command(tuple(command)) for command in commands]  # type: ignore[arg-type]
+        packed, self._outgoing = self._outgoing, []
         # Not `send_packed_command`, which is a coroutine: a write must not be able to be cancelled halfway.
         writer = self._connection._writer
         if writer is not None:
             writer.writelines(packed)
+            self._unsent_bytes = writer.transport.get_write_buffer_size()
 
     async def _read(self, connection: AbstractConnection) -> None:
         reason = "the connection was lost"
@@ -116,6 +133,8 @@ class RedisWire:
                     reply = await connection.read_response(disable_decoding=True, timeout=math.inf)
                 except ResponseError as error:
                     reply = error
+                if self._connection is not connection:
+                    break  # it was given up with this reply still unread: those who wait now asked another one
                 if not self._waiting:
                     break  # nobody asked: replies can no longer be told apart
                 _, future = self._waiting.popleft()
@@ -137,6 +156,7 @@ class RedisWire:
         """Gives the connection up, and tells everybody who waits for a reply."""
         connection, self._connection = self._connection, None
         self._outgoing.clear()
+        self._unsent_bytes = 0
         waiting, self._waiting = self._waiting, deque()
         for _, future in waiting:
             self._give_up(future, reason)
@@ -160,7 +180,12 @@ class RedisWire:
                 break
             self._give_up(future, "no answer within the budget")
         if self._timer is None and self._waiting:
-            self._timer = loop.call_at(following or self._waiting[0][0] + _SILENT_S, self._look_at_the_clock)
+            self._wake_at(following or self._waiting[0][0] + _SILENT_S)
+
+    def _wake_at(self, moment: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(moment, self._look_at_the_clock)
 
     def _give_up(self, future: "asyncio.Future[Reply]", reason: str) -> None:
         if not future.done():
