@@ -1,0 +1,214 @@
+"""Postgres for a room: what a driver error becomes, and that nothing of a failed call stays behind."""
+
+import asyncio
+from typing import Any
+
+import asyncpg
+import pytest
+from pydantic import SecretStr
+
+from twofold_chassis import postgres
+from twofold_chassis.refusals import Busy, Overloaded, RequestReused, StoreUnavailable
+from twofold_chassis.requests import Attempt, Requests
+from twofold_chassis.settings import DatabaseSettings
+from twofold_chassis.start import StartError
+from twofold_cli.embedded.postgres import DatabaseUrls, EmbeddedPostgres
+
+Pool = asyncpg.Pool
+
+
+async def test_a_lock_that_others_hold_is_busy(pool: "Pool[Any]") -> None:
+    async with postgres.transaction(pool) as holder:
+        await holder.execute("SELECT 1 FROM room.things WHERE id = 1 FOR UPDATE")
+
+        async def wait() -> None:
+            async with postgres.transaction(pool) as other:
+                await other.execute("SET LOCAL lock_timeout = '10ms'")
+                await other.execute("SELECT 1 FROM room.things WHERE id = 1 FOR UPDATE")
+
+        with pytest.raises(Busy):
+            await wait()
+
+
+async def test_a_statement_that_takes_too_long_means_not_now_and_leaves_the_pool_fit(pool: "Pool[Any]") -> None:
+    with pytest.raises(StoreUnavailable) as told:
+        async with postgres.connection(pool) as connection:
+            await connection.execute("SELECT pg_sleep(20)", timeout=0.05)
+    assert told.value.metadata["outcome"] == "NOT_STORED"
+    assert await postgres.answers(pool)
+
+
+async def test_a_connection_that_breaks_says_whether_something_can_have_been_kept(
+    own_postgres: EmbeddedPostgres,
+) -> None:
+    settings = DatabaseSettings(url=SecretStr(own_postgres.superuser_url), command_timeout_s=1, connect_timeout_s=1)
+    pool = await postgres.open_pool(settings, name="test")
+
+    async def killed() -> None:
+        async with postgres.transaction(pool) as connection:
+            await own_postgres.kill()
+            await connection.execute("SELECT 1")
+
+    async def paused() -> None:
+        async with postgres.transaction(pool) as connection:
+            await connection.execute("CREATE TABLE kept (x int)")
+            own_postgres.pause()
+
+    with pytest.raises(StoreUnavailable) as told:
+        await killed()
+    assert told.value.metadata["outcome"] == "NOT_STORED"
+    assert not await postgres.answers(pool)
+    await own_postgres.start()
+    with pytest.raises(StoreUnavailable) as told:
+        await paused()
+    assert told.value.metadata["outcome"] == "UNKNOWN"  # it had reached COMMIT
+    own_postgres.resume()
+    async with asyncio.timeout(30):
+        while not await postgres.answers(pool):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    await postgres.close_pool(pool)
+
+
+async def test_a_password_that_was_changed_and_a_standby_mean_not_now(own_postgres: EmbeddedPostgres) -> None:
+    settings = DatabaseSettings(url=SecretStr(own_postgres.app_url))
+    pool = await postgres.open_pool(settings, name="test")
+    admin = await asyncpg.connect(own_postgres.superuser_url)
+    await admin.execute("ALTER ROLE twofold_app SET default_transaction_read_only = on")
+    await pool.expire_connections()
+    with pytest.raises(StoreUnavailable):
+        async with postgres.transaction(pool) as connection:
+            await connection.execute("CREATE TABLE x (y int)")
+    await admin.execute("ALTER ROLE twofold_app PASSWORD 'changed'")
+    await pool.expire_connections()
+    with pytest.raises(StoreUnavailable):
+        async with postgres.connection(pool) as connection:
+            await connection.execute("SELECT 1")
+    assert not await postgres.answers(pool)
+    await admin.close()
+    await postgres.close_pool(pool)
+
+
+async def test_when_all_connections_are_in_use_that_is_overload_and_not_an_outage(
+    chassis_urls: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "_ACQUIRE_S", 0.05)
+    pool = await postgres.open_pool(DatabaseSettings(url=SecretStr(chassis_urls.owner), pool_size_max=1), name="test")
+    async with postgres.connection(pool):
+        with pytest.raises(Overloaded):
+            async with postgres.connection(pool):
+                pass
+    await postgres.close_pool(pool)
+
+
+@pytest.mark.parametrize("pool_size_max", [1, 4, 8])
+async def test_a_lane_keeps_at_most_a_quarter_of_the_pool(chassis_urls: DatabaseUrls, pool_size_max: int) -> None:
+    """Else many callers at once would leave nothing for everybody else."""
+    settings = DatabaseSettings(url=SecretStr(chassis_urls.owner), pool_size_max=pool_size_max)
+    pool = await postgres.open_pool(settings, name="test")
+    lane = postgres.Lane(pool)
+
+    async def use() -> None:
+        async with lane.connection() as connection:
+            assert await connection.fetchval("SELECT 1") == 1
+
+    await asyncio.gather(*(use() for _ in range(3 * pool_size_max)))
+    assert pool.get_size() - pool.get_idle_size() <= pool_size_max // 4
+    with pytest.raises(asyncpg.UndefinedTableError):
+        async with lane.connection() as connection:
+            await connection.execute("SELECT * FROM nothing")
+    await use()
+    await lane.close()
+    assert pool.get_size() == pool.get_idle_size()
+    await postgres.close_pool(pool)
+
+
+@pytest.mark.parametrize("ended_by", ["error", "cancellation"])
+async def test_what_ends_in_an_error_or_a_cancellation_is_rolled_back(pool: "Pool[Any]", ended_by: str) -> None:
+    async def change() -> None:
+        async with postgres.transaction(pool) as connection:
+            await connection.execute("UPDATE room.things SET value = 99 WHERE id = 2")
+            if ended_by == "error":
+                raise KeyError
+            await asyncio.sleep(60)
+
+    task = asyncio.create_task(change())
+    if ended_by == "cancellation":
+        async with asyncio.timeout(30):
+            while pool.get_idle_size() == pool.get_size():  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+        task.cancel()
+    await asyncio.wait([task])
+    async with postgres.connection(pool) as connection:
+        assert await connection.fetchval("SELECT value FROM room.things WHERE id = 2") == 0
+        assert not connection.is_in_transaction()
+
+
+@pytest.mark.parametrize("url", ["postgresql://nobody:wrong@127.0.0.1:1/none", "postgresql://[bad"])
+async def test_a_database_that_cannot_be_reached_ends_the_start_with_one_sentence(url: str) -> None:
+    with pytest.raises(StartError) as told:
+        await postgres.open_pool(DatabaseSettings(url=SecretStr(url), connect_timeout_s=1), name="test")
+    assert "DATABASE__URL" in str(told.value)
+    assert "wrong" not in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def attempt(request_id: str | None, *, rpc: str = "Change", body: bytes = b"body") -> Attempt:
+    return Attempt("w", rpc, request_id, body)
+
+
+async def test_of_repeats_at_once_one_makes_the_change_and_all_get_its_answer(pool: "Pool[Any]") -> None:
+    made = 0
+
+    async def once() -> bytes:
+        async def change() -> bytes:
+            nonlocal made
+            made += 1
+            await asyncio.sleep(0)
+            return f"answer {made}".encode()
+
+        async with postgres.transaction(pool) as connection:
+            return await Requests("room").once(connection, attempt("many"), change)
+
+    assert set(await asyncio.gather(*(once() for _ in range(12)))) == {b"answer 1"}
+    assert made == 1
+
+
+async def test_a_change_that_fails_leaves_no_answer_and_the_repeat_makes_it(pool: "Pool[Any]") -> None:
+    async def fail() -> bytes:
+        raise KeyError
+
+    async def succeed() -> bytes:
+        return b"made"
+
+    with pytest.raises(KeyError):
+        async with postgres.transaction(pool) as connection:
+            await Requests("room").once(connection, attempt("again"), fail)
+    for change in (succeed, fail):
+        async with postgres.transaction(pool) as connection:
+            assert await Requests("room").once(connection, attempt("again"), change) == b"made"
+    for other in (attempt("again", rpc="Other"), attempt("again", body=b"other")):
+        with pytest.raises(RequestReused):
+            async with postgres.transaction(pool) as connection:
+                await Requests("room").once(connection, other, succeed)
+
+
+async def test_without_a_request_id_each_call_makes_its_change_and_old_answers_are_forgotten(pool: "Pool[Any]") -> None:
+    calls = 0
+
+    async def change() -> bytes:
+        nonlocal calls
+        calls += 1
+        return b""
+
+    async with postgres.transaction(pool) as connection:
+        for _ in range(2):
+            await Requests("room").once(connection, attempt(None), change)
+        await connection.execute(
+            "INSERT INTO room.requests SELECT 'w', 'old' || i, 'Change', '', '', now() - interval '26 hours'"
+            " FROM generate_series(1, 150) i"
+        )
+        for index in range(2):
+            await Requests("room").once(connection, attempt(f"sweep {index}"), change)
+        assert await connection.fetchval("SELECT count(*) FROM room.requests WHERE request_id LIKE 'old%'") == 0
+        await Requests("room").once(connection, attempt("old7", body=b"another body"), change)
+    assert calls == 5
