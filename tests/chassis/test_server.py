@@ -1,0 +1,186 @@
+"""The edge and the server: what a caller gets, whatever happens inside, and how a server begins and ends."""
+
+import asyncio
+import os
+import sys
+import urllib.request
+from asyncio.subprocess import PIPE
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from structlog.testing import capture_logs
+
+from tests.chassis.serving import NAME, Service, do, running, stream, trailing
+from twofold_chassis.start import StartError
+
+
+@pytest.fixture
+def service() -> Service:
+    return Service()
+
+
+@pytest.mark.parametrize("kind", ["unary", "stream"])
+async def test_a_refusal_becomes_its_status_with_its_details(service: Service, kind: str) -> None:
+    async with running(service) as (_, channel):
+        error = await failure(channel, kind, "refuse")
+    assert (error.code(), error.details()) == (grpc.StatusCode.ABORTED, "somebody holds it")
+    assert trailing(error)["twofold-reason"] == "REASON_BUSY"
+    assert "google.rpc.RetryInfo" in repr(trailing(error)["grpc-status-details-bin"])
+    assert trailing(error)["x-request-id"]
+
+
+@pytest.mark.parametrize("kind", ["unary", "stream"])
+@pytest.mark.parametrize("request_", ["fail", "timeout"])
+async def test_whatever_is_unexpected_is_internal_with_an_id_that_stands_in_the_log_and_no_text_of_its_own(
+    service: Service, kind: str, request_: str
+) -> None:
+    with capture_logs() as logs:
+        async with running(service) as (_, channel):
+            error = await failure(channel, kind, request_)
+    assert error.code() is grpc.StatusCode.INTERNAL
+    assert trailing(error)["twofold-reason"] == "REASON_INTERNAL"
+    assert "secret" not in repr(trailing(error)) + str(error.details())
+    (defect,) = [entry for entry in logs if entry["event"] == "defect"]
+    assert defect["error_id"] in str(error.details())
+
+
+async def failure(channel: grpc.aio.Channel, kind: str, request: str) -> grpc.aio.AioRpcError:
+    calling = do(channel)(request, timeout=20) if kind == "unary" else collected(stream(channel)(request, timeout=20))
+    with pytest.raises(grpc.aio.AioRpcError) as told:
+        await calling
+    return told.value
+
+
+async def test_a_call_knows_who_calls_and_by_which_id_and_until_when(service: Service) -> None:
+    async with running(service, deadline_s=7) as (_, channel):
+        metadata = (("twofold-actor", "ada"), ("x-request-id", "r-1"))
+        actor, verified, request_id, left = (await do(channel)("context", metadata=metadata)).split(" ")
+        assert (actor, verified, request_id) == ("ada", "False", "r-1")
+        assert 0 < float(left) <= 8  # a call without a deadline gets one
+        actor, _, request_id, left = (await do(channel)("context", timeout=3)).split(" ")
+        assert actor == "anonymous"
+        assert len(request_id) == 36
+        assert 0 < float(left) <= 4
+        odd = (("twofold-actor", "x" * 256), ("x-request-id", ""))
+        actor, _, request_id, _ = (await do(channel)("context", metadata=odd)).split(" ")
+        assert (actor, len(request_id)) == ("anonymous", 36)
+
+
+@pytest.mark.parametrize("kind", ["unary", "stream"])
+async def test_a_call_without_a_deadline_ends_at_the_servers(service: Service, kind: str) -> None:
+    async with running(service, deadline_s=0.05, stream_deadline_s=0.05) as (_, channel):
+        with pytest.raises(grpc.aio.AioRpcError) as told:
+            await (do(channel)("wait") if kind == "unary" else collected(stream(channel)("wait")))
+    assert told.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert trailing(told.value)["twofold-reason"] == "REASON_DEADLINE"
+
+
+async def collected(answers: Any) -> list[str]:
+    return [answer async for answer in answers]
+
+
+async def test_a_stream_is_what_its_handler_yields(service: Service) -> None:
+    async with running(service) as (_, channel):
+        assert await collected(stream(channel)("end")) == ["0", "1", "2", "end"]
+
+
+async def test_a_cancelled_call_is_cancelled_inside(service: Service) -> None:
+    async with running(service) as (_, channel):
+        call = do(channel)("wait")
+        await service.begun.wait()
+        call.cancel()
+        async with asyncio.timeout(20):
+            await service.cancelled.wait()
+
+
+async def test_a_server_that_ends_lets_running_calls_finish_and_refuses_new_ones(service: Service) -> None:
+    async with running(service, drain_s=30) as (server, _):
+        waiting, late = [
+            grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=[("grpc.enable_retries", 0)]) for _ in range(2)
+        ]
+        health: Any = health_pb2_grpc.HealthStub(late)
+        watch = health.Watch(health_pb2.HealthCheckRequest(service=NAME))
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        call = do(waiting)("wait")
+        await service.begun.wait()
+
+        async def refused_then_released() -> grpc.aio.AioRpcError:
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            while True:
+                try:
+                    await do(late)("ok")
+                except grpc.aio.AioRpcError as error:
+                    service.gate.set()
+                    return error
+
+        ending = asyncio.create_task(refused_then_released())
+    assert await call == "wait"
+    error = await ending
+    assert (error.code(), trailing(error)["twofold-reason"]) == (grpc.StatusCode.UNAVAILABLE, "REASON_DRAINING")
+    watch.cancel()
+    for channel in (waiting, late):
+        await channel.close()
+
+
+async def test_what_does_not_finish_within_the_drain_time_is_cut_off(service: Service) -> None:
+    async with running(service, drain_s=0.05) as (_, channel):
+        call = do(channel)("wait")
+        await service.begun.wait()
+        other = asyncio.ensure_future(call)
+    with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
+        await other
+
+
+async def test_health_says_whether_the_service_can_do_its_job(service: Service) -> None:
+    async def check() -> bool:
+        return False
+
+    async with running(service, check) as (_, channel):
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        for name in ("", NAME):
+            answer = await health.Check(health_pb2.HealthCheckRequest(service=name))
+            assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def test_a_taken_port_ends_the_start_with_one_sentence(service: Service) -> None:
+    async with running(service, metrics_port=0) as (server, _):
+        with pytest.raises(StartError, match=f"cannot listen on 127.0.0.1:{server.port}"):
+            async with running(Service(), port=server.port):
+                pass
+        with pytest.raises(StartError, match="cannot serve metrics"):
+            async with running(Service(), metrics_port=server.metrics_port):
+                pass
+        url = f"http://127.0.0.1:{server.metrics_port}/metrics"
+        text = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=20).read().decode())
+        assert "grpc_server_handled_total" in text
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({}, "DATABASE"),
+        ({"DATABASE__URL": "mysql://u:hush@h/db"}, "DATABASE__URL"),
+        ({"DATABASE__URL": "postgresql://u:hush@127.0.0.1:1/db", "MEMORY__PORT": "hush"}, "MEMORY__PORT"),
+        ({"DATABASE__URL": "postgresql://u:hush@127.0.0.1:1/db", "REDIS__BUDGETMS": "hush"}, "REDIS__BUDGETMS"),
+        ({"DATABASE__URL": "postgresql://u:hush@127.0.0.1:1/db"}, "MIGRATE_URL"),
+        ({"DATABASE__URL": "postgresql://u:hush@127.0.0.1:1/db", "DATABASE__MIGRATE": "no"}, "DATABASE__URL"),
+    ],
+)
+async def test_a_start_that_cannot_go_on_says_why_in_one_sentence_without_the_value(
+    environment: dict[str, str], told: str, tmp_path: Any
+) -> None:
+    names = ("DATABASE__", "REDIS__", "MEMORY__", "LOG__")
+    clean = {name: value for name, value in os.environ.items() if not name.upper().startswith(names)}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "twofold_memory", env=clean | environment, cwd=tmp_path, stdout=PIPE, stderr=PIPE
+    )
+    _, error = await process.communicate()
+    text = error.decode()
+    assert process.returncode == 1
+    assert text.startswith("twofold-memory: ")
+    assert told in text
+    assert text.count("\n") == 1
+    assert "hush" not in text
+    assert "Traceback" not in text
