@@ -6,7 +6,7 @@ import grpc
 import redis.asyncio
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from tests.memory.rooms import CALL_S, Memory, refused, seqs, thread
+from tests.memory.rooms import CALL_S, Memory, refused, seqs, thread, until
 from twofold.memory.v1.context_pb2 import InvokingRequest
 from twofold.memory.v1.conversation_pb2 import (
     Conversation,
@@ -168,6 +168,26 @@ async def test_a_repeated_deletion_drops_a_window_that_the_first_did_not_reach(
     await room.conversations.DeleteConversation(request, timeout=CALL_S)
     async with refused(NOT_FOUND, UNKNOWN):
         await room.read(key, level=ReadLevel.READ_LEVEL_ANY)
+
+
+async def test_an_old_window_of_a_deleted_conversation_is_not_believed_and_is_dropped_when_it_is_met(
+    room: Memory, key: ThreadKey, raw_redis: redis.asyncio.Redis
+) -> None:
+    """M8: the epoch has risen."""
+    await room.append(key, "secret")
+    names = (keys.thread_messages(key), keys.thread_head(key))
+    old = [await raw_redis.dump(name) or b"" for name in names]
+    request = DeleteConversationRequest(workspace_id=key.workspace_id, thread_id=key.thread_id)
+    await room.conversations.DeleteConversation(request, timeout=CALL_S)
+    for name, value in zip(names, old, strict=True):
+        await raw_redis.restore(name, 60_000, value, replace=True)
+    async with refused(NOT_FOUND, UNKNOWN):
+        await room.read(key)
+
+    async def is_dropped() -> bool:
+        return not await raw_redis.exists(keys.thread_messages(key))
+
+    await until(is_dropped)
 
 
 async def test_another_users_conversation_is_answered_as_one_that_does_not_exist(room: Memory, workspace_id: str) -> None:

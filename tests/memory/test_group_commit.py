@@ -22,6 +22,7 @@ class Store:
         self.judge = judge
         self.batches: list[list[str]] = []
         self.existing: set[ThreadKey] | None = None
+        self.stored: set[str] = set()
         self.gate = asyncio.Event()
         self.gate.set()
 
@@ -34,7 +35,10 @@ class Store:
     def _stored(self, turn: NewTurn, is_new: bool) -> Appended:
         if self.existing is not None and turn.key not in self.existing and not is_new:
             return Appended("MISSING", None)
-        return Appended("STORED", KeptTurn(1, len(turn.messages), 1, NOW, None, False))
+        is_duplicate = turn.turn_id in self.stored
+        self.stored.add(turn.turn_id)
+        kept = KeptTurn(1, len(turn.messages), 1, NOW, None, is_duplicate)
+        return Appended("DUPLICATE" if is_duplicate else "STORED", kept)
 
 
 class Cache:
@@ -132,6 +136,15 @@ async def test_two_of_one_id_are_never_in_one_batch() -> None:
     store.gate.set()
     await asyncio.gather(*calls)
     assert store.batches == [["same"]] * 5
+
+
+async def test_a_turn_that_is_found_stored_is_told_to_the_window_without_its_messages() -> None:
+    """M7, race 1: they may have been edited since."""
+    cache = Cache()
+    appends = Appends(Store(), cache, lanes=1, metrics=CollectorRegistry())
+    for _ in range(3):
+        await appends.append(turn("t", "same", size=2))
+    assert [entries for _, entries in cache.told] == [2, 0, 0]
 
 
 async def test_a_caller_who_goes_away_changes_nothing_and_drain_waits_for_what_was_accepted() -> None:

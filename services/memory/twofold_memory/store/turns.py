@@ -50,7 +50,7 @@ class PostgresTurns:
             try:
                 with postgres.refusals(outcome="UNKNOWN"):
                     rows = await connection.fetch(STATEMENTS["append_turns"], *arguments)
-            except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError):
+            except (asyncpg.DataError, asyncpg.CheckViolationError):
                 raise InvalidField("messages", "hold a value that cannot be stored") from None
         return [_appended(row) for row in rows]
 
