@@ -100,7 +100,10 @@ CREATE INDEX requests_by_age ON memory.requests (created_at);
 --
 -- Three statements, each with a snapshot of its own (READ COMMITTED), and that matters: 1 makes the threads, 2 locks them in
 -- one order for everybody (no deadlocks), 3 looks the turn ids up only then, so that it sees what the lock's former holder stored.
--- Plans are generic: planning these statements anew for each call would cost more than running them.
+--
+-- Plans are generic: planning these statements anew for each call would cost more than running them. So that a plan that was made
+-- while the tables were small stays right when they have grown, every row is looked up by its key (LATERAL … LIMIT 1 cannot
+-- become a join of whole tables), and none is looked for by reading a table.
 CREATE FUNCTION memory.append_turns(
     t_workspace text[], t_thread text[], t_user text[], t_turn text[], t_hash bytea[], t_size integer[],
     t_new boolean[], t_input bigint[], t_output bigint[],
@@ -110,6 +113,7 @@ CREATE FUNCTION memory.append_turns(
 )
 LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
 SET lock_timeout = '100ms'
 AS $$
 #variable_conflict use_column
@@ -124,11 +128,19 @@ BEGIN
         ON CONFLICT (workspace_id, thread_id) DO NOTHING;
     END IF;
 
-    PERFORM 1
-    FROM memory.conversations c
-    WHERE (c.workspace_id, c.thread_id) IN (SELECT * FROM unnest(t_workspace, t_thread))
-    ORDER BY c.workspace_id, c.thread_id
-    FOR UPDATE OF c;
+    PERFORM c.locked
+    FROM (
+        SELECT DISTINCT t.workspace_id COLLATE "C" AS workspace_id, t.thread_id COLLATE "C" AS thread_id
+        FROM unnest(t_workspace, t_thread) AS t (workspace_id, thread_id)
+        ORDER BY 1, 2
+    ) t
+    CROSS JOIN LATERAL (
+        SELECT true AS locked
+        FROM memory.conversations c
+        WHERE c.workspace_id = t.workspace_id AND c.thread_id = t.thread_id
+        LIMIT 1
+        FOR UPDATE
+    ) c;
 
     RETURN QUERY
     WITH judged AS (
@@ -146,14 +158,20 @@ BEGIN
             END AS verdict
         FROM unnest(t_workspace, t_thread, t_user, t_turn, t_hash, t_size, t_input, t_output) WITH ORDINALITY
             AS t (workspace_id, thread_id, user_id, turn_id, payload_hash, size, input, output, place)
-        LEFT JOIN memory.conversations c ON c.workspace_id = t.workspace_id AND c.thread_id = t.thread_id
-        LEFT JOIN memory.turns k
-            ON k.workspace_id = t.workspace_id AND k.thread_id = t.thread_id AND k.turn_id = t.turn_id
+        LEFT JOIN LATERAL (
+            SELECT c.thread_id, c.user_id, c.next_seq, c.epoch, c.deleted_at
+            FROM memory.conversations c
+            WHERE c.workspace_id = t.workspace_id AND c.thread_id = t.thread_id
+            LIMIT 1
+        ) c ON true
+        LEFT JOIN LATERAL (
+            SELECT k.turn_id, k.payload_hash, k.first_seq, k.last_seq, k.created_at
+            FROM memory.turns k
+            WHERE k.workspace_id = t.workspace_id AND k.thread_id = t.thread_id AND k.turn_id = t.turn_id
+            LIMIT 1
+        ) k ON true
     ), numbered AS (
-        SELECT
-            j.*,
-            (j.next_seq + sum(j.size) OVER thread - j.size)::bigint AS first,
-            (j.next_seq + sum(j.size) OVER thread - 1)::bigint AS last
+        SELECT j.*, j.next_seq + sum(j.size) OVER thread - j.size AS first, j.next_seq + sum(j.size) OVER thread - 1 AS last
         FROM judged j
         WHERE j.verdict = 'STORED'
         WINDOW thread AS (PARTITION BY j.workspace_id, j.thread_id ORDER BY j.place)
