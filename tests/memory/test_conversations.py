@@ -164,7 +164,7 @@ async def test_a_repeated_deletion_drops_a_window_that_the_first_did_not_reach(
     request = DeleteConversationRequest(workspace_id=key.workspace_id, thread_id=key.thread_id, request_id="r")
     await room.conversations.DeleteConversation(request, timeout=CALL_S)
     for name, value in zip(names, old, strict=True):
-        await raw_redis.restore(name, 60_000, value, replace=True)
+        await raw_redis.restore(name, 3_600_000, value, replace=True)
     await room.conversations.DeleteConversation(request, timeout=CALL_S)
     async with refused(NOT_FOUND, UNKNOWN):
         await room.read(key, level=ReadLevel.READ_LEVEL_ANY)
@@ -180,7 +180,7 @@ async def test_an_old_window_of_a_deleted_conversation_is_not_believed_and_is_dr
     request = DeleteConversationRequest(workspace_id=key.workspace_id, thread_id=key.thread_id)
     await room.conversations.DeleteConversation(request, timeout=CALL_S)
     for name, value in zip(names, old, strict=True):
-        await raw_redis.restore(name, 60_000, value, replace=True)
+        await raw_redis.restore(name, 3_600_000, value, replace=True)
     async with refused(NOT_FOUND, UNKNOWN):
         await room.read(key)
 
