@@ -75,29 +75,49 @@ def test_any_bytes_as_a_token_are_refused_or_read_and_never_a_defect(token: byte
         fields.unseal("thread", token, "t")
 
 
-@given(JSON, JSON, JSON)
-def test_a_page_token_gives_its_cursor_back_to_its_own_query_only(
-    query: list[object], other: list[object], at: list[object]
+IDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=200) | st.text("ab~%{}/:.é", min_size=1)
+
+
+@given(JSON, JSON, IDS, st.integers(0, 2**63 - 1))
+def test_a_page_token_gives_its_place_back_to_its_own_query_only(
+    query: list[object], other: list[object], name: str, number: int
 ) -> None:
-    token = fields.page_token(query, at)
-    assert fields.page_cursor(token, query) == at
+    assume(fits(name))
+    token = fields.page_token(query, [number, name])
+    assert fields.page_place(token, query, int, str) == [number, name]
     if other != query:
         with pytest.raises(InvalidPageToken):
-            fields.page_cursor(token, other)
+            fields.page_place(token, other, int, str)
+
+
+def fits(name: str) -> bool:
+    try:
+        return bool(fields.identifier(name, "name"))
+    except InvalidField:
+        return False
+
+
+@pytest.mark.parametrize(
+    "place",
+    [[], [1], ["a", 1], [1, "a", 2], [1, ""], [-1, "a"], [2**63, "a"], [True, "a"], [1, "a\0b"], [1, "\ud800"], [1, None]],
+)
+def test_a_forged_place_is_damage(place: list[object]) -> None:
+    with pytest.raises(InvalidPageToken):
+        fields.page_place(fields.page_token("query", place), "query", int, str)
 
 
 @given(st.text(max_size=60) | st.binary(max_size=60).map(lambda raw: base64.urlsafe_b64encode(raw).decode()))
 def test_any_text_as_a_page_token_is_refused_and_never_a_defect(token: str) -> None:
     if token:
         with pytest.raises(InvalidPageToken):
-            fields.page_cursor(token, "query")
+            fields.page_place(token, "query", int)
 
 
 @given(st.binary(max_size=60))
 def test_a_forged_page_token_with_a_right_checksum_is_refused_and_never_a_defect(content: bytes) -> None:
     token = base64.urlsafe_b64encode(fields.seal("page", content)).decode()
     with contextlib.suppress(InvalidPageToken):
-        assert isinstance(fields.page_cursor(token, "query"), list)
+        assert isinstance(fields.page_place(token, "query", int), list)
 
 
 @pytest.mark.parametrize("moment", [Timestamp(seconds=2**62), Timestamp(nanos=-1), Timestamp(nanos=10**9)])
@@ -115,9 +135,6 @@ def test_times_are_kept_to_the_microsecond(at: datetime) -> None:
 def test_labels_are_refused_or_taken_whole(value: dict[str, str]) -> None:
     with contextlib.suppress(InvalidField):
         assert fields.labels(value, "metadata") == value
-
-
-IDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=200) | st.text("ab~%{}/:.é", min_size=1)
 
 
 @given(IDS, IDS)

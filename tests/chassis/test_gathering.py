@@ -141,13 +141,17 @@ async def test_a_batch_ends_before_it_gets_too_heavy_but_never_before_its_first_
     store = Store()
     store.gate.clear()
     asked: Gathering[int, int] = Gathering(
-        store.run, batch_max=10, waiting_max=100, weigh=lambda number: number, weight_max=10
+        store.run, batch_max=10, waiting_max=100, weigh=lambda number: number, weight_max=10, waiting_weight_max=72
     )
     answers = [asked.ask(0)]
     await turns_of_the_loop()
     answers += [asked.ask(number) for number in (4, 6, 1, 50, 9, 1, 1)]
+    with pytest.raises(Overloaded):
+        await asked.ask(1)  # 72 wait already
     store.gate.set()
     await asyncio.gather(*answers)
+    assert await asked.ask(50) == 100, "what has been answered weighs nothing any more"
+    del store.batches[-1]
     assert store.batches == [[0], [4, 6], [1], [50], [9, 1], [1]]
 
 

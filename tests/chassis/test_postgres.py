@@ -17,6 +17,14 @@ from twofold_cli.embedded.postgres import DatabaseUrls, EmbeddedPostgres
 Pool = asyncpg.Pool
 
 
+async def answers(pool: "Pool[Any]") -> bool:
+    pulse = postgres.Pulse(pool, "SELECT 1")
+    try:
+        return await pulse.beats()
+    finally:
+        await pulse.close()
+
+
 async def test_a_lock_that_others_hold_is_busy(pool: "Pool[Any]") -> None:
     async with postgres.transaction(pool) as holder:
         await holder.execute("SELECT 1 FROM room.things WHERE id = 1 FOR UPDATE")
@@ -35,7 +43,7 @@ async def test_a_statement_that_takes_too_long_means_not_now_and_leaves_the_pool
         async with postgres.connection(pool) as connection:
             await connection.execute("SELECT pg_sleep(20)", timeout=0.05)
     assert told.value.metadata["outcome"] == "NOT_STORED"
-    assert await postgres.answers(pool)
+    assert await answers(pool)
 
 
 async def test_a_connection_that_breaks_says_whether_something_can_have_been_kept(
@@ -57,14 +65,14 @@ async def test_a_connection_that_breaks_says_whether_something_can_have_been_kep
     with pytest.raises(StoreUnavailable) as told:
         await killed()
     assert told.value.metadata["outcome"] == "NOT_STORED"
-    assert not await postgres.answers(pool)
+    assert not await answers(pool)
     await own_postgres.start()
     with pytest.raises(StoreUnavailable) as told:
         await paused()
     assert told.value.metadata["outcome"] == "UNKNOWN"  # it had reached COMMIT
     own_postgres.resume()
     async with asyncio.timeout(30):
-        while not await postgres.answers(pool):  # noqa: ASYNC110
+        while not await answers(pool):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     await postgres.close_pool(pool)
 
@@ -83,7 +91,7 @@ async def test_a_password_that_was_changed_and_a_standby_mean_not_now(own_postgr
     with pytest.raises(StoreUnavailable):
         async with postgres.connection(pool) as connection:
             await connection.execute("SELECT 1")
-    assert not await postgres.answers(pool)
+    assert not await answers(pool)
     await admin.close()
     await postgres.close_pool(pool)
 
@@ -143,7 +151,7 @@ async def test_what_ends_in_an_error_or_a_cancellation_is_rolled_back(pool: "Poo
         assert not connection.is_in_transaction()
 
 
-@pytest.mark.parametrize("url", ["postgresql://nobody:wrong@127.0.0.1:1/none", "postgresql://[bad"])
+@pytest.mark.parametrize("url", ["postgresql://nobody:wrong@127.0.0.1:1/none", "postgresql://nobody@nowhere.invalid/none"])
 async def test_a_database_that_cannot_be_reached_ends_the_start_with_one_sentence(url: str) -> None:
     with pytest.raises(StartError) as told:
         await postgres.open_pool(DatabaseSettings(url=SecretStr(url), connect_timeout_s=1), name="test")
@@ -212,3 +220,46 @@ async def test_without_a_request_id_each_call_makes_its_change_and_old_answers_a
         assert await connection.fetchval("SELECT count(*) FROM room.requests WHERE request_id LIKE 'old%'") == 0
         await Requests("room").once(connection, attempt("old7", body=b"another body"), change)
     assert calls == 5
+
+
+async def test_a_pool_that_is_all_in_use_is_no_sign_of_death_and_silence_is(own_postgres: EmbeddedPostgres) -> None:
+    settings = DatabaseSettings(url=SecretStr(own_postgres.superuser_url), pool_size_max=2)
+    pool = await postgres.open_pool(settings, name="test")
+    pulse, late = postgres.Pulse(pool, "SELECT 1"), postgres.Pulse(pool, "SELECT 1")
+    assert await pulse.beats()
+    async with postgres.connection(pool):
+        assert await pulse.beats()
+        assert await late.beats(), "all in use: those who hold them are being served"
+    own_postgres.pause()
+    assert not await pulse.beats()
+    own_postgres.resume()
+    await pulse.close()
+    await late.close()
+    await postgres.close_pool(pool)
+
+
+async def test_a_transaction_waits_briefly_for_locks_and_loses_them_when_it_sleeps(pool: "Pool[Any]") -> None:
+    async with postgres.transaction(pool) as connection:
+        assert await connection.fetchval("SHOW lock_timeout") == "2s"
+        assert await connection.fetchval("SHOW idle_in_transaction_session_timeout") == "2s"
+    async with postgres.connection(pool) as connection:
+        assert await connection.fetchval("SHOW lock_timeout") == "0"
+        assert not connection.is_in_transaction()
+
+
+async def test_what_raises_inside_a_transaction_undoes_it(pool: "Pool[Any]") -> None:
+    async def deletes_and_fails() -> None:
+        async with postgres.transaction(pool) as connection:
+            await connection.execute("DELETE FROM room.things")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await deletes_and_fails()
+    async with postgres.connection(pool) as connection:
+        assert await connection.fetchval("SELECT count(*) FROM room.things") > 0
+
+
+async def test_a_schema_that_is_not_there_ends_the_start_with_a_sentence(pool: "Pool[Any]") -> None:
+    await postgres.require(pool, "SELECT 1 FROM room.things", schema="room")
+    with pytest.raises(StartError, match="the schema room is not ready"):
+        await postgres.require(pool, "SELECT 1 FROM room.nothing", schema="room")

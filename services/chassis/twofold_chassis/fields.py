@@ -9,6 +9,7 @@ import json
 import zlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 import uuid_utils
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -128,11 +129,33 @@ def unseal(kind: str, token: bytes, field: str) -> bytes:
 
 def page_token(query: object, cursor: object) -> str:
     """The token of the next page: `cursor` (JSON values), bound to the `query` it belongs to."""
-    content = json.dumps([_fingerprint(query), cursor], separators=(",", ":"), ensure_ascii=False).encode()
+    content = json.dumps([_fingerprint(query), cursor], separators=(",", ":")).encode()
     return base64.urlsafe_b64encode(seal("page", content)).decode().rstrip("=")
 
 
-def page_cursor(token: str, query: object, field: str = "page_token") -> list[object] | None:
+def page_place(token: str, query: object, *kinds: type[str] | type[int]) -> list[Any] | None:
+    """The place a page begins behind, as `page_token` was given it: ids and numbers of these kinds; None for the first page.
+
+    A token is a stranger's JSON, and its checksum no secret: what is not an id or a number of 64 bits is damage.
+    """
+    cursor = _page_cursor(token, query)
+    if cursor is None:
+        return None
+    if len(cursor) != len(kinds) or not all(map(_is_of_kind, cursor, kinds)):
+        raise InvalidPageToken("page_token", "is damaged")
+    return cursor
+
+
+def _is_of_kind(value: object, kind: type[str] | type[int]) -> bool:
+    if kind is int:
+        return type(value) is int and 0 <= value < 2**63
+    try:
+        return isinstance(value, str) and bool(identifier(value, "page_token"))
+    except (InvalidField, UnicodeEncodeError):  # the latter: half of a surrogate pair, which JSON can spell
+        return False
+
+
+def _page_cursor(token: str, query: object, field: str = "page_token") -> list[object] | None:
     """The cursor in a page token; None for the first page."""
     if not token:
         return None

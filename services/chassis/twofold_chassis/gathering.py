@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
-from twofold_chassis.refusals import Overloaded
+from twofold_chassis.refusals import Overloaded, Refusal
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -19,8 +19,8 @@ class Gathering(Generic[Item, Answer]):
     """Runs items in batches: at most `lanes` at a time, each of at most `batch_max` items and `weight_max` weight.
 
     `run` gets the items of a batch in order of arrival and returns one answer or exception for each; what it raises
-    itself goes to every item of the batch. At most `waiting_max` items wait; more are refused as Overloaded. An item
-    outlives its caller: cancelling the future does not take it out of its batch.
+    itself goes to every item of the batch. At most `waiting_max` items of `waiting_weight_max` together wait; more are
+    refused as Overloaded. An item outlives its caller: cancelling the future does not take it out of its batch.
     """
 
     def __init__(
@@ -32,6 +32,7 @@ class Gathering(Generic[Item, Answer]):
         lanes: int = 1,
         weigh: Callable[[Item], int] | None = None,
         weight_max: int = 0,
+        waiting_weight_max: int = 0,
     ) -> None:
         self._run = run
         self._batch_max = batch_max
@@ -39,6 +40,8 @@ class Gathering(Generic[Item, Answer]):
         self._lanes = lanes
         self._weigh = weigh
         self._weight_max = weight_max
+        self._waiting_weight_max = waiting_weight_max
+        self._waiting_weight = 0
         self._waiting: deque[tuple[Item, asyncio.Future[Answer]]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         # Not len(_tasks): a lane that has just found nothing to do is still among them when its last caller, awake
@@ -48,10 +51,12 @@ class Gathering(Generic[Item, Answer]):
     def ask(self, item: Item) -> "asyncio.Future[Answer]":
         """Puts the item into the batch that is forming; the future gets its answer, or Overloaded. Never raises."""
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        if len(self._waiting) >= self._waiting_max:
+        weight = self._weigh(item) if self._weigh is not None else 0
+        if len(self._waiting) >= self._waiting_max or self._waiting_weight + weight > self._waiting_weight_max:
             _settle(future, Overloaded("too many calls wait for the same store", retry_after_s=0.2))
             return future
         self._waiting.append((item, future))
+        self._waiting_weight += weight
         if self._working < self._lanes:
             self._working += 1
             task = asyncio.create_task(self._work())
@@ -92,10 +97,12 @@ class Gathering(Generic[Item, Answer]):
         weight = 0
         while self._waiting and len(batch) < self._batch_max:
             if self._weigh is not None:
-                weight += self._weigh(self._waiting[0][0])
-                if batch and weight > self._weight_max:
+                following = self._weigh(self._waiting[0][0])
+                if batch and weight + following > self._weight_max:
                     break
+                weight += following
             batch.append(self._waiting.popleft())
+        self._waiting_weight -= weight
         return batch
 
 
@@ -103,7 +110,7 @@ def _settle(future: "asyncio.Future[Answer]", answer: Answer | BaseException) ->
     if future.done():
         return
     if isinstance(answer, BaseException):
-        future.set_exception(answer)
+        future.set_exception(answer.again() if isinstance(answer, Refusal) else answer)
         future.exception()  # its caller may be gone: that is no "exception was never retrieved"
     else:
         future.set_result(answer)

@@ -1,9 +1,10 @@
 """Migrations: Alembic with plain SQL inside, one history per service, safe when several processes start at once."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from urllib.parse import unquote, urlsplit, urlunsplit
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import alembic.command
 import alembic.util
@@ -29,19 +30,18 @@ async def upgrade(settings: DatabaseSettings, *, schema: str, folder: Path, revi
     the application role (the user of DATABASE__URL) is given what `folder`/grants.sql says, and no more. Raises StartError.
     """
     assert _NAME.fullmatch(schema)
-    owner_url = settings.owner_url.get_secret_value()
     application = unquote(urlsplit(settings.url.get_secret_value()).username or "")
     config = Config()
     config.set_main_option("script_location", str(folder).replace("%", "%%"))
     config.attributes["schema"] = schema
-    engine = create_async_engine(_sqlalchemy_url(owner_url), poolclass=pool.NullPool, connect_args=_connect_args(settings))
+    engine = create_async_engine("postgresql+asyncpg://", poolclass=pool.NullPool, async_creator=_connecting(settings))
     try:
         async with engine.begin() as connection:
             await connection.execute(text(f"SET LOCAL lock_timeout = '{_WAIT_FOR_OTHERS_S}s'"))
             await connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": f"twofold.{schema}"})
             await connection.run_sync(_run(config, revision))
             await connection.run_sync(lambda bound: _grant(bound, folder, schema, application))
-    except (SQLAlchemyError, asyncpg.PostgresError, OSError, TimeoutError) as error:
+    except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError, TimeoutError) as error:
         raise StartError(f"cannot migrate the schema {schema} (DATABASE__MIGRATE_URL): {told(error)}") from error
     except alembic.util.CommandError as error:
         raise StartError(f"cannot migrate the schema {schema}: {error}") from None
@@ -87,10 +87,13 @@ def _execute(connection: Connection, script: str) -> None:
     adapted.run_async(lambda driver: driver.execute(script))
 
 
-def _sqlalchemy_url(url: str) -> str:
-    return urlunsplit(urlsplit(url)._replace(scheme="postgresql+asyncpg"))
+def _connecting(settings: DatabaseSettings) -> Callable[[], Awaitable[Any]]:
+    """Connects as the services do, so that one URL means the same to both."""
 
+    async def connect() -> Any:
+        # Migrations run once: prepared statements gain nothing here and would break behind PgBouncer.
+        return await asyncpg.connect(
+            settings.owner_url.get_secret_value(), timeout=settings.connect_timeout_s, statement_cache_size=0
+        )
 
-def _connect_args(settings: DatabaseSettings) -> dict[str, object]:
-    # Migrations run once: prepared statements gain nothing here and would break behind PgBouncer.
-    return {"timeout": settings.connect_timeout_s, "statement_cache_size": 0}
+    return connect

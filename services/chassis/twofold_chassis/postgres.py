@@ -20,7 +20,8 @@ else:  # generic for the type checker only
     Pool = asyncpg.Pool
 Outcome = Literal["NOT_STORED", "UNKNOWN"]
 
-_ACQUIRE_S = 2.0
+_ACQUIRE_S = 1.0
+_PULSE_S = 1.5
 _GONE = (
     asyncpg.PostgresConnectionError,  # class 08
     asyncpg.InsufficientResourcesError,  # class 53: disk full, too many connections
@@ -121,24 +122,29 @@ class Lane:
         return await _acquire(self._pool)
 
 
+# Waiting for locks is bounded; and Postgres takes the locks from a process that was paused in the middle of a transaction.
+# In one message with BEGIN, so that it costs no round trip of its own, and for this transaction only, as PgBouncer needs it.
+_BEGIN = "BEGIN; SET LOCAL lock_timeout = '2s'; SET LOCAL idle_in_transaction_session_timeout = '2s'"
+
+
 @contextlib.asynccontextmanager
 async def transaction(pool: Pool) -> AsyncIterator[Connection]:
     """A connection in a READ COMMITTED transaction that commits when the block ends and rolls back when it raises.
 
     A store failure inside the block says NOT_STORED; one during COMMIT says UNKNOWN, because the commit may have happened.
+    Waiting longer than 2 s for a lock is Busy.
     """
     with refusals(outcome="NOT_STORED"):
         acquired = await _acquire(pool)
         try:
-            running = acquired.transaction()
-            await running.start()
+            await acquired.execute(_BEGIN)
             try:
                 yield acquired
             except BaseException:
-                await _rollback(running)
+                await _rollback(acquired)
                 raise
             with refusals(outcome="UNKNOWN"):
-                await running.commit()
+                await acquired.execute("COMMIT")
         finally:
             await _release(pool, acquired)
 
@@ -156,13 +162,44 @@ def refusals(outcome: Outcome) -> Iterator[None]:
         raise StoreUnavailable("the durable store does not answer", retry_after_s=1.0, outcome=outcome) from error
 
 
-async def answers(pool: Pool) -> bool:
-    """Whether Postgres answers now."""
+async def require(pool: Pool, statement: str, *, schema: str) -> None:
+    """Raises StartError if the schema is not there yet, or this role may not use it; `statement` reads something of it."""
     try:
         async with connection(pool) as acquired:
-            return bool(await acquired.fetchval("SELECT 1"))
-    except (Refusal, asyncpg.PostgresError):
-        return False
+            await acquired.fetch(statement)
+    except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError, asyncpg.InsufficientPrivilegeError) as error:
+        raise StartError(f"the schema {schema} is not ready for this role ({error}): migrate it first") from None
+    except (StoreUnavailable, Overloaded) as refusal:
+        raise StartError(f"cannot reach Postgres (DATABASE__URL): {refusal.message}") from None
+
+
+class Pulse:
+    """Whether Postgres answers, felt on a connection of its own: a pool that is all in use is no sign of death."""
+
+    def __init__(self, pool: Pool, statement: str) -> None:
+        self._pool = pool
+        self._statement = statement
+        self._connection: Connection | None = None
+
+    async def beats(self) -> bool:
+        """Whether it answers now, and with what was asked for."""
+        try:
+            if self._connection is None or self._connection.is_closed():
+                await self.close()
+                self._connection = await _acquire(self._pool)
+            await self._connection.fetch(self._statement, timeout=_PULSE_S)
+        except Overloaded:
+            return True  # as long as it has no connection of its own: those who hold them all are being served
+        except (asyncpg.PostgresError, *_GONE):  # whatever it says instead, nothing can be done with it
+            await self.close()
+            return False
+        return True
+
+    async def close(self) -> None:
+        """Gives the connection back."""
+        if self._connection is not None:
+            held, self._connection = self._connection, None
+            await _release(self._pool, held)
 
 
 async def _acquire(pool: Pool) -> Connection:
@@ -180,9 +217,9 @@ async def _release(pool: Pool, acquired: Connection) -> None:
         await pool.release(acquired, timeout=1.0)
 
 
-async def _rollback(running: asyncpg.transaction.Transaction) -> None:
-    with contextlib.suppress(*_GONE):
-        await running.rollback()
+async def _rollback(acquired: Connection) -> None:
+    with contextlib.suppress(asyncpg.PostgresError, *_GONE):
+        await acquired.execute("ROLLBACK")
 
 
 async def close_pool(pool: Pool, *, within_s: float = 5.0) -> None:

@@ -102,6 +102,11 @@ class RedisLink:
         except RedisUnavailable:
             return False
 
+    @property
+    def connections(self) -> int:
+        """How many connections there have been up to now. Behind a new one may be another server, or an older state."""
+        return self._wire.connections
+
     async def close(self) -> None:
         """Waits for what is under way and closes the connection."""
         await self._wire.close()

@@ -43,11 +43,12 @@ class RedisWire:
         self._budget_s = budget_s
         self._told = told
         self._connection: AbstractConnection | None = None
+        self.connections = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._opening = False
         self._closed = False
         self._outgoing: list[bytes] = []
-        self._unsent_bytes = 0
+        self._outgoing_bytes = 0
         # Commands in the order of their replies, each with the time until which its caller waits.
         self._waiting: deque[tuple[float, asyncio.Future[Reply]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -59,14 +60,14 @@ class RedisWire:
         # (Its types know tuples of one element only.)
         packed = hiredis.pack_command(tuple(command))  # type: ignore[arg-type]
         future: asyncio.Future[Reply] = loop.create_future()
-        if len(self._waiting) >= _WAITING_MAX or self._unsent_bytes + len(packed) > _UNSENT_BYTES_MAX:
+        if len(self._waiting) >= _WAITING_MAX or self._unsent_bytes() + len(packed) > _UNSENT_BYTES_MAX:
             future.set_exception(RedisUnavailable("too many commands wait"))
             future.exception()  # its caller may be gone: that is no "exception was never retrieved"
             return future
         deadline = loop.time() + self._budget_s
         self._waiting.append((deadline, future))
         self._outgoing.append(packed)
-        self._unsent_bytes += len(packed)
+        self._outgoing_bytes += len(packed)
         if self._timer is None or self._timer.when() > deadline:
             # It may have been set for a connection that has been silent for long, much later.
             self._wake_at(deadline)
@@ -89,6 +90,11 @@ class RedisWire:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
+    def _unsent_bytes(self) -> int:
+        """What is held here, and in the connection because the server does not read."""
+        writer = self._connection._writer if self._connection is not None else None
+        return self._outgoing_bytes + (writer.transport.get_write_buffer_size() if writer is not None else 0)
+
     def _start(self, work: Any) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
@@ -100,6 +106,7 @@ class RedisWire:
             connection = self._connect()
             await connection.connect()  # type: ignore[no-untyped-call]
             self._connection = connection
+            self.connections += 1
         except (RedisError, OSError, TimeoutError) as error:
             reason = _one_line(error)
         finally:
@@ -118,12 +125,11 @@ class RedisWire:
     def _flush(self) -> None:
         if self._connection is None or not self._outgoing:
             return
-        packed, self._outgoing = self._outgoing, []
+        packed, self._outgoing, self._outgoing_bytes = self._outgoing, [], 0
         # Not `send_packed_command`, which is a coroutine: a write must not be able to be cancelled halfway.
         writer = self._connection._writer
         if writer is not None:
             writer.writelines(packed)
-            self._unsent_bytes = writer.transport.get_write_buffer_size()
 
     async def _read(self, connection: AbstractConnection) -> None:
         reason = "the connection was lost"
@@ -156,12 +162,13 @@ class RedisWire:
         """Gives the connection up, and tells everybody who waits for a reply."""
         connection, self._connection = self._connection, None
         self._outgoing.clear()
-        self._unsent_bytes = 0
+        self._outgoing_bytes = 0
         waiting, self._waiting = self._waiting, deque()
         for _, future in waiting:
             self._give_up(future, reason)
         if connection is not None and connection._writer is not None:
-            connection._writer.close()  # the reader sees the end and goes
+            # Not close(), which would first wait until a server that reads nothing has read everything.
+            connection._writer.transport.abort()
 
     def _look_at_the_clock(self) -> None:
         # Replies that have arrived are handed out before anybody is told that they have not.

@@ -45,6 +45,13 @@ class Refusal(Exception):  # noqa: N818  (a refusal is an answer, not an error)
         self.retry_after_s = retry_after_s
         self.metadata = metadata
 
+    def again(self) -> "Refusal":
+        """The same refusal for another caller: an exception that is raised twice gathers both tracebacks."""
+        other = type(self).__new__(type(self))
+        other.args = self.args
+        other.__dict__.update(self.__dict__)
+        return other
+
 
 class InvalidArgument(Refusal):
     """The request breaks a rule of the contract; `field` is the path of the field that does."""

@@ -5,6 +5,7 @@ groups it needs.
 """
 
 from typing import Annotated, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
@@ -38,14 +39,27 @@ class DatabaseSettings(Group):
     @field_validator("url", "migrate_url")
     @classmethod
     def _is_postgres(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not value.get_secret_value().startswith(("postgresql://", "postgres://")):
-            raise ValueError("must begin with postgresql://")
+        if value is not None:
+            _check_url(value.get_secret_value())
         return value
 
     @property
     def owner_url(self) -> SecretStr:
         """The URL that migrations use."""
         return self.migrate_url or self.url
+
+
+def _check_url(url: str) -> None:
+    """Says what is wrong with a URL without repeating any of it: it may hold a password."""
+    if not url.startswith(("postgresql://", "postgres://")):
+        raise ValueError("must begin with postgresql://")
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        parts = None
+    if parts is None or parts.fragment or "/" in parts.path[1:]:
+        raise ValueError("is not a URL: special characters in user and password must be percent-encoded")
 
 
 class RedisSettings(Group):

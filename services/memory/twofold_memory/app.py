@@ -20,10 +20,13 @@ from twofold_memory.history import History
 from twofold_memory.migrate import migrate
 from twofold_memory.preference_service import PreferenceService
 from twofold_memory.preferences import PreferenceRecall
+from twofold_memory.purges import Purges
 from twofold_memory.recall import Recall
 from twofold_memory.settings import Settings
 from twofold_memory.store.conversations import PostgresConversations
 from twofold_memory.store.preferences import PostgresPreferences
+from twofold_memory.store.purges import PostgresPurges
+from twofold_memory.store.statements import STATEMENTS
 from twofold_memory.store.turns import PostgresTurns
 
 _PACKAGE = "twofold.memory.v1"
@@ -40,6 +43,9 @@ async def memory(settings: Settings) -> AsyncIterator[Running]:
     async with contextlib.AsyncExitStack() as cleanup:
         pool = await postgres.open_pool(settings.database, name="memory")
         cleanup.push_async_callback(postgres.close_pool, pool)
+        await postgres.require(pool, STATEMENTS["schema_is_there"], schema="memory")
+        pulse = postgres.Pulse(pool, STATEMENTS["schema_is_there"])
+        cleanup.push_async_callback(pulse.close)
         link = RedisLink(settings.redis)
         cleanup.push_async_callback(link.close)
 
@@ -53,13 +59,21 @@ async def memory(settings: Settings) -> AsyncIterator[Running]:
         )
         copies = RedisPreferences(link, ttl_s=service.user_ttl_days * 86400)
 
+        purges = Purges(PostgresPurges(pool, window_ttl_s=service.thread_ttl_hours * 3600), windows)
+        await cleanup.enter_async_context(purges.repeated())
         appends = Appends(turns, windows, lanes=service.commit_lanes, metrics=metrics)
         cleanup.push_async_callback(appends.drain)
-        recall = Recall(turns, windows, confirm_s=service.confirm_ms / 1000, metrics=metrics)
+        recall = Recall(
+            turns,
+            windows,
+            copies_are_settled=lambda: purges.settled,
+            confirm_s=service.confirm_ms / 1000,
+            metrics=metrics,
+        )
         cleanup.push_async_callback(recall.drain)
         preference_recall = PreferenceRecall(preferences, copies, confirm_s=service.confirm_ms / 1000)
         cleanup.push_async_callback(preference_recall.drain)
-        history = History(turns, conversations, windows)
+        history = History(turns, conversations, purges)
         cleanup.push_async_callback(history.drain)
 
         faces = [
@@ -84,7 +98,7 @@ async def memory(settings: Settings) -> AsyncIterator[Running]:
                 service,
                 settings.log,
                 faces=faces,
-                check=lambda: postgres.answers(pool),
+                check=pulse.beats,
                 metrics=metrics,
                 # A window is put together from stored bytes instead of message objects.
                 serializers={f"/{_PACKAGE}.ConversationService/ReadWindow": methodcaller("SerializeToString")},

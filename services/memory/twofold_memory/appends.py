@@ -19,6 +19,7 @@ from twofold_memory.threads import Appended, ConversationDeleted, Entry, KeptTur
 _BATCH_TURNS_MAX = 256
 _BATCH_BYTES_MAX = 1024 * 1024
 _WAITING_MAX = 2048
+_WAITING_BYTES_MAX = 64 * 1024 * 1024
 _UNDER_WAY_MAX = 8192
 _THREADS_AT_ONCE = 4
 _KNOWN_THREADS_MAX = 100_000
@@ -53,6 +54,7 @@ class Appends:
             lanes=lanes,
             weigh=lambda turn: turn.bytes,
             weight_max=_BATCH_BYTES_MAX,
+            waiting_weight_max=_WAITING_BYTES_MAX,
         )
         self._under_way: dict[tuple[ThreadKey, str], asyncio.Task[KeptTurn]] = {}
         # Threads that exist for sure (rows are never removed): their batches need no attempt to make them.
@@ -111,11 +113,14 @@ class Appends:
         threads_at_once = asyncio.Semaphore(_THREADS_AT_ONCE)
         answers: dict[int, Appended | BaseException] = {}
 
-        async def apart(places: Sequence[int]) -> None:
+        async def apart(places: Sequence[int]) -> Sequence[Appended | BaseException]:
             async with threads_at_once:
-                answers.update(zip(places, await self._apart([turns[place] for place in places]), strict=True))
+                return await self._apart([turns[place] for place in places])
 
-        await asyncio.gather(*map(apart, of_threads.values()))
+        told = await asyncio.gather(*map(apart, of_threads.values()), return_exceptions=True)
+        for places, answer in zip(of_threads.values(), told, strict=True):
+            # Whatever befell one thread, the others' turns may be stored by now, and are told so.
+            answers.update(zip(places, [answer] * len(places) if isinstance(answer, BaseException) else answer, strict=True))
         return [answers[place] for place in range(len(turns))]
 
     async def _apart(self, turns: Sequence[NewTurn]) -> Sequence[Appended | BaseException]:

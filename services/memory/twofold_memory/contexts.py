@@ -4,27 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from twofold_chassis.lines import escaped
 from twofold_memory.preferences import Preference
 from twofold_memory.threads import ANSWER_BYTES_MAX
 
 _FRAMES_BYTES = 16
 CONVERSATION_HEADING = "Previous conversation:"
 PREFERENCES_HEADING = "User preferences:"
-_ESCAPES = str.maketrans(
-    {
-        "\\": "\\\\",
-        "\n": "\\n",
-        "\r": "\\r",
-        "\u2028": "\\u2028",
-        "\u2029": "\\u2029",
-        "\x85": "\\x85",
-        "\v": "\\v",
-        "\f": "\\f",
-        "\x1c": "\\x1c",
-        "\x1d": "\\x1d",
-        "\x1e": "\\x1e",
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -45,7 +31,7 @@ class Line:
     @cached_property
     def rendered(self) -> str:
         """The line, with all that could end it escaped, so that content cannot forge another."""
-        return f"{_escaped(self.speaker)}: {_escaped(self.text)}"
+        return f"{escaped(self.speaker)}: {escaped(self.text)}"
 
     @property
     def cost(self) -> int:
@@ -154,8 +140,4 @@ def _begin(lines: Sequence[Line], paired: Sequence[int], budget: int, bytes_max:
 
 
 def _preference_line(preference: Preference) -> str:
-    return f"{_escaped(preference.key)}: {_escaped(preference.value)}"
-
-
-def _escaped(text: str) -> str:
-    return text.translate(_ESCAPES)
+    return f"{escaped(preference.key)}: {escaped(preference.value)}"

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from twofold_chassis.requests import Attempt
 from twofold_memory import windows
+from twofold_memory.purges import Purge, Purges
 from twofold_memory.threads import Entry, Head, StoredTurn, ThreadKey, TurnUnknown, unknown
 
 
@@ -34,14 +35,6 @@ class Conversations(Protocol):
         ...
 
 
-class Cache(Protocol):
-    """The copy of the newest messages."""
-
-    async def fence(self, key: ThreadKey, epoch: int) -> None:
-        """Drops a window that is older than `epoch`."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Page:
     """Some messages, and whether there are more behind the last one."""
@@ -53,10 +46,10 @@ class Page:
 class History:
     """A thread's past."""
 
-    def __init__(self, turns: Turns, conversations: Conversations, cache: Cache) -> None:
+    def __init__(self, turns: Turns, conversations: Conversations, purges: Purges) -> None:
         self._turns = turns
         self._conversations = conversations
-        self._cache = cache
+        self._purges = purges
         self._deletions: set[asyncio.Task[None]] = set()
 
     async def turn(self, key: ThreadKey, turn_id: str, user_id: str | None = None) -> StoredTurn:
@@ -98,7 +91,7 @@ class History:
             # A repeat: whether the first time came as far as the window, nobody knows.
             (head,) = await self._turns.heads([key])
             epoch = head.epoch if head else 0
-        await self._cache.fence(key, epoch)
+        await self._purges.do(Purge(key, epoch))
 
     async def _visible(self, key: ThreadKey, user_id: str | None = None) -> Head:
         (head,) = await self._turns.heads([key])

@@ -6,7 +6,7 @@ more query and never a wrong answer.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter
@@ -31,7 +31,7 @@ from twofold_memory.tokens import ThreadToken
 
 _BATCH_MAX = 256
 _WAITING_MAX = 4096
-_FILLS_MAX = 1024
+_FILLS_MAX = 256
 
 
 class Store(Protocol):
@@ -55,11 +55,11 @@ class Cache(Protocol):
         """The window's newest messages."""
         ...
 
-    async def fill(self, key: ThreadKey, snapshot: Snapshot) -> None:
+    async def fill(self, key: ThreadKey, snapshot: Snapshot) -> bool:
         """Replaces the window, unless it is newer."""
         ...
 
-    async def fence(self, key: ThreadKey, epoch: int) -> None:
+    async def fence(self, key: ThreadKey, epoch: int) -> bool:
         """Drops a window that is older than `epoch`."""
         ...
 
@@ -67,15 +67,25 @@ class Cache(Protocol):
 class Recall:
     """The one way to the newest messages of a thread."""
 
-    def __init__(self, store: Store, cache: Cache, *, confirm_s: float, metrics: CollectorRegistry) -> None:
+    def __init__(
+        self,
+        store: Store,
+        cache: Cache,
+        *,
+        copies_are_settled: Callable[[], bool],
+        confirm_s: float,
+        metrics: CollectorRegistry,
+    ) -> None:
+        """`copies_are_settled`: whether no copy can be of a thread whose past has changed; else none answers alone."""
         self._store = store
         self._cache = cache
+        self._copies_are_settled = copies_are_settled
         self._confirm_s = confirm_s
         # While one confirmation is in flight, the next ones gather into one query.
         self._heads: Gathering[ThreadKey, Head | None] = Gathering(
             store.heads, batch_max=_BATCH_MAX, waiting_max=_WAITING_MAX, lanes=2
         )
-        self._fills: dict[ThreadKey, asyncio.Task[None]] = {}
+        self._fills: dict[ThreadKey, asyncio.Task[bool]] = {}
         self._windows = Counter("twofold_memory_windows", "Windows recalled.", ("source", "completeness"), registry=metrics)
 
     async def window(
@@ -94,6 +104,9 @@ class Recall:
         """
         if level is Level.VERIFIED:
             window = await self._verified(key, count, user_id)
+        elif not self._copies_are_settled():
+            window = await self._verified(key, count, user_id)
+            _check_token(window, token)
         else:
             looked = await self._cache.look(key, count)
             window = _as_of(looked.copy, count, user_id, token) or await self._verified(key, count, user_id, looked)
@@ -118,7 +131,7 @@ class Recall:
                 if not may_see(copy.owner, user_id):
                     raise unknown(key) from None
                 return _window_of_copy(copy, count, Completeness.UNVERIFIED)
-            if head is not None and head.epoch == copy.epoch and copy.next_seq >= head.next_seq:
+            if head is not None and head.epoch == copy.epoch and copy.next_seq == head.next_seq:
                 if not head.visible_to(user_id):
                     raise unknown(key)
                 return _window_of_copy(copy, count, Completeness.COMPLETE)
@@ -141,12 +154,11 @@ class Recall:
         if key in self._fills or len(self._fills) >= _FILLS_MAX:
             return
         if snapshot.head.deleted:
-            write = self._cache.fence(key, snapshot.head.epoch)
+            task = asyncio.create_task(self._cache.fence(key, snapshot.head.epoch))
         elif snapshot.entries:
-            write = self._cache.fill(key, snapshot)
+            task = asyncio.create_task(self._cache.fill(key, snapshot))
         else:
             return
-        task = asyncio.ensure_future(write)
         self._fills[key] = task
         task.add_done_callback(lambda _: self._fills.pop(key))
 

@@ -1,7 +1,7 @@
 """Puts the registry together."""
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -13,7 +13,6 @@ from twofold.registry.v1.usage_pb2_grpc import add_UsageServiceServicer_to_serve
 from twofold.registry.v1.user_pb2_grpc import add_UserServiceServicer_to_server
 from twofold.registry.v1.workspace_pb2_grpc import add_WorkspaceServiceServicer_to_server
 from twofold_chassis import postgres
-from twofold_chassis.postgres import Pool
 from twofold_chassis.requests import Requests
 from twofold_chassis.server import Face, Running, serving
 from twofold_registry.agent_service import AgentService
@@ -22,11 +21,11 @@ from twofold_registry.audit_service import AuditService
 from twofold_registry.migrate import migrate
 from twofold_registry.permission_service import PermissionService
 from twofold_registry.settings import Settings
-from twofold_registry.store import opening
 from twofold_registry.store.agents import PostgresAgents
 from twofold_registry.store.audit import PostgresAudit
 from twofold_registry.store.changes import Changes
 from twofold_registry.store.permissions import PostgresPermissions
+from twofold_registry.store.statements import STATEMENTS
 from twofold_registry.store.usage import PostgresUsage
 from twofold_registry.store.users import PostgresUsers
 from twofold_registry.store.workspaces import PostgresWorkspaces
@@ -41,8 +40,9 @@ async def registry(settings: Settings) -> AsyncIterator[Running]:
     if settings.database.migrate:
         await migrate(settings.database)
     pool = await postgres.open_pool(settings.database, name="registry")
+    pulse = postgres.Pulse(pool, STATEMENTS["read_head"])
     try:
-        await opening.require_schema(pool)
+        await postgres.require(pool, STATEMENTS["read_head"], schema="registry")
         policy = UrlPolicy(settings.registry.url_suffixes, settings.registry.allow_loopback_urls)
         changes = Changes(pool, Requests("registry"))
         faces = [
@@ -55,18 +55,14 @@ async def registry(settings: Settings) -> AsyncIterator[Running]:
             _face("Usage", UsageService(PostgresUsage(pool)), add_UsageServiceServicer_to_server),
             _face("Audit", AuditService(PostgresAudit(pool)), add_AuditServiceServicer_to_server),
         ]
-        async with _served(settings, faces, pool) as running:
+        async with serving(
+            settings.registry, settings.log, faces=faces, check=pulse.beats, metrics=CollectorRegistry()
+        ) as running:
             yield running
     finally:
+        await pulse.close()
         await postgres.close_pool(pool)
 
 
 def _face(noun: str, servicer: Any, add: Callable[[Any, Any], None]) -> Face:
     return Face(f"twofold.registry.v1.{noun}Service", servicer, add)
-
-
-def _served(settings: Settings, faces: Sequence[Face], pool: Pool) -> contextlib.AbstractAsyncContextManager[Running]:
-    async def able() -> bool:
-        return await opening.answers(pool)
-
-    return serving(settings.registry, settings.log, faces=faces, check=able, metrics=CollectorRegistry())

@@ -40,18 +40,32 @@ class RedisThreads:
         numbers = (turn.epoch, turn.first_seq, turn.last_seq, self._ttl_ms, self.messages_max, WINDOW_BYTES_MAX)
         await self._tell(self._extend, key, *numbers, turn.owner or "", *map(element, entries))
 
-    async def fill(self, key: ThreadKey, snapshot: Snapshot) -> None:
-        """Replaces the window by the newest entries of a snapshot (at least one), unless it is newer."""
+    async def fill(self, key: ThreadKey, snapshot: Snapshot) -> bool:
+        """Replaces the window by a snapshot's newest entries (at least one), unless it is newer; whether that is sure."""
         head, newest = snapshot.head, snapshot.entries[-self.messages_max :]
-        await self._tell(self._fill, key, head.epoch, head.next_seq, self._ttl_ms, head.owner or "", *map(element, newest))
+        return await self._tell(
+            self._fill, key, head.epoch, head.next_seq, self._ttl_ms, head.owner or "", *map(element, newest)
+        )
 
-    async def fence(self, key: ThreadKey, epoch: int) -> None:
-        """Drops a window that is older than `epoch`."""
-        await self._tell(self._fence, key, epoch, self._ttl_ms)
+    async def fence(self, key: ThreadKey, epoch: int) -> bool:
+        """Drops a window that is older than `epoch`; whether that is sure."""
+        return await self._tell(self._fence, key, epoch, self._ttl_ms)
 
-    async def _tell(self, script: Script, key: ThreadKey, *arguments: str | bytes | int) -> None:
-        outcome: bytes = await losable(self._link.run(script, self._keys(key), arguments), otherwise=b"UNAVAILABLE")
-        self._told.labels(script.name, outcome.decode()).inc()
+    @property
+    def connections(self) -> int:
+        """How many connections there have been up to now: behind a new one may be an older state."""
+        return self._link.connections
+
+    async def connected(self) -> int:
+        """Tries to reach Redis; how many connections there have been up to now."""
+        await self._link.answers()
+        return self._link.connections
+
+    async def _tell(self, script: Script, key: ThreadKey, *arguments: str | bytes | int) -> bool:
+        """Whether the script has run for sure."""
+        outcome: bytes | None = await losable(self._link.run(script, self._keys(key), arguments), otherwise=None)
+        self._told.labels(script.name, outcome.decode() if outcome else "UNAVAILABLE").inc()
+        return outcome is not None
 
     def _keys(self, key: ThreadKey) -> tuple[str, str]:
         return keys.thread_messages(key), keys.thread_head(key)

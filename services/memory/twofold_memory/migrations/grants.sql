@@ -4,6 +4,6 @@ GRANT SELECT ON ALL TABLES IN SCHEMA memory TO {application};
 GRANT INSERT, UPDATE ON memory.conversations, memory.preference_versions TO {application};
 GRANT INSERT ON memory.messages, memory.turns TO {application};
 GRANT INSERT, UPDATE, DELETE ON memory.preferences TO {application};
-GRANT INSERT, UPDATE, DELETE ON memory.requests TO {application};
+GRANT INSERT, UPDATE, DELETE ON memory.requests, memory.window_purges TO {application};
 REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA memory FROM PUBLIC;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA memory TO {application};

@@ -67,6 +67,7 @@ class PostgresConversations:
             nonlocal epoch
             await _locked(connection, key, given_etag)
             epoch = await connection.fetchval(STATEMENTS["delete_conversation"], *key)
+            await connection.execute(STATEMENTS["ask_purge"], *key, epoch)
             return answer
 
         async with postgres.transaction(self._pool) as connection:

@@ -14,6 +14,7 @@ from twofold_memory.wire.messages import thread_key
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_MICROS_MAX = 2**53  # the year 2255
 _TITLE_BYTES_MAX = 1024
 _PATHS = ("title", "metadata")
 
@@ -64,14 +65,13 @@ def given_etag(value: str, field: str) -> str:
 
 def after(request: pb.ListConversationsRequest, query: Sequence[object]) -> tuple[datetime, str] | None:
     """Where the page begins."""
-    cursor = fields.page_cursor(request.page_token, query)
-    match cursor:
-        case None:
-            return None
-        case [int(micros), str(thread_id)] if 0 <= micros < 2**53:
-            return _EPOCH + micros * _MICROSECOND, thread_id
-        case _:
-            raise InvalidPageToken("page_token", "is damaged")
+    place = fields.page_place(request.page_token, query, int, str)
+    if place is None:
+        return None
+    micros, thread_id = place
+    if micros >= _MICROS_MAX:
+        raise InvalidPageToken("page_token", "is damaged")
+    return _EPOCH + micros * _MICROSECOND, thread_id
 
 
 def message(conversation: Conversation) -> pb.Conversation:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from twofold.memory.v1 import context_pb2, conversation_pb2, message_pb2
 from twofold_chassis import fields
-from twofold_chassis.refusals import InvalidField, InvalidPageToken
+from twofold_chassis.refusals import InvalidField
 from twofold_memory import tokens
 from twofold_memory.threads import Level, ThreadKey
 from twofold_memory.tokens import ThreadToken
@@ -60,10 +60,5 @@ def optional_thread_key(request: context_pb2.InvokingRequest) -> ThreadKey | Non
 
 def seq_cursor(page_token: str, query: Sequence[object]) -> int | None:
     """The seq behind which a page of messages begins."""
-    match fields.page_cursor(page_token, query):
-        case None:
-            return None
-        case [int(seq)] if 0 < seq < 2**62:
-            return seq
-        case _:
-            raise InvalidPageToken("page_token", "is damaged")
+    place = fields.page_place(page_token, query, int)
+    return None if place is None else place[0]

@@ -19,9 +19,6 @@ from twofold_registry.store import rows
 from twofold_registry.store.statements import STATEMENTS
 from twofold_registry.workspaces import Workspace
 
-LOCK_WAIT = "2s"
-"""A change that waits longer for others is refused as Busy."""
-
 
 class Change:
     """One change that is under way, in its transaction."""
@@ -80,7 +77,6 @@ class Changes:
     async def once(self, attempt: Attempt, make: Callable[[Change], Awaitable[bytes]]) -> bytes:
         """Makes the change, or returns the answer of the first time. Raises RequestReused, and what `make` raises."""
         async with postgres.transaction(self._pool) as connection:
-            await connection.execute(STATEMENTS["wait_for_locks_briefly"], LOCK_WAIT)
             return await self._requests.once(connection, attempt, lambda: make(Change(connection)))
 
 

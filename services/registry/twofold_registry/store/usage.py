@@ -7,7 +7,6 @@ import asyncpg
 from twofold_chassis import postgres
 from twofold_chassis.postgres import Connection, Pool
 from twofold_chassis.refusals import InvalidField
-from twofold_registry.store.changes import LOCK_WAIT
 from twofold_registry.store.statements import STATEMENTS
 from twofold_registry.store.tenants import require_workspace
 from twofold_registry.usage import Event, EventReused, Totals, UsageQuery, distinct
@@ -23,7 +22,6 @@ class PostgresUsage:
     async def record(self, workspace_id: str, events: Sequence[Event]) -> list[bool]:
         batch = distinct(workspace_id, events)
         async with postgres.transaction(self._pool) as connection:
-            await connection.execute(STATEMENTS["wait_for_locks_briefly"], LOCK_WAIT)
             await require_workspace(connection, workspace_id)
             new = await _insert(connection, workspace_id, batch)
             await _compare(connection, workspace_id, {event_id: batch[event_id][1] for event_id in batch.keys() - new})

@@ -76,7 +76,7 @@ def delete_attempt(request: pb.DeleteAgentRequest) -> Attempt:
 def list_place(request: pb.ListAgentsRequest) -> tuple[str, str, int]:
     """The workspace, the id the page begins behind, and the size of the page."""
     workspace_id = fields.identifier(request.workspace_id, "workspace_id")
-    cursor = pages.ids_cursor(request.page_token, _query(workspace_id), 1)
+    cursor = fields.page_place(request.page_token, _query(workspace_id), str)
     return workspace_id, cursor[0] if cursor else "", fields.page_size(request.page_size)
 
 

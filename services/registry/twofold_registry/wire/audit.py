@@ -24,7 +24,7 @@ def list_query(request: pb.ListAuditEntriesRequest) -> AuditQuery:
 
 def list_place(request: pb.ListAuditEntriesRequest, query: AuditQuery) -> tuple[Place, int]:
     """The entry the page begins behind, and the size of the page."""
-    cursor = pages.numbers_cursor(request.page_token, query, 2)
+    cursor = fields.page_place(request.page_token, query, int, int)
     return Place(*cursor) if cursor else NEWEST, fields.page_size(request.page_size)
 
 

@@ -67,7 +67,7 @@ def list_query(request: pb.ListGrantsRequest) -> GrantQuery:
 
 def list_place(request: pb.ListGrantsRequest, query: GrantQuery) -> tuple[tuple[str, str], int]:
     """The pair of ids the page begins behind, and the size of the page."""
-    cursor = pages.ids_cursor(request.page_token, query, 2)
+    cursor = fields.page_place(request.page_token, query, str, str)
     return (cursor[0], cursor[1]) if cursor else ("", ""), fields.page_size(request.page_size)
 
 

@@ -74,7 +74,7 @@ def delete_attempt(request: pb.DeleteUserRequest) -> Attempt:
 def list_place(request: pb.ListUsersRequest) -> tuple[str, str, int]:
     """The workspace, the id the page begins behind, and the size of the page."""
     workspace_id = fields.identifier(request.workspace_id, "workspace_id")
-    cursor = pages.ids_cursor(request.page_token, _query(workspace_id), 1)
+    cursor = fields.page_place(request.page_token, _query(workspace_id), str)
     return workspace_id, cursor[0] if cursor else "", fields.page_size(request.page_size)
 
 

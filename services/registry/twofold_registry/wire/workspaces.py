@@ -60,7 +60,7 @@ def delete_attempt(request: pb.DeleteWorkspaceRequest) -> Attempt:
 
 def list_place(request: pb.ListWorkspacesRequest) -> tuple[str, int]:
     """The id the page begins behind, and the size of the page."""
-    cursor = pages.ids_cursor(request.page_token, _LIST, 1)
+    cursor = fields.page_place(request.page_token, _LIST, str)
     return cursor[0] if cursor else "", fields.page_size(request.page_size)
 
 

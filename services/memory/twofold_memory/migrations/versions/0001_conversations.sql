@@ -60,6 +60,20 @@ CREATE TABLE memory.turns (
     CONSTRAINT a_turn_has_messages CHECK (last_seq >= first_seq)
 );
 
+-- Windows in Redis that must go because their conversation's past has changed: written with the change, repeated until it has
+-- been done, and done again when Redis may have come back with old data. Kept for as long as a window can live.
+CREATE TABLE memory.window_purges (
+    workspace_id text COLLATE "C" NOT NULL,
+    thread_id text COLLATE "C" NOT NULL,
+    epoch bigint NOT NULL,
+    asked_at timestamptz NOT NULL DEFAULT now(),
+    done boolean NOT NULL DEFAULT false,
+    PRIMARY KEY (workspace_id, thread_id)
+);
+
+CREATE INDEX window_purges_due ON memory.window_purges (asked_at) WHERE NOT done;
+CREATE INDEX window_purges_by_age ON memory.window_purges (asked_at);
+
 CREATE TABLE memory.preference_versions (
     workspace_id text COLLATE "C" NOT NULL,
     user_id text COLLATE "C" NOT NULL,

@@ -1,3 +1,6 @@
+-- name: schema_is_there
+SELECT 1 FROM memory.conversations LIMIT 1;
+
 -- name: create_conversation
 INSERT INTO memory.conversations (workspace_id, thread_id, user_id, title, metadata)
 VALUES ($1, $2, $3, $4, $5::jsonb)

@@ -1,7 +1,3 @@
--- name: wait_for_locks_briefly
--- A call that waits for others longer than this is better told to come again. $1 the time, as Postgres writes it.
-SELECT set_config('lock_timeout', $1, true);
-
 -- name: read_head
 SELECT epoch, revision FROM registry.registry_head;
 

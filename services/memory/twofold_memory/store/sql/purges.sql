@@ -1,0 +1,23 @@
+-- name: ask_purge
+INSERT INTO memory.window_purges (workspace_id, thread_id, epoch)
+VALUES ($1, $2, $3)
+ON CONFLICT (workspace_id, thread_id) DO UPDATE SET epoch = excluded.epoch, asked_at = now(), done = false;
+
+-- name: due_purges
+SELECT workspace_id, thread_id, epoch FROM memory.window_purges WHERE NOT done ORDER BY asked_at LIMIT $1;
+
+-- name: purge_done
+UPDATE memory.window_purges SET done = true WHERE workspace_id = $1 AND thread_id = $2 AND epoch = $3;
+
+-- name: reopen_purges
+-- $1 how long a window can live
+UPDATE memory.window_purges SET done = false WHERE done AND asked_at > now() - $1::interval;
+
+-- name: forget_purges
+-- $1 how long a window can live, $2 how many at a time
+DELETE FROM memory.window_purges
+WHERE (workspace_id, thread_id) IN (
+    SELECT workspace_id, thread_id FROM memory.window_purges
+    WHERE asked_at <= now() - $1::interval AND done
+    ORDER BY asked_at LIMIT $2 FOR UPDATE SKIP LOCKED
+);
