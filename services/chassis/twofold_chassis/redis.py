@@ -103,9 +103,12 @@ class RedisLink:
             return False
 
     @property
-    def connections(self) -> int:
-        """How many connections there have been up to now. Behind a new one may be another server, or an older state."""
-        return self._wire.connections
+    def generation(self) -> int:
+        """A number of the connection that is there now, and another one while there is none.
+
+        Behind a new connection may be another server, or an older state.
+        """
+        return self._wire.generation
 
     async def close(self) -> None:
         """Waits for what is under way and closes the connection."""

@@ -43,7 +43,8 @@ class RedisWire:
         self._budget_s = budget_s
         self._told = told
         self._connection: AbstractConnection | None = None
-        self.connections = 0
+        # Changes with every connection that is made and with every one that is lost.
+        self.generation = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._opening = False
         self._closed = False
@@ -106,7 +107,7 @@ class RedisWire:
             connection = self._connect()
             await connection.connect()  # type: ignore[no-untyped-call]
             self._connection = connection
-            self.connections += 1
+            self.generation += 1
         except (RedisError, OSError, TimeoutError) as error:
             reason = _one_line(error)
         finally:
@@ -161,6 +162,7 @@ class RedisWire:
     def _lose(self, reason: str) -> None:
         """Gives the connection up, and tells everybody who waits for a reply."""
         connection, self._connection = self._connection, None
+        self.generation += connection is not None
         self._outgoing.clear()
         self._outgoing_bytes = 0
         waiting, self._waiting = self._waiting, deque()

@@ -50,12 +50,12 @@ class Cache(Protocol):
     """The copies."""
 
     async def connected(self) -> int:
-        """Tries to reach Redis; how many connections there have been up to now."""
+        """Tries to reach Redis; the generation then."""
         ...
 
     @property
-    def connections(self) -> int:
-        """How many connections there have been up to now."""
+    def generation(self) -> int:
+        """A number of the connection that is there now, and another one while there is none."""
         ...
 
     async def fence(self, key: ThreadKey, epoch: int) -> bool:
@@ -76,7 +76,7 @@ class Purges:
     @property
     def settled(self) -> bool:
         """Whether every purge that is known of has been done on the Redis that we are connected to."""
-        return self._settled_for == self._cache.connections
+        return self._settled_for == self._cache.generation
 
     async def do(self, purge: Purge) -> None:
         """Does one at once, if Redis lets it be done."""
@@ -88,17 +88,17 @@ class Purges:
 
     async def round(self) -> None:
         """Does what is due. Raises StoreUnavailable and its like."""
-        connections = await self._cache.connected()
-        if connections != self._reopened_for:
+        generation = await self._cache.connected()
+        if generation != self._reopened_for:
             await self._store.reopen()
-            self._reopened_for = connections
+            self._reopened_for = generation
         due = await self._store.due(_AT_ONCE)
         for purge in due:
             if not await self._cache.fence(*purge):
                 return
             await self._store.done(purge)
         if len(due) < _AT_ONCE:
-            self._settled_for = connections
+            self._settled_for = generation
             await self._store.forget(_AT_ONCE)
 
     @contextlib.asynccontextmanager

@@ -52,14 +52,14 @@ class RedisThreads:
         return await self._tell(self._fence, key, epoch, self._ttl_ms)
 
     @property
-    def connections(self) -> int:
-        """How many connections there have been up to now: behind a new one may be an older state."""
-        return self._link.connections
+    def generation(self) -> int:
+        """A number of the connection that is there now: behind another one may be an older state."""
+        return self._link.generation
 
     async def connected(self) -> int:
-        """Tries to reach Redis; how many connections there have been up to now."""
+        """Tries to reach Redis; the generation then."""
         await self._link.answers()
-        return self._link.connections
+        return self._link.generation
 
     async def _tell(self, script: Script, key: ThreadKey, *arguments: str | bytes | int) -> bool:
         """Whether the script has run for sure."""
