@@ -1,6 +1,7 @@
 """Copies of routes in Redis: what is put is found again, and never takes the place of what may be newer."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 
 import pytest
@@ -9,7 +10,7 @@ from twofold_chassis.redis import RedisLink
 from twofold_chassis.settings import RedisSettings
 from twofold_router import keys
 from twofold_router.agents import Limits
-from twofold_router.cache import RedisRoutes
+from twofold_router.cache import RedisRoutes, encode
 from twofold_router.routes import AgentKey, AgentSettings, Route, Seen
 
 
@@ -77,12 +78,56 @@ async def test_a_stamp_that_begins_like_another_is_not_taken_for_it(link: RedisL
     assert not await routes.put(agent, route(b"3"), instead_of=short.mark, ttl_s=5)
 
 
-async def test_a_copy_of_another_version_is_neither_read_nor_replaced(link: RedisLink, agent: AgentKey) -> None:
+def written(*, url: object = "http://a", settings: object = None, read_at: object = 1234.5) -> bytes:
+    """A value of this version, as somebody may have written it."""
+    if settings is None:
+        settings = json.loads(encode(route(b"1"))[4:])[2]
+    return b"\x01\x00\x011" + json.dumps([url, True, settings, read_at]).encode()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"\x09\x00\x01xyz",
+        b"\x01",
+        b"by hand",
+        b"\x01\x00\x011",
+        b"\x01\xff\xff1[]",
+        b"\x01\x00\x011{}",
+        b"\x01\x00\x0117",
+        b"\x01\x00\x011[1, 2]",
+        b"\x01\x00\x011\xff",
+        b"\x01\x00\x011" + b"[" * 100_000,
+        written(url=7),
+        written(settings={}),
+        written(settings={"limits": 1}),
+        written(read_at="now"),
+    ],
+    ids=lambda value: repr(value[:40]),
+)
+async def test_a_copy_that_cannot_be_read_is_a_miss_and_is_replaced_by_who_saw_it(
+    link: RedisLink, agent: AgentKey, value: bytes
+) -> None:
     routes = RedisRoutes(link)
-    await link.call("SET", keys.route(agent.workspace_id, agent.agent_id), b"\x09\x00\x01xyz")
+    await link.call("SET", keys.route(agent.workspace_id, agent.agent_id), value)
     seen = await routes.get(agent)
-    assert seen.route is None
+    assert (seen.route, seen.answered) == (None, True)
     assert not await routes.put(agent, route(b"1"), instead_of=b"", ttl_s=5)
+    assert await routes.put(agent, route(b"2"), instead_of=seen.mark, ttl_s=5)
+    assert (await routes.get(agent)).route == route(b"2")
+
+
+async def test_who_saw_what_cannot_be_read_gives_way_to_what_came_since(link: RedisLink, agent: AgentKey) -> None:
+    routes, key = RedisRoutes(link), keys.route(agent.workspace_id, agent.agent_id)
+    await link.call("SET", key, b"\x09\x00\x01 an older reading of another version")
+    seen = await routes.get(agent)
+    await link.call("SET", key, b"\x09\x00\x01 a newer reading of another version")
+    assert not await routes.put(agent, route(b"1"), instead_of=seen.mark, ttl_s=5)
+
+
+async def test_a_value_written_by_hand_is_read(link: RedisLink, agent: AgentKey) -> None:
+    await link.call("SET", keys.route(agent.workspace_id, agent.agent_id), written())
+    assert (await RedisRoutes(link).get(agent)).route == route(b"1")
 
 
 async def test_without_redis_there_is_no_copy_and_none_is_put(agent: AgentKey) -> None:

@@ -1,20 +1,22 @@
 """Copies of routes in Redis, refilled from the registry.
 
 A value is: one byte version, two bytes length of the stamp, the stamp, the route as JSON. The first three are its mark. A
-value of another version cannot be read and is not replaced; it is gone within seconds.
+value that cannot be read (another version's, or written by hand) is as good as none; it is its own mark, as a whole.
 """
 
 import json
 from dataclasses import asdict
 
+from pydantic import TypeAdapter, ValidationError
+
 from twofold_chassis.redis import RedisLink, Reply, Script, losable
 from twofold_router import keys
-from twofold_router.agents import Limits
 from twofold_router.routes import AgentKey, AgentSettings, Route, Seen
 
 _VERSION = 1
 _HEAD_BYTES = 3
 _SILENT = object()
+_CONTENT = TypeAdapter(tuple[str, bool, AgentSettings, float])  # url, published, settings, read_at
 _PUT_ROUTE = Script.load("twofold_router.lua", "put_route")
 
 
@@ -55,8 +57,9 @@ def encode(route: Route) -> bytes:
 def _seen(value: bytes) -> Seen:
     mark_bytes = _HEAD_BYTES + int.from_bytes(value[1:_HEAD_BYTES], "big")
     if value[0] != _VERSION:
-        return Seen(mark=value[:_HEAD_BYTES])
-    url, published, settings, read_at = json.loads(value[mark_bytes:])
-    settings["limits"] = Limits(**settings["limits"])
-    route = Route(url, published, AgentSettings(**settings), value[_HEAD_BYTES:mark_bytes], read_at)
-    return Seen(route, value[:mark_bytes])
+        return Seen(mark=value)
+    try:
+        url, published, settings, read_at = _CONTENT.validate_json(value[mark_bytes:], strict=True)
+    except ValidationError:
+        return Seen(mark=value)
+    return Seen(Route(url, published, settings, value[_HEAD_BYTES:mark_bytes], read_at), value[:mark_bytes])

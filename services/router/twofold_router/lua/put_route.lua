@@ -4,7 +4,7 @@
 -- now finds another stamp than it saw may hold the older reading of the two, and gives way.
 --
 -- KEYS[1]  string  the route of one agent
--- ARGV[1]  bytes   head of the value (version and stamp) that the caller saw; empty if there was none
+-- ARGV[1]  bytes   what the value begins with that the caller saw (version and stamp, or all of it); empty if there was none
 -- ARGV[2]  bytes   the value to put
 -- ARGV[3]  integer milliseconds to live, 1 or more
 -- Returns  1 if it was put, 0 if it gave way
