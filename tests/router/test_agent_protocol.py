@@ -1,5 +1,6 @@
 """The chat completions protocol: what is sent, and what is taken for an answer."""
 
+import contextlib
 import itertools
 import json
 
@@ -8,8 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.router.scripted import delta, finish, usage
+from twofold_memory.wire import messages as memory_wire
+from twofold_router import wire_peers
 from twofold_router.agent_protocol import EventStream, Hearing, request_body
 from twofold_router.agents import AgentFailed, Answer, Limits, Message, Prompt, ToolCall, Usage
+from twofold_router.conversations import Exchange, TurnKey
 
 STREAM = b': hello\r\ndata: {"a":\r\ndata: 1}\r\n\r\nevent: x\ndata:two\n\nid: 3\rdata: three\r\rdata: last'
 
@@ -163,3 +167,65 @@ def test_text_and_tool_calls_share_one_bound() -> None:
     for events in ([delta("x" * 11)], [delta("é" * 6)], [delta("x" * 9), delta(tool_calls=calls)]):
         with pytest.raises(AgentFailed, match="too large"):
             hearing(*events, answer_bytes_max=10)
+
+
+def kept(answer: Answer) -> None:
+    """Memory's own reading of the exchange that holds this answer; it refuses what breaks its rules."""
+    key = TurnKey("w" * 255, "t" * 255, "o" * 250)
+    exchange = Exchange(key, "u" * 255, "a" * 255, "x" * 2**20, answer, Usage(10**12, 10**12))
+    memory_wire.exchange(wire_peers.invoked_request(exchange))
+
+
+ids = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
+
+
+@given(
+    text=st.none() | ids,
+    calls=st.lists(st.tuples(st.integers(0, 130), ids, ids, ids, ids), max_size=4),
+    reason=st.none() | ids,
+)
+def test_what_is_taken_for_an_answer_can_be_kept(
+    text: str | None, calls: list[tuple[int, str, str, str, str]], reason: str | None
+) -> None:
+    said = [
+        {"index": index, "id": id_, "type": kind, "function": {"name": name, "arguments": arguments}}
+        for index, id_, kind, name, arguments in calls
+    ]
+    event = {"choices": [{"index": 0, "delta": {"content": text, "tool_calls": said}, "finish_reason": reason}]}
+    with contextlib.suppress(AgentFailed):
+        kept(hearing(event, b"[DONE]", answer_bytes_max=2**20).answer())
+
+
+@pytest.mark.parametrize("count", [1, 2, 128])
+@pytest.mark.parametrize("word", ["x", "x" * 255], ids=["short", "long"])
+def test_the_largest_tool_calls_that_are_taken_can_be_kept(count: int, word: str) -> None:
+    calls = [{"index": index, "id": word, "type": word, "function": {"name": word}} for index in range(count)]
+
+    def answer(size: int) -> Answer:
+        more = delta(tool_calls=[{"index": 0, "function": {"arguments": "x" * size}}])
+        return hearing(delta(tool_calls=calls), more, finish("é" * 64), answer_bytes_max=2**20).answer()
+
+    taken, refused = 0, 2**20
+    while refused - taken > 1:
+        middle = (taken + refused) // 2
+        try:
+            answer(middle)
+        except AgentFailed:
+            refused = middle
+        else:
+            taken = middle
+    assert taken > 2**20 - 2048 - count * (3 * len(word) + 64)
+    kept(answer(taken))
+
+
+def test_a_name_may_hold_all_that_memory_keeps() -> None:
+    call = {"index": 0, "id": "c\u00a01", "function": {"name": "wetter\u2028"}}
+    answer = hearing(delta(tool_calls=[call]), finish("tool_calls")).answer()
+    assert answer.tool_calls == (ToolCall("c\u00a01", "function", "wetter\u2028", ""),)
+    kept(answer)
+
+
+def test_a_broken_name_is_noticed_when_it_comes() -> None:
+    for call in ({"id": "x" * 256}, {"type": "a\x7f"}, {"function": {"name": "a\n"}}):
+        with pytest.raises(AgentFailed, match="tool call"):
+            hearing(delta(tool_calls=[call]))

@@ -6,14 +6,20 @@ HTML standard for the framing of the stream.
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
+from twofold_chassis import fields
+from twofold_chassis.refusals import InvalidField
 from twofold_router.agents import AgentFailed, Answer, Message, Prompt, ToolCall, Usage
 
 _DONE = b"[DONE]"
 _TOKENS_MAX = 10**12
+# What memory keeps of an answer: so many tool calls, their words like ids, and all of them encoded in 1 MiB. A KiB of it is
+# for what stands beside them (who spoke, why it stopped), and the frame of a call takes less than this.
 _TOOL_CALLS_MAX = 128
-_NAME_BYTES_MAX = 255
+_TOOL_CALLS_BYTES_MAX = 1024 * 1024 - 1024
+_TOOL_CALL_FRAME_BYTES = 32
 _FINISH_REASON_LENGTH_MAX = 64
 
 
@@ -91,13 +97,29 @@ class EventStream:
         return None
 
 
+@dataclass(slots=True)
+class _Call:
+    """A tool call, as far as it has come."""
+
+    id: str = ""
+    type: str = ""
+    name: str = ""
+    arguments: list[str] = field(default_factory=list)
+
+    def whole(self) -> ToolCall:
+        if not self.id or not self.name:
+            raise _broken("a tool call has no id or name")
+        return ToolCall(self.id, self.type or "function", self.name, "".join(self.arguments))
+
+
 class Hearing:
     """Puts an answer together out of the pieces in which it comes, and judges each."""
 
     def __init__(self, *, answer_bytes_max: int) -> None:
         self._bytes_left = answer_bytes_max
         self._texts: list[str] = []
-        self._calls: dict[int, dict[str, str]] = {}
+        self._calls: dict[int, _Call] = {}
+        self._calls_bytes_left = _TOOL_CALLS_BYTES_MAX
         self._finish_reason: str | None = None
         self._usage: Usage | None = None
         self.done = False
@@ -132,7 +154,7 @@ class Hearing:
         """The whole answer. An agent that hangs up before it has said that it is done has failed."""
         if not self.done and self._finish_reason is None:
             raise AgentFailed("the agent hung up before its answer was complete")
-        calls = tuple(_tool_call(self._calls[index]) for index in sorted(self._calls))
+        calls = tuple(self._calls[index].whole() for index in sorted(self._calls))
         text = "".join(self._texts)
         return Answer(
             text=None if calls and not text else text,
@@ -155,11 +177,26 @@ class Hearing:
         if not isinstance(index, int) or not 0 <= index < _TOOL_CALLS_MAX:
             raise _broken("a tool call has no valid index")
         function = _mapping(call.get("function") or {})
-        known = self._calls.setdefault(index, {"id": "", "type": "", "name": "", "arguments": ""})
-        known["id"] = known["id"] or self._text(call.get("id"))
-        known["type"] = known["type"] or self._text(call.get("type"))
-        known["name"] = known["name"] or self._text(function.get("name"))
-        known["arguments"] += self._text(function.get("arguments"))
+        if index not in self._calls:
+            self._calls_bytes_left -= _TOOL_CALL_FRAME_BYTES
+        known = self._calls.setdefault(index, _Call())
+        known.id = known.id or self._word(call.get("id"))
+        known.type = known.type or self._word(call.get("type"))
+        known.name = known.name or self._word(function.get("name"))
+        arguments = self._text(function.get("arguments"))
+        known.arguments.append(arguments)
+        self._calls_bytes_left -= len(arguments.encode())
+        if self._calls_bytes_left < 0:
+            raise AgentFailed("the agent's tool calls are too large")
+
+    def _word(self, value: object) -> str:
+        word = self._text(value)
+        try:
+            fields.line(word, "tool_call", bytes_max=fields.ID_BYTES_MAX)
+        except InvalidField:
+            raise _broken("a tool call has no valid id, type or name") from None
+        self._calls_bytes_left -= len(word.encode())
+        return word
 
     def _take_usage(self, chunk: Mapping[str, Any]) -> None:
         usage = chunk.get("usage")
@@ -235,11 +272,3 @@ def _list(value: object) -> list[Any]:
 
 def _is_count(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _TOKENS_MAX
-
-
-def _tool_call(known: Mapping[str, str]) -> ToolCall:
-    call = ToolCall(known["id"], known["type"] or "function", known["name"], known["arguments"])
-    for value in (call.id, call.type, call.name):
-        if not 1 <= len(value.encode()) <= _NAME_BYTES_MAX or not value.isprintable():
-            raise _broken("a tool call has no valid id, type or name")
-    return call
