@@ -23,8 +23,12 @@ from twofold_chassis import call, fields
 from twofold_chassis.refusals import AlreadyExists, NotFound, Reason, Refusal, RequestReused
 from twofold_chassis.server import Face, serving
 from twofold_chassis.settings import ListenSettings, LogSettings
+from twofold_memory.wire import messages as memory_wire
 
 Pair = tuple[str, str]
+
+# The registry stores what an agent's settings leave out.
+_DEFAULTS = {"context_messages_max": 20, "context_tokens_max": 8_000, "first_token_timeout": 30, "turn_timeout": 300}
 
 
 class AgentUnknown(NotFound):
@@ -50,6 +54,7 @@ class Calls:
     seen: list[tuple[str, Any, str, str]] = field(default_factory=list)
     refusals: dict[str, list[Refusal]] = field(default_factory=dict)
     gates: dict[str, asyncio.Event] = field(default_factory=dict)
+    late: dict[str, asyncio.Event] = field(default_factory=dict)  # done at once, and answered only then
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def enter(self, rpc: str, request: Any) -> None:
@@ -61,6 +66,10 @@ class Calls:
             await self.gates[rpc].wait()
         if self.refusals.get(rpc):
             raise self.refusals[rpc].pop(0)
+
+    async def leave(self, rpc: str) -> None:
+        if rpc in self.late:
+            await self.late[rpc].wait()
 
     async def came(self, rpc: str, count: int = 1) -> None:
         """Returns when the rpc has been asked so often."""
@@ -97,8 +106,9 @@ class FakeRegistry(
         return b"revision-%d" % self.revision
 
     def publish(self, workspace_id: str, agent_id: str, url: str, **settings: Any) -> None:
-        for name in settings.keys() & {"first_token_timeout", "turn_timeout"}:
-            settings[name] = Duration(nanos=round(settings[name] * 1e9))
+        settings = {**_DEFAULTS, "model": agent_id, **settings}
+        for name in ("first_token_timeout", "turn_timeout"):
+            settings[name] = _duration(settings[name])
         self.agents[workspace_id, agent_id] = agent_pb2.Agent(
             workspace_id=workspace_id,
             agent_id=agent_id,
@@ -187,6 +197,7 @@ class FakeMemory(conversation_pb2_grpc.ConversationServiceServicer, context_pb2_
 
     async def Invoked(self, request: context_pb2.InvokedRequest, context: Any) -> context_pb2.InvokedResponse:
         await self.calls.enter("Invoked", request)
+        memory_wire.exchange(request)  # judged as memory does
         key = (request.workspace_id, request.thread_id)
         self.owners.setdefault(key, request.user_id)
         kept = self.messages.setdefault(key, [])
@@ -199,6 +210,7 @@ class FakeMemory(conversation_pb2_grpc.ConversationServiceServicer, context_pb2_
             turn = _stored(request, len(kept) + 1)
             kept.extend(turn)
             self.usages[(*key, request.request_id)] = request.usage
+        await self.calls.leave("Invoked")
         return context_pb2.InvokedResponse(
             turn_id=request.request_id,
             first_seq=turn[0].seq,
@@ -208,6 +220,12 @@ class FakeMemory(conversation_pb2_grpc.ConversationServiceServicer, context_pb2_
             thread_token=b"token",
             create_time=turn[0].create_time,
         )
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromMicroseconds(round(seconds * 1e6))
+    return duration
 
 
 def _stored(request: context_pb2.InvokedRequest, first_seq: int) -> list[message_pb2.Message]:

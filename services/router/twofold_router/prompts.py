@@ -1,22 +1,9 @@
 """Prompts: what an agent is told of a conversation, in the way its settings ask for."""
 
+from twofold_chassis.lines import escaped
 from twofold_router.agents import Message, Prompt, estimated_tokens
 from twofold_router.conversations import Context
 from twofold_router.routes import AgentKey, Route
-
-# As memory writes its lines: everything that a reader may take for the end of one is escaped.
-_ESCAPES = str.maketrans(
-    {
-        "\\": "\\\\",
-        "\n": "\\n",
-        "\r": "\\r",
-        "\u2028": "\\u2028",
-        "\u2029": "\\u2029",
-        "\x85": "\\x85",
-        "\v": "\\v",
-        "\f": "\\f",
-    }
-)
 
 
 def prompt(agent: AgentKey, route: Route, user_id: str, instructions: str, context: Context, message: str) -> Prompt:
@@ -31,7 +18,7 @@ def prompt(agent: AgentKey, route: Route, user_id: str, instructions: str, conte
     return Prompt(
         agent_id=agent.agent_id,
         url=route.url,
-        model=settings.model or agent.agent_id,
+        model=settings.model,
         user_id=user_id,
         messages=tuple(messages),
         limits=settings.limits,
@@ -50,9 +37,5 @@ def _size_bytes(message: Message) -> int:
 
 def _preferences_text(context: Context) -> str:
     # In memory's words, and escaped as memory does: a value cannot forge another line.
-    lines = [f"{_line(key)}: {_line(value)}" for key, value in context.preferences]
+    lines = [f"{escaped(key)}: {escaped(value)}" for key, value in context.preferences]
     return "\n".join(["User preferences:", *lines]) if lines else ""
-
-
-def _line(text: str) -> str:
-    return text.translate(_ESCAPES)

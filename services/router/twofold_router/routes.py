@@ -33,7 +33,7 @@ class AgentKey:
 
 @dataclass(frozen=True, slots=True)
 class AgentSettings:
-    """How a turn calls the agent; 0 in the two bounds means memory's default."""
+    """How a turn calls the agent."""
 
     instructions: str
     model: str

@@ -13,8 +13,6 @@ from twofold_router.ledger import UsageEvent
 from twofold_router.permissions import Basis, Verdict
 from twofold_router.routes import AgentSettings, Route
 
-_FIRST_TOKEN_S = 30.0
-_TURN_S = 300.0
 _MESSAGE_TOKENS_MAX = 1_000_000_000
 _FINISH_REASON = "finish_reason"  # kept as a label of the answer, so that a replay can say it again
 
@@ -50,8 +48,8 @@ def route(response: agent_pb2.GetAgentResponse, *, read_at: float) -> Route:
             context_messages_max=settings.context_messages_max,
             context_tokens_max=settings.context_tokens_max,
             limits=Limits(
-                first_token_s=settings.first_token_timeout.ToMicroseconds() / 1e6 or _FIRST_TOKEN_S,
-                turn_s=settings.turn_timeout.ToMicroseconds() / 1e6 or _TURN_S,
+                first_token_s=settings.first_token_timeout.ToMicroseconds() / 1e6,
+                turn_s=settings.turn_timeout.ToMicroseconds() / 1e6,
             ),
         ),
         stamp=response.revision_token,
