@@ -8,6 +8,7 @@ from typing import Any
 import aiohttp
 import grpc
 import pytest
+from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from tests.router.fakes import FakeMemory, FakeRegistry, memory_server, registry_server
@@ -74,6 +75,7 @@ class Refused:
     reason: str
     message: str
     details: bytes
+    metadata: dict[str, str]
 
 
 @contextlib.contextmanager
@@ -89,6 +91,9 @@ def refused(code: grpc.StatusCode, reason: str) -> Any:
     status = rpc_status.from_call(error)  # type: ignore[arg-type]
     assert status is not None
     told.details = status.SerializeToString()
+    info = error_details_pb2.ErrorInfo()
+    status.details[0].Unpack(info)
+    told.metadata = dict(info.metadata)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from tests.router.conftest import Client, Start, refused
 from tests.router.fakes import FakeRegistry
 from twofold.registry.v1 import agent_pb2, permission_pb2
 from twofold.router.v1 import routing_pb2
-from twofold_chassis.refusals import HistoryChanged, InvalidToken, Overloaded, Reason, Unavailable
+from twofold_chassis.refusals import Draining, HistoryChanged, InvalidToken, Overloaded, Reason, Unavailable
 from twofold_chassis.settings import RedisSettings
 from twofold_cli.embedded.redis import EmbeddedRedis
 
@@ -96,7 +96,7 @@ async def test_what_the_registry_refuses_is_passed_on(client: Client, registry: 
         (not_reached, Code.UNAVAILABLE, "REASON_REVISION_NOT_REACHED"),
         (Overloaded("busy"), Code.RESOURCE_EXHAUSTED, "REASON_OVERLOADED"),
     ):
-        registry.calls.refuse("Check", refusal)
+        registry.calls.refuse("Check", refusal, times=4)
         with refused(code, reason):
             await client.resolve(ws, min_revision_token=b"some")
 
@@ -263,3 +263,12 @@ async def test_ids_that_are_none_are_refused_by_name(client: Client, ws: str, fi
 async def test_a_token_that_is_too_long_is_refused(client: Client, ws: str) -> None:
     with refused(Code.INVALID_ARGUMENT, "REASON_INVALID_TOKEN"):
         await client.resolve(ws, min_revision_token=b"x" * 3073)
+
+
+@pytest.mark.parametrize("rpc", ["Check", "GetAgent"])
+async def test_a_registry_that_is_away_for_a_moment_is_asked_again(
+    client: Client, registry: FakeRegistry, ws: str, rpc: str
+) -> None:
+    registry.calls.refuse(rpc, Draining("bye"), times=2)
+    assert (await client.resolve(ws)).url
+    assert len(registry.calls.of(rpc)) == 3

@@ -11,9 +11,10 @@ from aiohttp import web
 from tests.router.conftest import Client, Start, refused
 from tests.router.fakes import ConversationUnknown, FakeMemory, FakeRegistry
 from tests.router.scripted import Heard, ScriptedAgents, delta, finish, sse
-from twofold_chassis.refusals import StoreUnavailable
+from twofold_chassis.refusals import InvalidField, StoreUnavailable
 
 Code = grpc.StatusCode
+Script = Callable[[Heard], Awaitable[web.StreamResponse]]
 
 
 def nothing_kept(memory: FakeMemory, registry: FakeRegistry) -> bool:
@@ -41,7 +42,7 @@ async def test_anothers_conversation_is_not_there(
 async def test_without_a_context_the_agent_is_not_asked(
     client: Client, memory: FakeMemory, agents: ScriptedAgents, ws: str
 ) -> None:
-    memory.calls.refuse("Invoking", StoreUnavailable("no store"))
+    memory.calls.refuse("Invoking", StoreUnavailable("no store"), times=4)
     with refused(Code.UNAVAILABLE, "REASON_STORE_UNAVAILABLE"):
         await client.turn(ws, thread_id="t")
     assert not agents.heard
@@ -176,7 +177,7 @@ async def test_an_agent_that_breaks_the_protocol_has_failed(
     memory: FakeMemory,
     agents: ScriptedAgents,
     ws: str,
-    script: Callable[[Heard], Awaitable[web.StreamResponse]],
+    script: Script,
 ) -> None:
     agents.agent("agent", script)
     with refused(Code.UNAVAILABLE, "REASON_AGENT_FAILED") as told:
@@ -212,7 +213,7 @@ async def test_an_agent_that_says_nothing_in_time_is_hung_up_on(
     memory: FakeMemory,
     agents: ScriptedAgents,
     ws: str,
-    script: Callable[[Heard], Awaitable[web.StreamResponse]],
+    script: Script,
 ) -> None:
     registry.publish(ws, "agent", agents.agent("agent", script), first_token_timeout=0.2)
     with refused(Code.DEADLINE_EXCEEDED, "REASON_AGENT_TIMEOUT"):
@@ -285,4 +286,55 @@ async def test_a_conversation_that_is_deleted_meanwhile_fails_the_turn(
     memory.calls.refuse("Invoked", ConversationUnknown("gone"))
     with refused(Code.NOT_FOUND, "REASON_CONVERSATION_UNKNOWN"):
         await client.turn(ws, thread_id="t")
+    assert not registry.events
+
+
+def calling(**call: object) -> Script:
+    """An agent that calls a tool."""
+    function = {"name": call.pop("name", "weather"), "arguments": call.pop("arguments", "{}")}
+    said = [{"index": 0, "id": "c1", "function": function, **call}]
+
+    async def script(heard: Heard) -> web.StreamResponse:
+        return await heard.say(delta(tool_calls=said), finish("tool_calls"))
+
+    return script
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        calling(arguments="x" * (2**20 - 30)),
+        calling(arguments="a\0b"),
+        calling(id="x" * 256),
+        calling(id="\x85"),
+        calling(name="a\nb"),
+        calling(name=""),
+        calling(type="x" * 256),
+    ],
+    ids=[
+        "arguments_too_large",
+        "arguments_with_nul",
+        "long_id",
+        "id_of_two_lines",
+        "name_of_two_lines",
+        "no_name",
+        "long_type",
+    ],
+)
+async def test_what_memory_would_not_keep_is_no_answer(
+    client: Client, registry: FakeRegistry, memory: FakeMemory, agents: ScriptedAgents, ws: str, script: Script
+) -> None:
+    agents.agent("agent", script)
+    with refused(Code.UNAVAILABLE, "REASON_AGENT_FAILED"):
+        await client.turn(ws, thread_id="t")
+    assert nothing_kept(memory, registry)
+
+
+async def test_a_memory_that_is_stricter_than_the_router_knows_does_not_blame_the_caller(
+    client: Client, memory: FakeMemory, registry: FakeRegistry, ws: str
+) -> None:
+    memory.calls.refuse("Invoked", InvalidField("response_messages[0].content", "must be polite"))
+    with refused(Code.UNAVAILABLE, "REASON_AGENT_FAILED") as told:
+        await client.turn(ws, thread_id="t")
+    assert "must be polite" in told.message
     assert not registry.events

@@ -10,7 +10,7 @@ from tests.router.conftest import Client, Start, refused
 from tests.router.fakes import FakeMemory, FakeRegistry
 from tests.router.scripted import Heard, ScriptedAgents, delta, finish, usage
 from twofold.memory.v1 import conversation_pb2, message_pb2
-from twofold_chassis.refusals import StoreUnavailable, Unavailable
+from twofold_chassis.refusals import Busy, Draining, Overloaded, Refusal, StoreUnavailable, Unavailable
 
 Code = grpc.StatusCode
 
@@ -57,7 +57,7 @@ async def test_a_retry_records_the_very_same_usage_event(client: Client, registr
 async def test_a_turn_whose_usage_was_not_recorded_succeeds_and_says_so_and_its_retry_records_it(
     client: Client, registry: FakeRegistry, ws: str
 ) -> None:
-    registry.calls.refuse("RecordUsage", Unavailable("not now"))
+    registry.calls.refuse("RecordUsage", Unavailable("not now"), times=4)
     first = await client.turn(ws, thread_id="t", operation_id="op")
     assert (first.text, first.completed.usage_recorded) == ("Hello, you.", False)
     assert (await client.turn(ws, thread_id="t", operation_id="op")).completed.usage_recorded
@@ -168,4 +168,134 @@ async def test_a_memory_that_is_away_for_a_moment_does_not_lose_an_answered_turn
     requests = memory.calls.of("Invoked")
     assert len(requests) == 3
     assert requests[0] == requests[2]
+    assert len(agents.heard) == 1
+
+
+async def test_a_memory_that_keeps_but_answers_too_late_leaves_the_outcome_open_and_a_retry_tells(
+    start: Start, registry: FakeRegistry, memory: FakeMemory, agents: ScriptedAgents, ws: str
+) -> None:
+    memory.calls.late["Invoked"] = late = asyncio.Event()
+    async with start(keep_s=0.8) as hurried:
+        with refused(Code.UNAVAILABLE, "REASON_PEER_UNAVAILABLE") as told:
+            await hurried.turn(ws, thread_id="t", operation_id="op")
+        assert told.metadata == {"peer": "memory", "outcome": "UNKNOWN"}
+        assert b"RetryInfo" in told.details
+        late.set()
+        again = await hurried.turn(ws, thread_id="t", operation_id="op")
+    assert (again.started.replayed, again.text, again.completed.usage_recorded) == (True, "Hello, you.", True)
+    assert len(agents.heard) == 1
+    assert list(registry.events) == [(ws, "op/0")]
+
+
+async def test_one_answer_that_does_not_come_leaves_time_to_ask_again_and_to_count(
+    start: Start, registry: FakeRegistry, memory: FakeMemory, ws: str
+) -> None:
+    memory.calls.late["Invoked"] = asyncio.Event()
+
+    async def answer_from_the_second_time_on() -> None:
+        await memory.calls.came("Invoked", 2)
+        memory.calls.late["Invoked"].set()
+
+    answering = asyncio.create_task(answer_from_the_second_time_on())
+    async with start(keep_s=3.0) as hurried:
+        turn = await hurried.turn(ws, thread_id="t", operation_id="op")
+    await answering
+    assert (turn.completed.last_seq, turn.completed.usage_recorded) == (2, True)
+    assert list(registry.events) == [(ws, "op/0")]
+
+
+@pytest.mark.parametrize(
+    "refusal", [Busy("the row is held"), Overloaded("too much")], ids=lambda refusal: type(refusal).__name__
+)
+async def test_a_memory_that_is_busy_for_a_moment_does_not_lose_an_answered_turn(
+    client: Client, memory: FakeMemory, ws: str, refusal: Refusal
+) -> None:
+    memory.calls.refuse("Invoked", refusal)
+    assert (await client.turn(ws, thread_id="t")).completed.last_seq == 2
+
+
+@pytest.mark.parametrize(
+    ("refusals", "reason", "outcome"),
+    [
+        ([StoreUnavailable("no", outcome="NOT_STORED")], "REASON_STORE_UNAVAILABLE", "NOT_STORED"),
+        ([Busy("held"), Draining("bye")], "REASON_DRAINING", "NOT_STORED"),
+        (
+            [StoreUnavailable("lost", outcome="UNKNOWN"), StoreUnavailable("no", outcome="NOT_STORED")],
+            "REASON_STORE_UNAVAILABLE",
+            "UNKNOWN",
+        ),
+    ],
+)
+async def test_an_answer_that_cannot_be_kept_says_whether_it_may_have_been(
+    start: Start, memory: FakeMemory, ws: str, refusals: list[Refusal], reason: str, outcome: str
+) -> None:
+    memory.calls.refusals["Invoked"] = [*refusals, *refusals[-1:] * 4]
+    async with start(keep_s=2.0) as hurried:
+        with refused(Code.UNAVAILABLE, reason) as told:
+            await hurried.turn(ws, thread_id="t")
+    assert told.metadata["outcome"] == outcome
+
+
+async def test_an_operation_that_is_on_its_way_is_not_begun_again(
+    client: Client, memory: FakeMemory, agents: ScriptedAgents, ws: str
+) -> None:
+    told = asyncio.Event()
+
+    async def waiting(heard: Heard) -> web.StreamResponse:
+        await told.wait()
+        return await heard.say(delta("once"), finish())
+
+    agents.agent("agent", waiting)
+    first = asyncio.create_task(client.turn(ws, thread_id="t", operation_id="op"))
+    await memory.calls.came("GetTurn")
+    with refused(Code.ABORTED, "REASON_BUSY") as busy:
+        await client.turn(ws, thread_id="t", operation_id="op")
+    assert "still on its way" in busy.message
+    assert b"RetryInfo" in busy.details
+    told.set()
+    assert not (await first).started.replayed
+    assert (await client.turn(ws, thread_id="t", operation_id="op")).started.replayed
+    assert len(agents.heard) == 1
+
+
+async def test_operations_that_are_another_or_another_users_or_not_kept_do_not_wait_for_each_other(
+    client: Client, registry: FakeRegistry, agents: ScriptedAgents, ws: str
+) -> None:
+    registry.grant(ws, "bob", "agent")
+    four = asyncio.Barrier(4)
+
+    async def together(heard: Heard) -> web.StreamResponse:
+        await four.wait()
+        return await heard.say(delta("x"), finish())
+
+    agents.agent("agent", together)
+    async with asyncio.timeout(20):
+        await asyncio.gather(
+            client.turn(ws, thread_id="t", operation_id="op"),
+            client.turn(ws, thread_id="t", operation_id="op-2"),
+            client.turn(ws, operation_id="op"),
+            client.turn(ws, operation_id="op", user_id="bob"),
+        )
+
+
+async def test_a_failed_turn_frees_its_operation(
+    client: Client, registry: FakeRegistry, agents: ScriptedAgents, ws: str
+) -> None:
+    registry.publish(ws, "agent", "http://127.0.0.1:1")
+    with refused(Code.UNAVAILABLE, "REASON_AGENT_UNREACHABLE"):
+        await client.turn(ws, thread_id="t", operation_id="op")
+    registry.publish(ws, "agent", agents.agent("agent"))
+    turn = await client.turn(ws, thread_id="t", operation_id="op", min_revision_token=registry.token)
+    assert turn.text == "Hello, you."
+
+
+@pytest.mark.parametrize("rpc", ["Invoking", "GetTurn", "RecordUsage"])
+async def test_a_peer_that_is_away_for_a_moment_is_asked_again(
+    client: Client, registry: FakeRegistry, memory: FakeMemory, agents: ScriptedAgents, ws: str, rpc: str
+) -> None:
+    for peer in (registry, memory):
+        peer.calls.refuse(rpc, Draining("bye"))
+    turn = await client.turn(ws, thread_id="t", operation_id="op")
+    assert turn.completed.usage_recorded
+    assert len(registry.calls.of(rpc) + memory.calls.of(rpc)) == 2
     assert len(agents.heard) == 1

@@ -10,7 +10,7 @@ import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tests.router.conftest import METADATA, Client, refused
+from tests.router.conftest import METADATA, Client, Turn, refused
 from twofold.memory.v1 import conversation_pb2, conversation_pb2_grpc, message_pb2, preference_pb2, preference_pb2_grpc
 from twofold.registry.v1 import (
     agent_pb2,
@@ -177,9 +177,20 @@ async def test_the_rooms_refuse_together_as_each_does_alone(house: House) -> Non
     assert len(await house.messages("t")) == 2
 
 
-async def test_a_retry_that_crosses_its_first_attempt_is_kept_and_counted_once(house: House) -> None:
+async def test_retries_that_cross_their_first_attempt_are_kept_and_counted_once(house: House) -> None:
     ws, client = house.workspace_id, house.client
     await house.grant("ada")
-    turns = await asyncio.gather(*(client.turn(ws, "Hello.", thread_id="t", operation_id="op") for _ in range(4)))
+
+    async def insistent() -> Turn:
+        while True:
+            try:
+                return await client.turn(ws, "Hello.", thread_id="t", operation_id="op")
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not Code.ABORTED:
+                    raise
+            await asyncio.sleep(0.02)
+
+    turns = await asyncio.gather(*(insistent() for _ in range(4)))
     assert {(turn.text, turn.completed.last_seq) for turn in turns} == {(turns[0].text, 2)}
+    assert [turn.started.replayed for turn in turns].count(False) == 1
     assert (await house.usage()).events == 1

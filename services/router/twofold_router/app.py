@@ -25,6 +25,9 @@ from twofold_router.turns import Turns
 _ROUTING = routing_pb2.DESCRIPTOR.services_by_name["RoutingService"].full_name
 _TURNS = turn_pb2.DESCRIPTOR.services_by_name["TurnService"].full_name
 
+# Of the time for an answered turn: the rest is for recording its usage, however long keeping it took.
+_KEEP_SHARE = 0.75
+
 
 @contextlib.asynccontextmanager
 async def router(settings: Settings) -> AsyncIterator[Running]:
@@ -35,8 +38,8 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
     async with contextlib.AsyncExitStack() as stack:
         link = RedisLink(settings.redis)
         stack.push_async_callback(link.close)
-        registry = await stack.enter_async_context(channels.channel(options.registry_target))
-        memory = await stack.enter_async_context(channels.channel(options.memory_target))
+        registry = await stack.enter_async_context(channels.channel(options.registry_target, channels.REGISTRY))
+        memory = await stack.enter_async_context(channels.channel(options.memory_target, channels.MEMORY))
         session = await stack.enter_async_context(http_session(connect_timeout_s=options.connect_timeout_s))
         keeping = Keeping(limit_s=options.keep_s)
         stack.push_async_callback(keeping.drain)
@@ -53,7 +56,7 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
         resolver = Resolver(RegistryPermissions(registry, timeout_s=timeout_s), routes)
         turns = Turns(
             resolver,
-            MemoryConversations(memory, timeout_s=timeout_s),
+            MemoryConversations(memory, timeout_s=timeout_s, keep_s=_KEEP_SHARE * options.keep_s),
             HttpAgents(session, answer_bytes_max=options.answer_bytes_max),
             RegistryLedger(registry, timeout_s=timeout_s),
             keeping,

@@ -1,30 +1,56 @@
-"""Channels to the peers: one each, which finds a peer that comes up late or comes back."""
+"""Channels to the peers: one each, opened as their clients do, which finds a peer that comes up late or comes back."""
+
+from collections.abc import Sequence
 
 import grpc
+from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-_ANSWER_BYTES_MAX = 16 * 1024 * 1024
+from twofold import channels
+from twofold.memory.v1 import context_pb2, conversation_pb2
+from twofold.registry.v1 import agent_pb2, permission_pb2, usage_pb2
+
 _HEALTH_S = 1.0
 
-_OPTIONS = (
-    ("grpc.keepalive_time_ms", 30_000),  # the servers allow a ping every 10 s
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.enable_retries", 0),  # whether a call may be repeated is known by who makes it
-    ("grpc.enable_http_proxy", 0),  # a proxy in the environment is not meant for us
-    ("grpc.max_receive_message_length", _ANSWER_BYTES_MAX),
-    ("grpc.max_send_message_length", _ANSWER_BYTES_MAX),
-    # A peer that was restarted is found again within two seconds, not within two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1000),
-    ("grpc.max_reconnect_backoff_ms", 2000),
+# What a service in a cluster wants otherwise than a client at a desk.
+_OWN_OPTIONS = {
+    "grpc.enable_http_proxy": 0,  # a proxy in the environment is not meant for us
+    # A peer that vanished without a word is noticed before the next turn needs it; the servers allow a ping every 10 s.
+    "grpc.keepalive_permit_without_calls": 1,
+    "grpc.http2.max_pings_without_data": 0,
+    # A peer that was restarted is found again within two seconds.
+    "grpc.min_reconnect_backoff_ms": 1000,
+    "grpc.max_reconnect_backoff_ms": 2000,
+}
+
+
+def _config(services: Sequence[ServiceDescriptor], *, once: Sequence[tuple[ServiceDescriptor, str]] = ()) -> str:
+    return channels.service_config(
+        [service.full_name for service in services],
+        once=[(service.full_name, service.methods_by_name[method].name) for service, method in once],
+    )
+
+
+_CONTEXTS = context_pb2.DESCRIPTOR.services_by_name["ContextService"]
+
+# All that the router asks may be asked twice: it reads, or its writes carry ids.
+REGISTRY = _config(
+    [
+        permission_pb2.DESCRIPTOR.services_by_name["PermissionService"],
+        agent_pb2.DESCRIPTOR.services_by_name["AgentService"],
+        usage_pb2.DESCRIPTOR.services_by_name["UsageService"],
+    ]
+)
+# Keeping repeats its call itself: for longer, and it must know of each attempt whether it may have been heard.
+MEMORY = _config(
+    [conversation_pb2.DESCRIPTOR.services_by_name["ConversationService"], _CONTEXTS], once=[(_CONTEXTS, "Invoked")]
 )
 
 
-def channel(target: str) -> grpc.aio.Channel:
-    """A channel to `target`; nothing is dialled yet."""
-    return grpc.aio.insecure_channel(target, options=_OPTIONS)
+def channel(target: str, config: str) -> grpc.aio.Channel:
+    """A channel to `target` with the service config of its peer; nothing is dialled yet."""
+    options = {**dict(channels.options(config)), **_OWN_OPTIONS}
+    return grpc.aio.insecure_channel(target, options=tuple(options.items()))
 
 
 async def serves(peer: grpc.aio.Channel) -> bool:

@@ -9,7 +9,7 @@ from twofold_router.agents import Answer, Message, Usage
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which context a turn needs. Bounds of 0 are memory's defaults."""
+    """Which context a turn needs."""
 
     workspace_id: str
     thread_id: str | None
@@ -85,5 +85,8 @@ class Conversations(Protocol):
         ...
 
     async def keep(self, exchange: Exchange) -> Receipt:
-        """Keeps the exchange; the same one again is kept once."""
+        """Keeps the exchange; the same one again is kept once.
+
+        A refusal for want of memory says in `outcome` whether it may be kept all the same (UNKNOWN) or is not (NOT_STORED).
+        """
         ...

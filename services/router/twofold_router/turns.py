@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 import structlog
 
-from twofold_chassis.refusals import Overloaded, Reason, Refusal, RequestReused
+from twofold_chassis.refusals import Busy, Overloaded, Reason, Refusal, RequestReused
 from twofold_router import prompts
 from twofold_router.agents import Agents, Answer, Usage, estimated_tokens
 from twofold_router.conversations import Context, Conversations, Exchange, KeptTurn, Receipt, TurnKey, Wanted
@@ -116,6 +116,7 @@ class Turns:
         self._metrics = metrics
         self._turns_max = turns_max
         self._running = 0
+        self._under_way: set[tuple[TurnKey, str]] = set()
 
     async def run(self, ask: Ask) -> AsyncGenerator[Event, None]:
         """The events of a turn: Started, any number of Delta, Completed."""
@@ -127,6 +128,12 @@ class Turns:
     async def _events(self, ask: Ask) -> AsyncGenerator[Event, None]:
         began = time.monotonic()
         resolution = await self._resolver.resolve(ask.question)
+        with self._alone(ask):
+            async with aclosing(self._resolved(ask, resolution, began)) as events:
+                async for event in events:
+                    yield event
+
+    async def _resolved(self, ask: Ask, resolution: Resolution, began: float) -> AsyncGenerator[Event, None]:
         resolved = time.monotonic()
         context, kept = await asyncio.gather(self._context(ask, resolution), self._find(ask))
         durations = (resolved - began, time.monotonic() - resolved)
@@ -225,6 +232,21 @@ class Turns:
         finally:
             self._running -= 1
             self._metrics.turns_running.set(self._running)
+
+    @contextlib.contextmanager
+    def _alone(self, ask: Ask) -> Iterator[None]:
+        """No other call of the same operation runs in this process meanwhile: it would ask the agent as well."""
+        if ask.turn is None or ask.turn_is_new:
+            yield
+            return
+        name = (ask.turn, ask.question.user_id)  # to another user this one must not show
+        if name in self._under_way:
+            raise Busy("this operation is still on its way", retry_after_s=1.0, operation_id=ask.operation_id)
+        self._under_way.add(name)
+        try:
+            yield
+        finally:
+            self._under_way.discard(name)
 
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:
