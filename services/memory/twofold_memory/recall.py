@@ -51,6 +51,11 @@ class Cache(Protocol):
 
     messages_max: int
 
+    @property
+    def is_away(self) -> bool:
+        """Whether it is believed to be gone."""
+        ...
+
     async def look(self, key: ThreadKey, count: int) -> Looked:
         """The window's newest messages."""
         ...
@@ -121,9 +126,10 @@ class Recall:
         await self._heads.drain()
 
     async def _verified(self, key: ThreadKey, count: int, user_id: str | None, looked: Looked | None = None) -> Window:
-        confirmation = self._heads.ask(key)
+        # Not asked for a copy that cannot be there.
+        confirmation = None if self._cache.is_away else self._heads.ask(key)
         copy, answered = looked or await self._cache.look(key, count)
-        if copy is not None and copy.covers(count):
+        if confirmation is not None and copy is not None and copy.covers(count):
             try:
                 async with asyncio.timeout(self._confirm_s):
                     head = await confirmation

@@ -27,6 +27,11 @@ class RedisThreads:
         self._fill = Script.load(_LUA, "fill")
         self._fence = Script.load(_LUA, "fence")
 
+    @property
+    def is_away(self) -> bool:
+        """Whether Redis is believed to be gone."""
+        return self._link.breaker.open
+
     async def look(self, key: ThreadKey, count: int) -> Looked:
         """The window's newest messages. No copy means there is no window, never that the thread is empty."""
         try:

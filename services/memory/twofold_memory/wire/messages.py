@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
+from typing import TypeVar
 
 from twofold.memory.v1 import context_pb2, conversation_pb2, message_pb2
 from twofold_chassis import fields
@@ -34,6 +35,7 @@ _SPEAKERS = {
 }
 
 Path = str
+KeptResponse = TypeVar("KeptResponse", conversation_pb2.AppendTurnResponse, context_pb2.InvokedResponse)
 
 
 def thread_key(workspace_id: str, thread_id: str) -> ThreadKey:
@@ -192,28 +194,23 @@ def _spoken(message: message_pb2.Message) -> str:
 
 def append_turn_response(turn: NewTurn, kept: KeptTurn) -> conversation_pb2.AppendTurnResponse:
     """The answer of an append."""
-    return conversation_pb2.AppendTurnResponse(
-        turn_id=turn.turn_id,
-        first_seq=kept.first_seq,
-        last_seq=kept.last_seq,
-        durability=message_pb2.DURABILITY_COMMITTED,
-        duplicate=kept.duplicate,
-        thread_token=tokens.seal(turn.key, kept.epoch, kept.last_seq),
-        create_time=fields.timestamp(kept.created_at),
-    )
+    return _kept(conversation_pb2.AppendTurnResponse(), turn, kept)
 
 
 def invoked_response(turn: NewTurn, kept: KeptTurn) -> context_pb2.InvokedResponse:
     """The answer of an exchange that was kept."""
-    return context_pb2.InvokedResponse(
-        turn_id=turn.turn_id,
-        first_seq=kept.first_seq,
-        last_seq=kept.last_seq,
-        durability=message_pb2.DURABILITY_COMMITTED,
-        duplicate=kept.duplicate,
-        thread_token=tokens.seal(turn.key, kept.epoch, kept.last_seq),
-        create_time=fields.timestamp(kept.created_at),
-    )
+    return _kept(context_pb2.InvokedResponse(), turn, kept)
+
+
+def _kept(response: KeptResponse, turn: NewTurn, kept: KeptTurn) -> KeptResponse:
+    response.turn_id = turn.turn_id
+    response.first_seq = kept.first_seq
+    response.last_seq = kept.last_seq
+    response.durability = message_pb2.DURABILITY_COMMITTED
+    response.duplicate = kept.duplicate
+    response.thread_token = tokens.seal(turn.key, kept.epoch, kept.last_seq)
+    response.create_time.FromDatetime(kept.created_at)
+    return response
 
 
 def get_turn_response(key: ThreadKey, turn: StoredTurn) -> conversation_pb2.GetTurnResponse:

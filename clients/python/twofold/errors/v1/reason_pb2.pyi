@@ -3,12 +3,13 @@
 isort:skip_file
 Why a call was refused, as a closed list that programs may branch on.
 
-Every refusal carries a google.rpc.ErrorInfo (domain "twofold", reason = the name of one value
-below, metadata = the ids it speaks of) in grpc-status-details-bin, and the same name in the
+Every refusal of a service carries a google.rpc.ErrorInfo (domain "twofold", reason = the name of one
+value below, metadata = the ids it speaks of) in grpc-status-details-bin, and the same name in the
 trailing metadata key "twofold-reason", for callers that do not decode details. The status code is
 fixed per reason and stands behind it. Further details: BadRequest (which field), RetryInfo (when to
-try again), ResourceInfo (which resource), PreconditionFailure, QuotaFailure. Refusals never carry text
-of a driver, and their messages are for people: they may be reworded at any time.
+try again). Refusals never carry text of a driver, and their messages are for people: they may be
+reworded at any time. What gRPC itself refuses before a service sees it (an rpc that does not exist,
+a message that is too large or cannot be decoded) carries no reason.
 """
 
 from google.protobuf import descriptor as _descriptor
@@ -33,7 +34,7 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_UNSPECIFIED: _Reason.ValueType  # 0
     """Not used: a refusal always has a reason."""
     REASON_INVALID_FIELD: _Reason.ValueType  # 1
-    """INVALID_ARGUMENT. A field is missing or breaks its rule; BadRequest names each such field."""
+    """INVALID_ARGUMENT. A field is missing or breaks its rule; BadRequest names it (the first one, if there are several)."""
     REASON_INVALID_PAGE_TOKEN: _Reason.ValueType  # 2
     """INVALID_ARGUMENT. The page token is damaged or belongs to another query; start from the first page."""
     REASON_INVALID_TOKEN: _Reason.ValueType  # 3
@@ -85,7 +86,7 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_TOO_MANY: _Reason.ValueType  # 61
     """RESOURCE_EXHAUSTED. A bound of the product is reached (it is named in the message), e.g. preference keys per user."""
     REASON_STORE_UNAVAILABLE: _Reason.ValueType  # 70
-    """UNAVAILABLE. The durable store does not answer. For writes ErrorInfo.metadata["outcome"] is
+    """UNAVAILABLE. The durable store does not answer. ErrorInfo.metadata["outcome"] of a write is
     NOT_STORED (nothing was kept) or UNKNOWN (retry with the same request_id to learn which).
     """
     REASON_PEER_UNAVAILABLE: _Reason.ValueType  # 71
@@ -104,8 +105,6 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """DEADLINE_EXCEEDED. The agent was reached but did not answer within its time limits."""
     REASON_INTERNAL: _Reason.ValueType  # 90
     """INTERNAL. A defect of ours; metadata["error_id"] finds it in the log."""
-    REASON_UNIMPLEMENTED: _Reason.ValueType  # 91
-    """UNIMPLEMENTED. No such rpc in this version."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Reason names why a call was refused."""
@@ -113,7 +112,7 @@ class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
 REASON_UNSPECIFIED: Reason.ValueType  # 0
 """Not used: a refusal always has a reason."""
 REASON_INVALID_FIELD: Reason.ValueType  # 1
-"""INVALID_ARGUMENT. A field is missing or breaks its rule; BadRequest names each such field."""
+"""INVALID_ARGUMENT. A field is missing or breaks its rule; BadRequest names it (the first one, if there are several)."""
 REASON_INVALID_PAGE_TOKEN: Reason.ValueType  # 2
 """INVALID_ARGUMENT. The page token is damaged or belongs to another query; start from the first page."""
 REASON_INVALID_TOKEN: Reason.ValueType  # 3
@@ -165,7 +164,7 @@ REASON_OVERLOADED: Reason.ValueType  # 60
 REASON_TOO_MANY: Reason.ValueType  # 61
 """RESOURCE_EXHAUSTED. A bound of the product is reached (it is named in the message), e.g. preference keys per user."""
 REASON_STORE_UNAVAILABLE: Reason.ValueType  # 70
-"""UNAVAILABLE. The durable store does not answer. For writes ErrorInfo.metadata["outcome"] is
+"""UNAVAILABLE. The durable store does not answer. ErrorInfo.metadata["outcome"] of a write is
 NOT_STORED (nothing was kept) or UNKNOWN (retry with the same request_id to learn which).
 """
 REASON_PEER_UNAVAILABLE: Reason.ValueType  # 71
@@ -184,6 +183,4 @@ REASON_AGENT_TIMEOUT: Reason.ValueType  # 81
 """DEADLINE_EXCEEDED. The agent was reached but did not answer within its time limits."""
 REASON_INTERNAL: Reason.ValueType  # 90
 """INTERNAL. A defect of ours; metadata["error_id"] finds it in the log."""
-REASON_UNIMPLEMENTED: Reason.ValueType  # 91
-"""UNIMPLEMENTED. No such rpc in this version."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

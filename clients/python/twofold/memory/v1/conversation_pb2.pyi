@@ -12,8 +12,9 @@ thread_token: opaque; says how new an answer is. Pass the last one of a conversa
 Pages: page_size 1 to 500 (default 50); page_token is opaque and bound to the other fields of its request but page_size. Streams and
   answers are bounded: an answer holds at most 3 MiB of messages and then says truncated.
 Any rpc may be refused with: INVALID_ARGUMENT (REASON_INVALID_FIELD), UNAVAILABLE (REASON_STORE_UNAVAILABLE,
-  REASON_DRAINING), DEADLINE_EXCEEDED (REASON_DEADLINE), RESOURCE_EXHAUSTED (REASON_OVERLOADED), INTERNAL; these are not
-  repeated at each rpc. A call without a deadline gets one of 30 seconds.
+  REASON_DRAINING), DEADLINE_EXCEEDED (REASON_DEADLINE), RESOURCE_EXHAUSTED (REASON_OVERLOADED), INTERNAL; any write also
+  with ABORTED (REASON_BUSY). These are not repeated at each rpc. A call without a deadline gets one of 30 seconds.
+Workspaces and users are not looked up: whoever may call this service names them, and the registry knows them.
 With Redis down every rpc works as before from Postgres, with the same guarantees.
 """
 

@@ -150,7 +150,8 @@ class ConversationServiceServicer:
 
     def ReadWindow(self, request, context):
         """ReadWindow returns the newest messages, in order. A window keeps turns whole: it begins at the start of a turn, unless
-        the newest turn alone is larger than what was asked for; and it never begins with tool results whose call is cut off.
+        the newest turn alone is larger than what was asked for; and it never begins with tool results whose call is cut off
+        (so it may hold fewer messages than asked for, even none).
         Of a conversation that does not exist (yet) it is empty and COMPLETE.
         Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN: deleted, or another user's), INVALID_ARGUMENT
         (REASON_INVALID_TOKEN), ABORTED (REASON_HISTORY_CHANGED), UNAVAILABLE (REASON_STORE_UNAVAILABLE: the copy

@@ -12,8 +12,9 @@ thread_token: opaque; says how new an answer is. Pass the last one of a conversa
 Pages: page_size 1 to 500 (default 50); page_token is opaque and bound to the other fields of its request but page_size. Streams and
   answers are bounded: an answer holds at most 3 MiB of messages and then says truncated.
 Any rpc may be refused with: INVALID_ARGUMENT (REASON_INVALID_FIELD), UNAVAILABLE (REASON_STORE_UNAVAILABLE,
-  REASON_DRAINING), DEADLINE_EXCEEDED (REASON_DEADLINE), RESOURCE_EXHAUSTED (REASON_OVERLOADED), INTERNAL; these are not
-  repeated at each rpc. A call without a deadline gets one of 30 seconds.
+  REASON_DRAINING), DEADLINE_EXCEEDED (REASON_DEADLINE), RESOURCE_EXHAUSTED (REASON_OVERLOADED), INTERNAL; any write also
+  with ABORTED (REASON_BUSY). These are not repeated at each rpc. A call without a deadline gets one of 30 seconds.
+Workspaces and users are not looked up: whoever may call this service names them, and the registry knows them.
 With Redis down every rpc works as before from Postgres, with the same guarantees.
 """
 
@@ -66,7 +67,8 @@ class ConversationServiceStub:
     """
     ReadWindow: _aio.UnaryUnaryMultiCallable[_conversation_pb2.ReadWindowRequest, _conversation_pb2.ReadWindowResponse]
     """ReadWindow returns the newest messages, in order. A window keeps turns whole: it begins at the start of a turn, unless
-    the newest turn alone is larger than what was asked for; and it never begins with tool results whose call is cut off.
+    the newest turn alone is larger than what was asked for; and it never begins with tool results whose call is cut off
+    (so it may hold fewer messages than asked for, even none).
     Of a conversation that does not exist (yet) it is empty and COMPLETE.
     Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN: deleted, or another user's), INVALID_ARGUMENT
     (REASON_INVALID_TOKEN), ABORTED (REASON_HISTORY_CHANGED), UNAVAILABLE (REASON_STORE_UNAVAILABLE: the copy
@@ -163,7 +165,8 @@ class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_conversation_pb2.ReadWindowRequest, _abc.Awaitable[_conversation_pb2.ReadWindowResponse]],
     ) -> _abc.Awaitable[_conversation_pb2.ReadWindowResponse]:
         """ReadWindow returns the newest messages, in order. A window keeps turns whole: it begins at the start of a turn, unless
-        the newest turn alone is larger than what was asked for; and it never begins with tool results whose call is cut off.
+        the newest turn alone is larger than what was asked for; and it never begins with tool results whose call is cut off
+        (so it may hold fewer messages than asked for, even none).
         Of a conversation that does not exist (yet) it is empty and COMPLETE.
         Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN: deleted, or another user's), INVALID_ARGUMENT
         (REASON_INVALID_TOKEN), ABORTED (REASON_HISTORY_CHANGED), UNAVAILABLE (REASON_STORE_UNAVAILABLE: the copy

@@ -13,8 +13,9 @@ etag: opaque; changes with every change of the resource. Given with a write, it 
 revision_token: opaque; says how new an answer is. Pass it as min_revision_token to read your writes.
 Pages: page_size 1 to 500 (default 50); page_token is opaque and bound to the other fields of its request but page_size.
 Any rpc may be refused with: INVALID_ARGUMENT (REASON_INVALID_FIELD), UNAVAILABLE (REASON_STORE_UNAVAILABLE,
-  REASON_DRAINING), DEADLINE_EXCEEDED (REASON_DEADLINE), INTERNAL; these are not repeated at each rpc. A call without
-  a deadline gets one of 30 seconds.
+  REASON_DRAINING), RESOURCE_EXHAUSTED (REASON_OVERLOADED), DEADLINE_EXCEEDED (REASON_DEADLINE), INTERNAL; any write also
+  with ABORTED (REASON_BUSY: others held the same rows for 2 s). These are not repeated at each rpc. A call without a deadline
+  gets one of 30 seconds.
 """
 
 from collections import abc as _abc

@@ -18,7 +18,7 @@ CREATE TABLE memory.conversations (
     PRIMARY KEY (workspace_id, thread_id),
     CONSTRAINT numbering_starts_at_one CHECK (next_seq >= 1),
     CONSTRAINT epochs_start_at_one CHECK (epoch >= 1)
-) WITH (fillfactor = 80);
+);
 
 CREATE INDEX conversations_of_a_workspace ON memory.conversations (workspace_id, updated_at DESC, thread_id DESC)
     WHERE deleted_at IS NULL;
