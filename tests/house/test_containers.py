@@ -2,9 +2,11 @@
 
 import asyncio
 import importlib
+import os
 import re
 import shutil
 import subprocess
+import time
 import tomllib
 from collections.abc import Mapping
 from importlib import metadata
@@ -15,11 +17,13 @@ import asyncpg
 import pytest
 import yaml
 from pydantic import BaseModel
+from redis import Redis
+from redis.exceptions import AuthenticationError
 
 import twofold_memory.settings
 import twofold_registry.settings
 import twofold_router.settings
-from twofold_cli.embedded.binaries import find_postgres
+from twofold_cli.embedded.binaries import find_postgres, find_redis
 from twofold_cli.embedded.postgres import APPLICATION, DATABASE, OWNER, EmbeddedPostgres
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -156,12 +160,68 @@ def test_the_stores_have_a_pinned_major_version() -> None:
     assert major["redis"] >= 7
 
 
+def redis_script() -> str:
+    """What the shell in the container of Redis is told, after compose has done its part."""
+    shell, option, script = SERVICES["redis"]["command"]
+    assert (shell, option) == ("sh", "-c")
+    assert "$" not in script.replace("$$", ""), "what compose fills in stands among the arguments"
+    return str(script).replace("$$", "$")
+
+
 def test_redis_evicts_nothing_keeps_a_log_and_asks_for_a_password() -> None:
-    command = SERVICES["redis"]["command"]
-    options = dict(zip(command[1::2], command[2::2], strict=True))
-    assert options["--maxmemory-policy"] == "noeviction"
-    assert options["--appendonly"] == "yes"
-    assert "REDIS_PASSWORD" in options["--requirepass"]
+    begin, *lines, end = redis_script().splitlines()
+    assert begin == "exec docker-entrypoint.sh valkey-server - <<END"  # it is the image's entrypoint that gives up root
+    assert end == "END"
+    options = dict(line.split(maxsplit=1) for line in lines)
+    assert options["maxmemory-policy"] == "noeviction"
+    assert options["appendonly"] == "yes"
+    assert options["requirepass"] == '"$REDISCLI_AUTH"'
+    assert "REDIS_PASSWORD" in SERVICES["redis"]["environment"]["REDISCLI_AUTH"]
+
+
+def test_no_password_is_an_argument() -> None:
+    for container in SERVICES.values():
+        for arguments in (
+            container.get("command"),
+            container.get("entrypoint"),
+            container.get("healthcheck", {}).get("test"),
+        ):
+            assert "PASSWORD" not in str(arguments)
+
+
+def test_redis_starts_so_that_only_it_knows_the_password(tmp_path: Path) -> None:
+    entrypoint = tmp_path / "docker-entrypoint.sh"
+    entrypoint.write_text('#!/bin/sh\nexec "$@"\n')
+    entrypoint.chmod(0o755)
+    (tmp_path / "valkey-server").symlink_to(find_redis().server)
+    socket = tmp_path / "redis"
+    script = redis_script().replace("\nEND", f'\nport 0\nunixsocket "{socket}"\ndir "{tmp_path}"\nEND')
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "REDISCLI_AUTH": "s3cret"}
+    process = subprocess.Popen(["sh", "-c", script], env=environment, stdout=subprocess.DEVNULL)
+    try:
+        ends_at = time.monotonic() + 20
+        while not socket.exists() and process.poll() is None and time.monotonic() < ends_at:
+            time.sleep(0.02)
+        arguments = Path(f"/proc/{process.pid}/cmdline")
+        if arguments.exists():  # the shell has become the server: signals reach it
+            assert arguments.read_bytes().startswith(b"valkey-server")
+            assert b"s3cret" not in arguments.read_bytes()
+        with Redis(unix_socket_path=str(socket), protocol=2) as stranger, pytest.raises(AuthenticationError):
+            stranger.ping()
+        with Redis(unix_socket_path=str(socket), protocol=2, password="s3cret", decode_responses=True) as client:
+            told = client.config_get("*")
+        assert (told["appendonly"], told["save"], told["maxmemory-policy"]) == ("yes", "", "noeviction")
+        assert told["maxmemory"] == str(512 * 2**20)
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_service_is_given_the_time_that_its_end_may_take(room: str) -> None:
+    options = ROOMS[room].model_fields[room].get_default(call_default_factory=True)
+    needed_s = options.drain_s + getattr(options, "keep_s", 0.0)
+    assert float(SERVICES[room]["stop_grace_period"].removesuffix("s")) >= needed_s + 5
 
 
 def test_the_example_names_everything_that_compose_asks_for() -> None:
