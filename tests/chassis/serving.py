@@ -34,7 +34,9 @@ class Service:
     async def do(self, request: str, context: object) -> str:
         match request:
             case "refuse":
-                raise refusals.Busy("somebody holds it", retry_after_s=0.5, thread_id="t")
+                raise refusals.Busy("somebody holds it", retry_after_s=0.5, thread_id="t", said="secret")
+            case "invalid":
+                raise refusals.InvalidField("messages[3].labels['secret']", "is a secret")
             case "fail":
                 raise KeyError("a secret of the database")
             case "timeout":

@@ -46,6 +46,34 @@ async def test_whatever_is_unexpected_is_internal_with_an_id_that_stands_in_the_
     assert defect["error_id"] in str(error.details())
 
 
+@pytest.mark.parametrize("kind", ["unary", "stream"])
+@pytest.mark.parametrize(
+    ("request_", "entry"),
+    [
+        ("refuse", {"code": "ABORTED", "reason": "REASON_BUSY", "thread_id": "t"}),
+        ("invalid", {"code": "INVALID_ARGUMENT", "reason": "REASON_INVALID_FIELD", "field": "messages[3].labels[…]"}),
+    ],
+)
+async def test_the_log_says_why_a_call_was_refused_and_of_which_ids_and_nothing_a_caller_wrote(
+    service: Service, kind: str, request_: str, entry: dict[str, str]
+) -> None:
+    with capture_logs() as logs:
+        async with running(service) as (_, channel):
+            await failure(channel, kind, request_)
+    (line,) = [line for line in logs if line["event"] == "call"]
+    assert {key: line.get(key) for key in entry} == entry
+    assert "secret" not in repr(logs)
+
+
+async def test_the_log_line_of_a_defect_names_its_error_id(service: Service) -> None:
+    with capture_logs() as logs:
+        async with running(service) as (_, channel):
+            error = await failure(channel, "unary", "fail")
+    (line,) = [line for line in logs if line["event"] == "call"]
+    assert line["reason"] == "REASON_INTERNAL"
+    assert line["error_id"] in str(error.details())
+
+
 async def failure(channel: grpc.aio.Channel, kind: str, request: str) -> grpc.aio.AioRpcError:
     calling = do(channel)(request, timeout=20) if kind == "unary" else collected(stream(channel)(request, timeout=20))
     with pytest.raises(grpc.aio.AioRpcError) as told:
@@ -63,9 +91,21 @@ async def test_a_call_knows_who_calls_and_by_which_id_and_until_when(service: Se
         assert actor == "anonymous"
         assert len(request_id) == 36
         assert 0 < float(left) <= 4
-        odd = (("twofold-actor", "x" * 256), ("x-request-id", ""))
-        actor, _, request_id, _ = (await do(channel)("context", metadata=odd)).split(" ")
+        empty = (("twofold-actor", ""), ("x-request-id", ""))
+        actor, _, request_id, _ = (await do(channel)("context", metadata=empty)).split(" ")
         assert (actor, len(request_id)) == ("anonymous", 36)
+
+
+@pytest.mark.parametrize("key", ["twofold-actor", "x-request-id"])
+async def test_metadata_of_ours_that_breaks_its_rule_is_refused_and_not_replaced(service: Service, key: str) -> None:
+    async with running(service) as (_, channel):
+        with pytest.raises(grpc.aio.AioRpcError) as told:
+            await do(channel)("ok", metadata=((key, "x" * 256),))
+        assert await do(channel)("ok", metadata=((key, "x" * 255),)) == "ok"
+    assert told.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert trailing(told.value)["twofold-reason"] == "REASON_INVALID_FIELD"
+    assert str(told.value.details()).startswith(f"metadata[{key}]: ")
+    assert len(trailing(told.value)["x-request-id"]) == 36
 
 
 @pytest.mark.parametrize("kind", ["unary", "stream"])
@@ -124,13 +164,20 @@ async def test_a_server_that_ends_lets_running_calls_finish_and_refuses_new_ones
         await channel.close()
 
 
-async def test_what_does_not_finish_within_the_drain_time_is_cut_off(service: Service) -> None:
-    async with running(service, drain_s=0.05) as (_, channel):
-        call = do(channel)("wait")
-        await service.begun.wait()
-        other = asyncio.ensure_future(call)
-    with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
-        await other
+@pytest.mark.parametrize("kind", ["unary", "stream"])
+async def test_what_does_not_finish_within_the_drain_time_is_cut_off_and_told_why(service: Service, kind: str) -> None:
+    with capture_logs() as logs:
+        async with running(service, drain_s=0.05) as (server, _):
+            channel = grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=[("grpc.enable_retries", 0)])
+            other = asyncio.create_task(failure(channel, kind, "wait"))
+            await service.begun.wait()
+    error = await other
+    await channel.close()
+    assert service.cancelled.is_set()
+    assert (error.code(), trailing(error)["twofold-reason"]) == (grpc.StatusCode.UNAVAILABLE, "REASON_DRAINING")
+    assert "UNKNOWN" in repr(trailing(error)["grpc-status-details-bin"]), "it may have done its work"
+    (line,) = [line for line in logs if line["event"] == "call"]
+    assert (line["code"], line["reason"], line["outcome"]) == ("UNAVAILABLE", "REASON_DRAINING", "UNKNOWN")
 
 
 async def test_health_says_whether_the_service_can_do_its_job(service: Service) -> None:

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from twofold_chassis import call, fields, refusals, status
 from twofold_chassis.call import Call, Identity
-from twofold_chassis.refusals import Refusal
+from twofold_chassis.refusals import InvalidArgument, InvalidField, Reason, Refusal
 from twofold_chassis.settings import LogSettings
 
 if TYPE_CHECKING:
@@ -29,7 +29,12 @@ else:  # generic for the type checker only
 Serializer = Callable[[Any], bytes]
 
 _ANONYMOUS = Identity("anonymous")
+_OURS = (call.ACTOR_KEY, call.REQUEST_ID_KEY)
 _CLEAN = re.compile(r"[\x20-\x7e]{1,255}").fullmatch
+_CUT_S = 0.5
+# What the log may repeat of a refusal besides ids: words of ours.
+_WORDS = ("outcome", "peer", "http_status")
+_WRITTEN_BY_CALLERS = re.compile(r"\[(['\"]).*\1\]", re.DOTALL)
 _TYPES = {
     (False, False): "unary",
     (False, True): "server_stream",
@@ -72,13 +77,22 @@ class Edge(grpc.aio.ServerInterceptor):
         self._stream_deadline_s = stream_deadline_s
         self._serializers = serializers
         self._wrapped: dict[str, Handler] = {}
-        self._running = 0
+        self._running: set[asyncio.Task[Any] | None] = set()
         self._draining = False
+        self._cut = False
         self._idle = asyncio.Event()
 
     async def drain(self, within_s: float) -> None:
-        """Refuses new calls from now on, and returns when those that run have ended, or the time is over."""
+        """Refuses new calls from now on, and lets those that run finish. What has not by then is cut off, as Draining."""
         self._draining = True
+        await self._ended(within_s)
+        self._cut = True
+        for task in self._running:
+            assert task is not None
+            task.cancel()
+        await self._ended(_CUT_S)
+
+    async def _ended(self, within_s: float) -> None:
         if self._running:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(within_s):
@@ -121,34 +135,38 @@ class Edge(grpc.aio.ServerInterceptor):
 
     def _unary(self, behaviour: Any, record: "_Record") -> Any:
         async def serve(request: Any, context: Context) -> Any:
-            current, started, own_deadline = _enter(context, self._deadline_s)
+            current, started, own_deadline, odd = _enter(context, self._deadline_s)
             self._begin(record)
-            code = grpc.StatusCode.OK
+            code, refusal = grpc.StatusCode.OK, None
             try:
-                self._check_open()
+                self._check(odd)
                 if own_deadline:
                     async with asyncio.timeout(self._deadline_s):
                         return await behaviour(request, context)
                 return await behaviour(request, context)
             except asyncio.CancelledError:
-                code = grpc.StatusCode.CANCELLED
-                raise
+                if not self._cut:
+                    code = grpc.StatusCode.CANCELLED
+                    raise
+                refusal = _cut_off()
+                code = status.code(refusal)
+                await _abort(context, code, refusal, current)
             except Exception as error:  # noqa: BLE001  (the outermost one: nothing of an error may pass it)
                 refusal = _refusal(error, current, record.method)
                 code = status.code(refusal)
                 await _abort(context, code, refusal, current)
             finally:
-                self._end(record, code, started, current)
+                self._end(record, code, refusal, started, current)
 
         return serve
 
     def _stream(self, behaviour: Any, record: "_Record") -> Any:
         async def serve(request: Any, context: Context) -> None:
-            current, started, _ = _enter(context, self._stream_deadline_s)
+            current, started, _, odd = _enter(context, self._stream_deadline_s)
             self._begin(record)
-            code = grpc.StatusCode.OK
+            code, refusal = grpc.StatusCode.OK, None
             try:
-                self._check_open()
+                self._check(odd)
                 async with (
                     asyncio.timeout(current.left_s()),
                     contextlib.aclosing(behaviour(request, context)) as answers,
@@ -156,45 +174,58 @@ class Edge(grpc.aio.ServerInterceptor):
                     async for answer in answers:
                         await context.write(answer)
             except asyncio.CancelledError:
-                code = grpc.StatusCode.CANCELLED
-                raise
+                if not self._cut:
+                    code = grpc.StatusCode.CANCELLED
+                    raise
+                refusal = _cut_off()
+                code = status.code(refusal)
+                await _abort(context, code, refusal, current)
             except Exception as error:  # noqa: BLE001  (as above)
                 refusal = _refusal(error, current, record.method)
                 code = status.code(refusal)
                 await _abort(context, code, refusal, current)
             finally:
-                self._end(record, code, started, current)
+                self._end(record, code, refusal, started, current)
 
         return serve
 
     def _begin(self, record: "_Record") -> None:
-        self._running += 1
+        self._running.add(asyncio.current_task())
         record.begin()
 
-    def _check_open(self) -> None:
+    def _check(self, odd: str) -> None:
         if self._draining:
             raise refusals.Draining("this server is shutting down", retry_after_s=1.0)
+        if odd:
+            raise InvalidField(f"metadata[{odd}]", "must be at most 255 printable characters of ASCII")
 
-    def _end(self, record: "_Record", code: grpc.StatusCode, started: float, current: Call) -> None:
-        self._running -= 1
+    def _end(self, record: "_Record", code: grpc.StatusCode, refusal: Refusal | None, started: float, current: Call) -> None:
+        self._running.discard(asyncio.current_task())
         if self._draining and not self._running:
             self._idle.set()
-        record.end(code, started, current)
+        record.end(code, refusal, started, current)
 
 
-def _enter(context: Context, deadline_s: float) -> tuple[Call, float, bool]:
-    """Makes the call known to what it runs; the last value says whether it brought no deadline of its own."""
+def _enter(context: Context, deadline_s: float) -> tuple[Call, float, bool, str]:
+    """Makes the call known to what it runs.
+
+    The third value says whether it brought no deadline of its own, the last names metadata of ours that it got wrong;
+    what is empty counts as not given.
+    """
     started = time.monotonic()
-    identity, request_id = _ANONYMOUS, ""
+    identity, request_id, odd = _ANONYMOUS, "", ""
     for key, value in context.invocation_metadata() or ():
-        if key == call.ACTOR_KEY and isinstance(value, str) and _CLEAN(value):
-            identity = Identity(value)
-        elif key == call.REQUEST_ID_KEY and isinstance(value, str) and _CLEAN(value):
-            request_id = value
+        if value and key in _OURS:
+            if not isinstance(value, str) or not _CLEAN(value):
+                odd = key
+            elif key == call.ACTOR_KEY:
+                identity = Identity(value)
+            else:
+                request_id = value
     left = context.time_remaining()
     current = Call(identity, request_id or fields.new_id(), started + (deadline_s if left is None else left))
     call.enter(current)
-    return current, started, left is None
+    return current, started, left is None, odd
 
 
 class _Record:
@@ -215,7 +246,7 @@ class _Record:
     def begin(self) -> None:
         self._started.inc()
 
-    def end(self, code: grpc.StatusCode, started: float, current: Call) -> None:
+    def end(self, code: grpc.StatusCode, refusal: Refusal | None, started: float, current: Call) -> None:
         seconds = time.monotonic() - started
         self._seconds.observe(seconds)
         if code is grpc.StatusCode.OK:
@@ -225,14 +256,24 @@ class _Record:
                 return
         else:
             self._handled.labels(*self._labels, code.name.title().replace("_", "")).inc()
-        self._logger.info(
-            "call",
-            method=self.method,
-            code=code.name,
-            ms=round(seconds * 1000, 2),
-            actor=current.identity.actor,
-            request_id=current.request_id,
-        )
+        entry: dict[str, object] = {} if refusal is None else _told(refusal)
+        entry |= {
+            "method": self.method,
+            "code": code.name,
+            "ms": round(seconds * 1000, 2),
+            "actor": current.identity.actor,
+            "request_id": current.request_id,
+        }
+        self._logger.info("call", **entry)
+
+
+def _told(refusal: Refusal) -> dict[str, object]:
+    """What the log says of a refusal: its reason, and which field and ids it speaks of. Never content, nor its message."""
+    told: dict[str, object] = {key: value for key, value in refusal.metadata.items() if key.endswith("_id") or key in _WORDS}
+    told["reason"] = Reason.Name(refusal.reason)
+    if isinstance(refusal, InvalidArgument):
+        told["field"] = _WRITTEN_BY_CALLERS.sub("[…]", refusal.field)
+    return told
 
 
 async def _abort(context: Context, code: grpc.StatusCode, refusal: Refusal, current: Call) -> None:
@@ -250,6 +291,11 @@ def _refusal(error: Exception, current: Call, method: str) -> Refusal:
         "defect", error_id=error_id, method=method, request_id=current.request_id, exc_info=error
     )
     return Refusal(f"an error of ours; it is logged under {error_id}", error_id=error_id)
+
+
+def _cut_off() -> Refusal:
+    # Unlike a call that is refused at the door, this one may have done its work or a part of it.
+    return refusals.Draining("this server is shutting down and has cut off the call", retry_after_s=1.0, outcome="UNKNOWN")
 
 
 def _is_infrastructure(method: str) -> bool:

@@ -97,7 +97,7 @@ async def serving(
                 await health.drain()
                 await asyncio.sleep(_NOTICE_S)  # a balancer that watches health may still be sending
                 await edge.drain(listen.drain_s)
-                # Health watches end here, and calls that reached the transport but never us.
+                # Health watches end here, calls that reached the transport but never us, and those that do not let go.
                 await server.stop(_LEFT_S)
 
 
