@@ -70,7 +70,7 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_ETAG_MISMATCH: _Reason.ValueType  # 30
     """ABORTED. The etag is not the current one: somebody else changed the resource. Read again, then decide."""
     REASON_BUSY: _Reason.ValueType  # 31
-    """ABORTED. Others hold the row for too long. Retry as it is; RetryInfo says when."""
+    """ABORTED. Others hold the row for too long, or the same operation is still on its way. Retry as it is; RetryInfo says when."""
     REASON_HISTORY_CHANGED: _Reason.ValueType  # 32
     """ABORTED. The token is of a history that no longer exists (a restored database, an erased or rewritten
     thread). Drop the token and read again.
@@ -90,7 +90,9 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     NOT_STORED (nothing was kept) or UNKNOWN (retry with the same request_id to learn which).
     """
     REASON_PEER_UNAVAILABLE: _Reason.ValueType  # 71
-    """UNAVAILABLE. A service behind this one (metadata["peer"]) does not answer."""
+    """UNAVAILABLE. A service behind this one (metadata["peer"]) does not answer. metadata["outcome"], if there is one, says of a
+    write what REASON_STORE_UNAVAILABLE says.
+    """
     REASON_REVISION_NOT_REACHED: _Reason.ValueType  # 72
     """UNAVAILABLE. This server has not yet seen the asked revision; RetryInfo says when to try again."""
     REASON_DRAINING: _Reason.ValueType  # 73
@@ -148,7 +150,7 @@ REASON_EVENT_REUSED: Reason.ValueType  # 27
 REASON_ETAG_MISMATCH: Reason.ValueType  # 30
 """ABORTED. The etag is not the current one: somebody else changed the resource. Read again, then decide."""
 REASON_BUSY: Reason.ValueType  # 31
-"""ABORTED. Others hold the row for too long. Retry as it is; RetryInfo says when."""
+"""ABORTED. Others hold the row for too long, or the same operation is still on its way. Retry as it is; RetryInfo says when."""
 REASON_HISTORY_CHANGED: Reason.ValueType  # 32
 """ABORTED. The token is of a history that no longer exists (a restored database, an erased or rewritten
 thread). Drop the token and read again.
@@ -168,7 +170,9 @@ REASON_STORE_UNAVAILABLE: Reason.ValueType  # 70
 NOT_STORED (nothing was kept) or UNKNOWN (retry with the same request_id to learn which).
 """
 REASON_PEER_UNAVAILABLE: Reason.ValueType  # 71
-"""UNAVAILABLE. A service behind this one (metadata["peer"]) does not answer."""
+"""UNAVAILABLE. A service behind this one (metadata["peer"]) does not answer. metadata["outcome"], if there is one, says of a
+write what REASON_STORE_UNAVAILABLE says.
+"""
 REASON_REVISION_NOT_REACHED: Reason.ValueType  # 72
 """UNAVAILABLE. This server has not yet seen the asked revision; RetryInfo says when to try again."""
 REASON_DRAINING: Reason.ValueType  # 73

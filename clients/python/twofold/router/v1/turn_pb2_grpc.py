@@ -48,17 +48,23 @@ class TurnServiceServicer:
 
     def Run(self, request, context):
         """Run asks whether the user may use the agent, gives the agent its context, streams its answer, keeps the exchange and
-        counts the usage. The stream is: one Started, any number of Delta, one Completed. Without Completed the turn has failed,
-        the status says why, and nothing was kept unless the reason says otherwise. Once the agent has answered, the exchange is
-        kept even if the caller goes away. A call without a deadline gets one of an hour.
-        A retry with the same operation_id after Completed was missed does not call the agent again if the exchange was kept: it
-        replays the kept answer (Started.replayed). A turn without thread_id is not kept and cannot be replayed.
+        counts the usage. The stream is: one Started, any number of Delta, one Completed. Once the agent has answered, the exchange
+        is kept even if the caller goes away. A call without a deadline gets one of an hour.
+
+        Without Completed the turn has failed and the status says why. Nothing was kept, with two exceptions:
+        ErrorInfo.metadata["outcome"] is UNKNOWN (the agent has answered; whether the exchange is kept is not known), or the call
+        ended without an answer of this service or by its own deadline (cancelled, REASON_DEADLINE, connection lost). In both, the
+        same call with the same operation_id tells: it replays what was kept (Started.replayed), or runs the turn. outcome
+        NOT_STORED: the agent has answered and nothing was kept. A turn without thread_id is not kept and cannot be replayed.
+
         Errors: as RoutingService.Resolve; NOT_FOUND (REASON_CONVERSATION_UNKNOWN: the conversation is deleted or another user's),
-        FAILED_PRECONDITION (REASON_CONVERSATION_DELETED: it was deleted while the agent answered), ALREADY_EXISTS (REASON_REQUEST_REUSED: the operation_id was used for another message of this conversation), UNAVAILABLE
-        (REASON_AGENT_UNREACHABLE: not dialled, nothing was sent; REASON_AGENT_FAILED: the agent answered with an error or hung up;
-        REASON_PEER_UNAVAILABLE: memory or registry do not answer; REASON_STORE_UNAVAILABLE), DEADLINE_EXCEEDED
-        (REASON_AGENT_TIMEOUT: no first token or no end within the agent's limits), RESOURCE_EXHAUSTED (REASON_OVERLOADED: too many
-        turns at once in this process).
+        FAILED_PRECONDITION (REASON_CONVERSATION_DELETED: it was deleted while the agent answered), ALREADY_EXISTS
+        (REASON_REQUEST_REUSED: the operation_id was used for another message of this conversation), ABORTED (REASON_BUSY: this
+        operation is still on its way in this process; RetryInfo says when to ask again), UNAVAILABLE (REASON_AGENT_UNREACHABLE:
+        not dialled, nothing was sent; REASON_AGENT_FAILED: the agent answered with an error, hung up, or said what memory would
+        not keep; REASON_PEER_UNAVAILABLE: memory or registry do not answer; REASON_STORE_UNAVAILABLE), DEADLINE_EXCEEDED
+        (REASON_AGENT_TIMEOUT: no first token or no end within the agent's limits), RESOURCE_EXHAUSTED (REASON_OVERLOADED: too
+        many turns at once in this process).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
