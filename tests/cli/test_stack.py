@@ -1,6 +1,7 @@
 """The stack with services that only say SERVING: what is tested is how it rises, what it gives them, how it falls."""
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -18,7 +19,10 @@ import pytest_asyncio
 from twofold_chassis.start import StartError
 from twofold_cli.embedded import EmbeddedPostgres, EmbeddedRedis, ServiceProcess
 from twofold_cli.embedded.processes import is_alive, until
-from twofold_cli.stack import PORTS, Stack, bare_environment, raise_stack
+from twofold_cli.embedded.server import EmbeddedServer
+from twofold_cli.rooms import PORTS
+from twofold_cli.stack import Stack, bare_environment, raise_stack
+from twofold_cli.watch import DEATHS_MAX, keep_up
 
 VANISH_S = 60.0
 DUMMY = Path(__file__).with_name("dummy_service.py")
@@ -84,16 +88,64 @@ async def test_a_service_drains_when_it_is_told_to_end(stack: Stack) -> None:
     await stack.memory.restart()
 
 
-async def test_only_a_death_that_nobody_asked_for_is_reported(stack: Stack) -> None:
-    report = asyncio.create_task(stack.wait())
-    await stack.redis.kill()
+@contextlib.asynccontextmanager
+async def kept_up(stack: Stack) -> AsyncIterator[tuple[asyncio.Task[None], list[str]]]:
+    """The task that keeps it up, and what a person is told meanwhile."""
+    told: list[str] = []
+    task = asyncio.create_task(keep_up(stack, told.append))
+    await asyncio.sleep(0)
+    try:
+        yield task, told
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def killed(part: EmbeddedServer | ServiceProcess, told: list[str], times: int = 1) -> None:
+    for _ in range(times):
+        lines, pid = len(told), part.pid
+        os.kill(pid, signal.SIGKILL)
+        assert await until(lambda lines=lines: len(told) >= lines + 2, VANISH_S)  # type: ignore[misc]
+        assert part.pid != pid
+
+
+async def test_what_dies_comes_back_where_it_was_and_a_person_is_told(stack: Stack) -> None:
+    async with kept_up(stack) as (task, told):
+        for part in (stack.redis, stack.postgres, stack.registry):
+            port = part.port
+            await killed(part, told)
+            assert part.port == port
+        assert not task.done()
+    for name in ("Redis", "Postgres", "registry"):
+        assert f"{name} was ended by SIGKILL: starting it again" in told
+        assert f"{name} is back" in told
+
+
+async def test_only_a_death_that_nobody_asked_for_is_mended(stack: Stack) -> None:
+    async with kept_up(stack) as (task, told):
+        await stack.redis.kill()
+        await stack.redis.start()
+        await stack.registry.restart()
+        assert not task.done()
+        assert told == []
+
+
+async def test_a_service_that_dies_too_often_ends_the_stack_in_its_own_words(stack: Stack) -> None:
+    async with kept_up(stack) as (task, told):
+        await killed(stack.registry, told, times=DEATHS_MAX)
+        os.kill(stack.registry.pid, signal.SIGKILL)
+        with pytest.raises(StartError, match=r"(?s)^registry was ended by SIGKILL, 4 times.*REGISTRY__PORT"):
+            await task
+    await stack.registry.restart()
+
+
+async def test_without_a_redis_that_dies_too_often_the_stack_goes_on(stack: Stack) -> None:
+    async with kept_up(stack) as (task, told):
+        await killed(stack.redis, told, times=DEATHS_MAX)
+        os.kill(stack.redis.pid, signal.SIGKILL)
+        assert await until(lambda: told[-1].startswith("the stack goes on without Redis"), VANISH_S)
+        assert not task.done()
     await stack.redis.start()
-    await stack.registry.restart()
-    assert not report.done()
-    os.kill(stack.registry.pid, signal.SIGKILL)
-    with pytest.raises(StartError, match=r"(?s)^registry was ended by SIGKILL; its log ends:.*REGISTRY__PORT"):
-        await report
-    await stack.registry.restart()
 
 
 async def test_a_second_stack_on_the_same_folder_is_refused_by_name(stack: Stack, dummies: dict[str, str]) -> None:

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Coroutine, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="twofold", description="The platform layer of an AI-agent cloud.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('twofold-services')}")
     commands = parser.add_subparsers(dest="command", required=True)
 
     up = commands.add_parser("up", help="run the stack: Postgres, Redis and the three services")
@@ -68,8 +70,7 @@ async def _up(chosen: argparse.Namespace, console: Console) -> int:
 
     if chosen.ephemeral and chosen.folder:
         raise StartError("--ephemeral makes a folder of its own: leave --folder out")
-    await up(console, folder=chosen.folder, ephemeral=chosen.ephemeral)
-    return 0
+    return await up(console, folder=chosen.folder, ephemeral=chosen.ephemeral)
 
 
 async def _demo(chosen: argparse.Namespace, console: Console) -> int:
@@ -83,8 +84,8 @@ async def _demo(chosen: argparse.Namespace, console: Console) -> int:
 
 
 async def _migrate(console: Console) -> int:
+    from twofold_cli.environment import person_environment
     from twofold_cli.migrate import migrate_all
-    from twofold_cli.stack import person_environment
 
     await migrate_all(person_environment())
     console.print("schemas are up to date")

@@ -2,57 +2,57 @@
 
 import asyncio
 import os
-import shutil
-import signal
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from dotenv import dotenv_values
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 
+from twofold_chassis.settings import RedisSettings
 from twofold_chassis.start import StartError
 from twofold_cli.embedded import EmbeddedPostgres, EmbeddedRedis, ServiceProcess
-from twofold_cli.embedded.child import server_account
-from twofold_cli.embedded.folder import ASIDE, make_folder, may_enter, reserve, sign
 from twofold_cli.embedded.server import EmbeddedServer
+from twofold_cli.environment import bare_environment, person_environment, settled
 from twofold_cli.migrate import migrate_all
+from twofold_cli.rooms import Rooms, places_of, rooms_of
+from twofold_cli.stack_folder import FOLDER, ephemeral_folder, hold, ready_folder
 
-FOLDER = Path(".twofold")
-# Where people expect them; others are taken where these are not free.
-PORTS = {"registry": (50051, 9101), "memory": (50052, 9102), "router": (50053, 9103)}
 PEERS = {"ROUTER__REGISTRY_TARGET": "registry", "ROUTER__MEMORY_TARGET": "memory"}
+# A service that takes longer to end has calls under way.
+_QUIET_S = 1.0
+_PING_S = 2.0
 
-
-def person_environment() -> dict[str, str]:
-    """What the services would read by themselves: `.env` here, and the environment, which wins."""
-    written = {name: value for name, value in dotenv_values(".env").items() if value is not None}
-    return written | dict(os.environ)
-
-
-def bare_environment() -> dict[str, str]:
-    """The environment without any of our settings, all of which have two underscores: for tests."""
-    return {name: value for name, value in os.environ.items() if "__" not in name}
+Say = Callable[[str], None]
 
 
 class Stack:
     """A stack that is up. `environment` is what its services were started with, and what a client needs."""
 
-    def __init__(self, folder: Path, named: Mapping[str, str], *, usual_ports: bool, cwd: Path | None) -> None:
+    def __init__(
+        self, folder: Path, named: Mapping[str, str], rooms: Rooms, *, lock: int, ephemeral: bool, cwd: Path | None
+    ) -> None:
         self.folder = folder
         self._named = dict(named)
         # A server that the environment names is used, and is not ours to start, kill or stop.
-        self._postgres = None if named.get("DATABASE__URL") else EmbeddedPostgres(folder / "postgres")
-        self._redis = None if named.get("REDIS__HOST") else EmbeddedRedis(folder / "redis")
-        self.registry = self._service("registry", usual_ports, cwd)
-        self.memory = self._service("memory", usual_ports, cwd)
-        self.router = self._service("router", usual_ports, cwd)
-
-    def _service(self, name: str, usual_ports: bool, cwd: Path | None) -> ServiceProcess:
-        port, metrics_port = PORTS[name] if usual_ports else (None, None)
-        log = self.folder / "logs" / f"{name}.log"
-        return ServiceProcess(name, log, lambda: self.environment, port=port, metrics_port=metrics_port, folder=cwd)
+        self._postgres = None if "DATABASE__URL" in named else EmbeddedPostgres(folder / "postgres")
+        self._redis = None if "REDIS__HOST" in named else EmbeddedRedis(folder / "redis")
+        places = places_of(rooms, ephemeral=ephemeral)
+        self.registry, self.memory, self.router = (
+            ServiceProcess(
+                name,
+                folder / "logs" / f"{name}.log",
+                lambda: self.environment,
+                place=places[name],
+                folder=cwd,
+                held=[lock],
+                drain_s=rooms.drain_s(name),
+            )
+            for name in ("registry", "memory", "router")
+        )
 
     @property
     def postgres(self) -> EmbeddedPostgres:
@@ -82,8 +82,8 @@ class Stack:
 
     @property
     def notes(self) -> list[str]:
-        """What a person should know about where data and programs are; empty in the usual case."""
-        return [note for server in self.servers for note in server.notes]
+        """What a person should know about where data, programs and ports are; empty in the usual case."""
+        return [note for part in self.parts for note in part.notes]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -101,18 +101,6 @@ class Stack:
         targets = {service.name: service.target for service in self.services}
         return environment | {setting: targets[peer] for setting, peer in PEERS.items()}
 
-    async def wait(self) -> None:
-        """Until something ends that nobody told to: StartError naming it, with the last lines of its log."""
-        deaths = {asyncio.create_task(part.died()): part for part in self.parts}
-        try:
-            done, _ = await asyncio.wait(deaths, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in deaths:
-                task.cancel()
-        first = next(iter(done))
-        part = deaths[first]
-        raise StartError(f"{part.name} {_end_of(first.result())}; its log ends:\n{part.child.log.tail()}")
-
 
 @asynccontextmanager
 async def raise_stack(
@@ -121,68 +109,78 @@ async def raise_stack(
     ephemeral: bool = False,
     settings: Mapping[str, str] | None = None,
     environment: Mapping[str, str] | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    say: Say = lambda _: None,
+    warn: Say = lambda _: None,
 ) -> AsyncIterator[Stack]:
     """Up and SERVING inside the block, gone after it; what fails is a StartError, and nothing is left behind.
 
     `ephemeral`: a folder of its own that is removed at the end, and free ports only. `settings` are given to
     the services besides. `environment` stands for the person's environment and `.env`, of which it then sees
-    nothing. `say` is told each step. To be used from the main thread (see `Child`).
+    nothing. `say` is told each step, `warn` what a person should not miss. To be used from the main thread
+    (see `Child`).
     """
     if ephemeral and folder is not None:
         raise ValueError("an ephemeral stack makes its own folder")
-    named = dict(person_environment() if environment is None else environment) | dict(settings or {})
+    named = settled(person_environment() if environment is None else environment) | dict(settings or {})
+    rooms = rooms_of(named)
     async with AsyncExitStack() as undo:
-        place = _ephemeral_folder(undo) if ephemeral else _folder(folder or FOLDER)
-        await _hold(place, undo)
+        place = ephemeral_folder(undo) if ephemeral else ready_folder(folder or FOLDER)
+        lock = await hold(place, undo, drain_s=max(map(rooms.drain_s, rooms.services)), warn=warn)
         cwd = None if environment is None else place
-        stack = Stack(place, named, usual_ports=not ephemeral, cwd=cwd)
+        stack = Stack(place, named, rooms, lock=lock, ephemeral=ephemeral, cwd=cwd)
+        if "REDIS__HOST" in named:
+            await _warn_without_redis(rooms.redis, warn)
         await _start_servers(stack, undo, say)
         await migrate_all(stack.environment)
         say("schemas are up to date")
-        await _start_services(stack, undo, say)
+        await _start_services(stack, undo, say, warn)
         yield stack
 
 
-def _folder(folder: Path) -> Path:
-    folder = folder.absolute()
-    # The servers' account must be able to pass through, but not to look around.
-    make_folder(folder, 0o700 if server_account() is None else 0o711)
-    return folder
+async def _warn_without_redis(redis: RedisSettings, warn: Say) -> None:
+    client = Redis(
+        host=redis.host,
+        port=redis.port,
+        username=redis.username,
+        password=redis.password.get_secret_value() if redis.password else None,
+        db=redis.db,
+        ssl=redis.tls,
+        socket_timeout=_PING_S,
+        socket_connect_timeout=_PING_S,
+        retry=Retry(NoBackoff(), 0),
+    )
+    async with client:
+        try:
+            await client.ping()
+        except (RedisError, OSError) as error:
+            where = f"the Redis that REDIS__HOST names ({redis.host}:{redis.port})"
+            warn(f"{where} cannot be used: {error} The services run without it, slower, until it answers.")
 
 
-def _ephemeral_folder(undo: AsyncExitStack) -> Path:
-    path = _folder(Path(tempfile.mkdtemp(prefix="twofold-")))
-    if not may_enter(server_account(), path):
-        path.rmdir()
-        path = _folder(Path(tempfile.mkdtemp(prefix="twofold-", dir=ASIDE)))
-    undo.callback(shutil.rmtree, path)
-    return path
-
-
-async def _hold(folder: Path, undo: AsyncExitStack) -> None:
-    """One stack per folder."""
-    lock = await reserve(folder, "another stack")
-    undo.callback(os.close, lock)
-    sign(lock, os.getpid())
-    make_folder(folder / "logs", 0o700)
-
-
-async def _start_servers(stack: Stack, undo: AsyncExitStack, say: Callable[[str], None]) -> None:
+async def _start_servers(stack: Stack, undo: AsyncExitStack, say: Say) -> None:
     for server in stack.servers:
         undo.push_async_callback(server.stop)
         await server.start()
         say(f"{server.name} is up on {server.host}:{server.port}")
 
 
-async def _start_services(stack: Stack, undo: AsyncExitStack, say: Callable[[str], None]) -> None:
+async def _start_services(stack: Stack, undo: AsyncExitStack, say: Say, warn: Say) -> None:
     for service in stack.services:
-        undo.push_async_callback(service.terminate)
+        undo.push_async_callback(_drained, service, warn)
     # The router last: it calls the other two.
     await _all_started(stack.registry, stack.memory)
     await _all_started(stack.router)
     for service in stack.services:
         say(f"{service.name} is serving on {service.target}")
+
+
+async def _drained(service: ServiceProcess, warn: Say) -> None:
+    ending = asyncio.create_task(service.terminate())
+    if not (await asyncio.wait({ending}, timeout=_QUIET_S))[0]:
+        warn(f"waiting for {service.name}, which has calls under way: up to {service.drain_s:g} s")
+    await ending
+    if service.cut:
+        warn(f"{service.name} had to be killed: calls under way in it were cut")
 
 
 async def _all_started(*services: ServiceProcess) -> None:
@@ -199,7 +197,4 @@ def _module_path(environment: Mapping[str, str]) -> str:
     return os.pathsep.join(dict.fromkeys(os.path.abspath(entry) for entry in [*given, *sys.path] if entry))
 
 
-def _end_of(code: int) -> str:
-    if code < 0:
-        return f"was ended by {signal.Signals(-code).name}"
-    return f"ended with exit code {code}"
+__all__ = ["FOLDER", "PEERS", "Stack", "bare_environment", "person_environment", "raise_stack"]

@@ -11,7 +11,7 @@ import aiohttp
 
 from twofold_chassis.start import StartError
 from twofold_cli.embedded.child import Child
-from twofold_cli.embedded.folder import LOOPBACK, free_port
+from twofold_cli.embedded.ports import LOOPBACK, free_port
 from twofold_cli.stack import Stack
 
 _START_S = 10.0

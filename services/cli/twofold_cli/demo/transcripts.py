@@ -97,6 +97,8 @@ def source_of(message: message_pb2.Message) -> dict[str, Any]:
 def _transcript(number: int, line: str) -> Transcript:
     try:
         value = json.loads(line)
+        if not isinstance(value, dict):
+            raise ValueError("a conversation must be an object with thread_id and messages")
         transcript = Transcript(value["thread_id"], value["messages"])
         for _ in transcript.turns():
             pass

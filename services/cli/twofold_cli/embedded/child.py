@@ -178,12 +178,14 @@ class Child:
         if self.running:
             send(self.pid, number)
 
-    async def end(self, *steps: tuple[Signals, float]) -> None:
-        """Each signal in turn with the seconds it is given, SIGKILL in the end; then it is gone."""
+    async def end(self, *steps: tuple[Signals, float]) -> int | None:
+        """Each signal in turn with the seconds it is given, SIGKILL in the end; then it is gone: its return code."""
         self._ending = True
         for number, within_s in steps:
             self.signal(number)
             if await self.ended(within_s):
-                return
-        self.signal(SIGKILL)
-        await self.ended(KILL_WAIT_S)
+                break
+        else:
+            self.signal(SIGKILL)
+            await self.ended(KILL_WAIT_S)
+        return None if self._process is None else self._process.returncode

@@ -1,15 +1,12 @@
-"""Where an embedded server keeps its data, its log and what must survive a restart; and free ports."""
+"""Where an embedded server keeps its data, its log and what must survive a restart."""
 
 import contextlib
 import fcntl
 import hashlib
 import json
 import os
-import random
 import shutil
-import socket
 import stat
-from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -17,43 +14,10 @@ from twofold_chassis.start import StartError
 from twofold_cli.embedded.child import Account, answer_of
 from twofold_cli.embedded.processes import until
 
-LOOPBACK = "127.0.0.1"
 # Reachable by every account, and unlike /tmp it survives a reboot.
 ASIDE = Path("/var/tmp")
 DYING_S = 2.0
-PORTS = (15_000, 30_000)
-PORT_TRIES = 200
 PID_BYTES = 20
-# Ports are asked for some time before they are used: none is given to two.
-_GIVEN: deque[int] = deque(maxlen=1000)
-
-
-def is_free(port: int) -> bool:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # The servers set it too: without it, connections that just ended would count as "taken".
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError:
-            return False
-    return True
-
-
-def free_port(preferred: int | None = None) -> int:
-    """The preferred one if nobody listens there. It may be taken before it is used: be ready to ask again.
-
-    Others are below the range out of which the kernel serves outgoing connections. Out of that range, while a
-    server is down, somebody's connection could take its port; even a client that tries to reach it can, by
-    connecting to itself.
-    """
-    if preferred is not None and is_free(preferred):
-        return preferred
-    for _ in range(PORT_TRIES):
-        port = random.randrange(*PORTS)
-        if port not in _GIVEN and is_free(port):
-            _GIVEN.append(port)
-            return port
-    raise StartError(f"no free port found between {PORTS[0]} and {PORTS[1]} on {LOOPBACK}")
 
 
 def _locked(lock: int) -> bool:
@@ -64,12 +28,25 @@ def _locked(lock: int) -> bool:
     return True
 
 
+def opened_lock(path: Path) -> int:
+    """The file of a lock, made if need be; not yet held."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise StartError(f"{path} cannot be used: {error.strerror or error}") from error
+
+
+async def held_within(lock: int, within_s: float) -> bool:
+    """Whether the lock came to be ours in time."""
+    return await until(lambda: _locked(lock), within_s)
+
+
 async def reserve(folder: Path, what: str) -> int:
     """The lock of the folder, as a file descriptor; StartError naming who holds it."""
-    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    if await until(lambda: _locked(lock), DYING_S):
+    lock = opened_lock(folder / "lock")
+    if await held_within(lock, DYING_S):
         return lock
-    pid = os.pread(lock, PID_BYTES, 0).decode().strip() or "?"
+    pid = signed(lock) or "?"
     os.close(lock)
     raise StartError(f"{what} (process {pid}) is already running on the folder {folder}")
 
@@ -77,6 +54,12 @@ async def reserve(folder: Path, what: str) -> int:
 def sign(lock: int, pid: int) -> None:
     """Says who holds the lock, for those who meet it."""
     os.pwrite(lock, str(pid).ljust(PID_BYTES).encode(), 0)
+
+
+def signed(lock: int) -> int | None:
+    """Who held it last."""
+    text = os.pread(lock, PID_BYTES, 0).decode(errors="replace").strip()
+    return int(text) if text.isdecimal() else None
 
 
 def make_folder(path: Path, mode: int) -> None:

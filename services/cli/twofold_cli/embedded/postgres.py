@@ -11,7 +11,7 @@ from twofold_chassis.start import StartError
 from twofold_cli.embedded import cluster
 from twofold_cli.embedded.binaries import Binaries, find_postgres
 from twofold_cli.embedded.child import send
-from twofold_cli.embedded.folder import LOOPBACK
+from twofold_cli.embedded.ports import LOOPBACK
 from twofold_cli.embedded.processes import children_of, is_alive, until
 from twofold_cli.embedded.server import EmbeddedServer
 
@@ -151,7 +151,10 @@ class EmbeddedPostgres(EmbeddedServer):
         state = self.folder.read_state()
         if not state:
             if self.folder.data.exists():
-                raise StartError(f"the passwords (state.json) of the Postgres in {self.folder.path} are lost")
+                raise StartError(
+                    f"the passwords (state.json) of the Postgres in {self.folder.path} are lost: "
+                    "put that file back, or move the folder away to begin with an empty database"
+                )
             state = {"passwords": {role: secrets.token_hex(24) for role in (SUPERUSER, OWNER, APPLICATION)}}
             self.folder.write_state(state)
         return state

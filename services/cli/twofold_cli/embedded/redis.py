@@ -12,13 +12,14 @@ from redis.exceptions import RedisError
 from twofold_cli.embedded.binaries import Binaries, find_redis
 from twofold_cli.embedded.server import EmbeddedServer
 
-# The password stands here and not among the arguments, where everybody on the machine could read it.
+# The password stands here and not among the arguments, where everybody on the machine could read it. It runs in its
+# data folder, whose name may hold anything: here it would have to be quoted.
 CONFIGURATION = """\
 bind {host}
 port {port}
 protected-mode yes
 requirepass {password}
-dir "{data}"
+dir ./
 save ""
 appendonly yes
 appendfsync everysec
@@ -52,8 +53,7 @@ class EmbeddedRedis(EmbeddedServer):
         self.folder.make_data()
 
     def _argv(self, binaries: Binaries, port: int) -> list[str]:
-        data = self.folder.data
-        text = CONFIGURATION.format(host=self.host, port=port, password=self.password, data=data)
+        text = CONFIGURATION.format(host=self.host, port=port, password=self.password)
         path = self.folder.write_secret("redis.conf", text)
         self.folder.give(path)
         return [binaries.server, str(path)]

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 from twofold_chassis.start import StartError
 from twofold_cli.embedded.binaries import Binaries, runnable
 from twofold_cli.embedded.child import Child, server_account
-from twofold_cli.embedded.folder import LOOPBACK, ServerFolder, free_port, is_free, sign
+from twofold_cli.embedded.folder import ServerFolder, sign
+from twofold_cli.embedded.ports import LOOPBACK, free_port, is_free
 
 PORT_ATTEMPTS = 3
 POLL_S = 0.02

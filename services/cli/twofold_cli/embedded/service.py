@@ -2,22 +2,22 @@
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from signal import SIGCONT, SIGSTOP, SIGTERM
+from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM
 
 import grpc
 from grpc_health.v1 import health_pb2
 
 from twofold_chassis.start import StartError
 from twofold_cli.embedded.child import Child
-from twofold_cli.embedded.folder import LOOPBACK, free_port, is_free
+from twofold_cli.embedded.ports import ANYWHERE, Place, is_free
 
 PORT_ATTEMPTS = 3
 POLL_S = 0.05
 CHECK_S = 2.0
-# Above the ten seconds a service gives running calls by default.
-DRAIN_S = 15.0
+# A service that is just starting has no calls under way.
+END_S = 15.0
 SERVING = health_pb2.HealthCheckResponse.SERVING
 # A service that is just starting refuses connections: ask again soon, not after the usual second.
 CHANNEL = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 100)]
@@ -26,6 +26,7 @@ CHANNEL = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_back
 class ServiceProcess:
     """`environment` is asked at every start, so it may speak of ports that were chosen meanwhile.
 
+    `drain_s` is how long its end may take. `held` are file descriptors it inherits (see `Child.start`).
     Use it from the main thread and from one event loop (see `Child`).
     """
 
@@ -35,22 +36,43 @@ class ServiceProcess:
         log: Path,
         environment: Callable[[], Mapping[str, str]],
         *,
-        port: int | None = None,
-        metrics_port: int | None = None,
+        place: Place = ANYWHERE,
         folder: Path | None = None,
+        held: Sequence[int] = (),
         start_s: float = 20.0,
+        drain_s: float = END_S,
     ) -> None:
         self.name = name
-        self.port = free_port(port)
-        self.metrics_port = free_port(metrics_port)
+        self.place = place
+        self.drain_s = drain_s
+        # Whether its end had to be forced, so that calls were cut.
+        self.cut = False
+        self._choose_ports()
         self.child = Child(name, log, death_signal=SIGTERM)
         self._environment = environment
         self._folder = folder
+        self._held = held
         self._start_s = start_s
 
     @property
     def target(self) -> str:
-        return f"{LOOPBACK}:{self.port}"
+        """Where others on this machine find it."""
+        return f"{self.place.reached}:{self.port}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://{self.place.reached}:{self.metrics_port}/metrics"
+
+    @property
+    def notes(self) -> list[str]:
+        """Which usual ports were taken, and what it has instead."""
+        wanted = self.place.port.port, self.place.metrics_port.port
+        notes = []
+        if wanted[0] not in (None, self.port):
+            notes.append(f"{wanted[0]} is taken: {self.name} is on {self.port}")
+        if wanted[1] not in (None, self.metrics_port):
+            notes.append(f"{wanted[1]} is taken: the metrics of {self.name} are on {self.metrics_port}")
+        return notes
 
     @property
     def pid(self) -> int:
@@ -65,10 +87,9 @@ class ServiceProcess:
         for _ in range(PORT_ATTEMPTS):
             if await self._started():
                 return
-            lost_a_port = not self.running and not (is_free(self.port) and is_free(self.metrics_port))
-            if not lost_a_port:
+            if self.running or self._ports_are_free():
                 break
-            self.port, self.metrics_port = free_port(self.port), free_port(self.metrics_port)
+            self._choose_ports()
         await self._fail()
 
     async def restart(self) -> None:
@@ -81,7 +102,7 @@ class ServiceProcess:
         """SIGTERM, upon which it drains; SIGKILL if it takes too long."""
         if self.running:
             self.resume()
-            await self.child.end((SIGTERM, DRAIN_S))
+            self.cut = await self.child.end((SIGTERM, self.drain_s)) == -SIGKILL
 
     async def kill(self) -> None:
         """kill -9, as in a crash."""
@@ -98,9 +119,16 @@ class ServiceProcess:
         """Returns once it has ended without being told to."""
         return await self.child.died()
 
+    def _choose_ports(self) -> None:
+        host = self.place.host
+        self.port, self.metrics_port = self.place.port.granted(host), self.place.metrics_port.granted(host)
+
+    def _ports_are_free(self) -> bool:
+        return is_free(self.port, self.place.host) and is_free(self.metrics_port, self.place.host)
+
     async def _started(self) -> bool:
         argv = [sys.executable, "-m", f"twofold_{self.name}"]
-        await self.child.start(argv, env=self._environment(), folder=self._folder)
+        await self.child.start(argv, env=self._environment(), folder=self._folder, held=self._held)
         return await self._serving()
 
     async def _serving(self) -> bool:
@@ -115,7 +143,7 @@ class ServiceProcess:
 
     async def _fail(self) -> None:
         why = f"did not serve within {self._start_s:g} s" if self.running else "ended while it was starting"
-        await self.child.end((SIGTERM, DRAIN_S))
+        await self.child.end((SIGTERM, END_S))
         raise StartError(f"{self.name} {why}; its log {self.child.log.path} ends:\n{self.child.log.tail()}")
 
 
