@@ -191,11 +191,14 @@ async def test_health_says_whether_the_service_can_do_its_job(service: Service) 
             assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-async def test_a_taken_port_ends_the_start_with_one_sentence(service: Service) -> None:
+async def test_a_taken_port_ends_the_start_with_one_sentence_and_nothing_else(
+    service: Service, capfd: pytest.CaptureFixture[str]
+) -> None:
     async with running(service, metrics_port=0) as (server, _):
         with pytest.raises(StartError, match=f"cannot listen on 127.0.0.1:{server.port}"):
             async with running(Service(), port=server.port):
                 pass
+        assert capfd.readouterr().err == "", "gRPC's core speaks for itself"
         with pytest.raises(StartError, match="cannot serve metrics"):
             async with running(Service(), metrics_port=server.metrics_port):
                 pass

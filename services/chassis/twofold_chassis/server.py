@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -113,6 +114,8 @@ def main(kind: type[Settings], app: Callable[[Settings], AbstractAsyncContextMan
     except StartError as error:
         print(f"twofold-{service}: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+    except KeyboardInterrupt:  # before the signals were ours
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 async def _serve(settings: Settings, app: Callable[[Settings], AbstractAsyncContextManager[Running]], service: str) -> None:
@@ -143,9 +146,12 @@ def _options(listen: ListenSettings) -> list[tuple[str, int]]:
 
 def _bind(server: grpc.aio.Server, listen: ListenSettings) -> int:
     address = f"{listen.host}:{listen.port}"
+    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
     try:
+        # We try before gRPC's core does, which would write to stderr, in its own form, what it finds wrong.
+        socket.create_server((listen.host.strip("[]"), listen.port), family=family).close()
         port = server.add_insecure_port(address)
-    except RuntimeError:
+    except (OSError, RuntimeError):
         port = 0
     if port == 0:
         raise StartError(f"cannot listen on {address}: the port is taken or the address is not of this machine")
