@@ -1,9 +1,57 @@
 """Settings: a wrong one is named, and none is repeated."""
 
+from pathlib import Path
+
 import pytest
 
-from twofold_chassis.settings import DatabaseSettings, ServiceSettings, load
+from twofold_chassis.settings import DatabaseSettings, ListenSettings, ServiceSettings, load
 from twofold_chassis.start import StartError
+
+
+class Room(ListenSettings):
+    names: tuple[str, ...] = ()
+
+
+class Some(ServiceSettings):
+    database: DatabaseSettings
+    room: Room = Room()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DATABASE__URL", raising=False)
+
+
+def refused() -> str:
+    with pytest.raises(StartError) as told:
+        load(Some)
+    return str(told.value)
+
+
+def test_of_a_group_that_is_missing_the_settings_are_named_that_it_needs() -> None:
+    assert refused() == "wrong settings: DATABASE__URL: Field required"
+
+
+def test_a_setting_that_is_missing_in_its_group_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE__MIGRATE", "no")
+    assert refused() == "wrong settings: DATABASE__URL: Field required"
+
+
+def test_a_list_that_is_not_json_is_named_wherever_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE__URL", "postgresql://app:s3cret@host/db")
+    monkeypatch.setenv("ROOM__NAMES", "s3cret")
+    assert refused() == "wrong settings: ROOM__NAMES: must be written as JSON"
+    monkeypatch.setenv("ROOM__NAMES", '["a"]')
+    Path(".env").write_text("ROOM__NAMES=s3cret\nROOM__PORT=1\nOTHER=x\nLOG=s3cret\n")
+    assert refused() == "wrong settings: LOG: must be written as JSON; ROOM__NAMES: must be written as JSON"
+    Path(".env").write_text("ROOM__PORT=1\n")
+    assert load(Some).room.names == ("a",)
+
+
+def test_a_file_that_is_not_utf_8_is_named() -> None:
+    Path(".env").write_bytes("DATABASE__URL=postgresql://app:s3crét@host/db".encode("latin-1"))
+    assert refused() == "wrong settings: the file .env is not UTF-8"
 
 
 @pytest.mark.parametrize(
@@ -17,9 +65,6 @@ from twofold_chassis.start import StartError
     ],
 )
 def test_a_wrong_url_is_refused_without_a_word_of_it(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    class Some(ServiceSettings):
-        database: DatabaseSettings
-
     monkeypatch.setenv("DATABASE__URL", url)
     with pytest.raises(StartError, match="DATABASE__URL") as told:
         load(Some)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict, SettingsError
 
 from twofold_chassis.start import StartError
 
@@ -120,11 +120,40 @@ def load(kind: type[Settings]) -> Settings:
     try:
         return kind()
     except ValidationError as error:
-        problems = "; ".join(f"{_name(item['loc'])}: {item['msg']}" for item in error.errors(include_input=False))
-    except SettingsError as error:
-        problems = str(error)
-    raise StartError(f"wrong settings: {problems}") from None
+        problems = [
+            f"{name}: {item['msg']}"
+            for item in error.errors(include_input=False)
+            for name in (_missing(kind, item["loc"]) if item["type"] == "missing" else [_name(item["loc"])])
+        ]
+    except SettingsError:
+        problems = [f"{name}: must be written as JSON" for name in _not_json(kind)]
+    except UnicodeDecodeError:
+        problems = [f"the file {kind.model_config['env_file']} is not UTF-8"]
+    except OSError as error:
+        problems = [f"the file {error.filename} cannot be read: {error.strerror}"]
+    raise StartError(f"wrong settings: {'; '.join(problems)}") from None
 
 
 def _name(location: tuple[int | str, ...]) -> str:
     return "__".join(str(step).upper() for step in location)
+
+
+def _missing(kind: type[ServiceSettings], location: tuple[int | str, ...]) -> list[str]:
+    """The settings to set where one is missing: of a whole group, those in it that are required."""
+    group = kind.model_fields[str(location[0])].annotation
+    if len(location) > 1 or not isinstance(group, type) or not issubclass(group, Group):
+        return [_name(location)]
+    return [_name((*location, name)) for name, field in group.model_fields.items() if field.is_required()]
+
+
+def _not_json(kind: type[ServiceSettings]) -> list[str]:
+    """The variables that must hold JSON and do not. The library names their group only, so each is read alone."""
+    names = set()
+    for source in (EnvSettingsSource(kind), DotEnvSettingsSource(kind)):
+        for name, value in source.env_vars.items():
+            source.env_vars = {name: value}
+            try:
+                source()
+            except SettingsError:
+                names.add(name.upper())
+    return sorted(names)
