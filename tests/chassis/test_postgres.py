@@ -1,13 +1,18 @@
 """Postgres for a room: what a driver error becomes, and that nothing of a failed call stays behind."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 
-from twofold_chassis import postgres
+import twofold_memory
+from twofold_chassis import migrations, postgres
 from twofold_chassis.refusals import Busy, Overloaded, RequestReused, StoreUnavailable
 from twofold_chassis.requests import Attempt, Requests
 from twofold_chassis.settings import DatabaseSettings
@@ -151,13 +156,59 @@ async def test_what_ends_in_an_error_or_a_cancellation_is_rolled_back(pool: "Poo
         assert not connection.is_in_transaction()
 
 
-@pytest.mark.parametrize("url", ["postgresql://nobody:wrong@127.0.0.1:1/none", "postgresql://nobody@nowhere.invalid/none"])
-async def test_a_database_that_cannot_be_reached_ends_the_start_with_one_sentence(url: str) -> None:
-    with pytest.raises(StartError) as told:
-        await postgres.open_pool(DatabaseSettings(url=SecretStr(url), connect_timeout_s=1), name="test")
-    assert "DATABASE__URL" in str(told.value)
-    assert "wrong" not in str(told.value)
-    assert "\n" not in str(told.value)
+async def migrate(settings: DatabaseSettings) -> None:
+    await migrations.upgrade(settings, schema="room", folder=Path(__file__).parent)
+
+
+async def open_pool(settings: DatabaseSettings) -> None:
+    await postgres.open_pool(settings, name="test")
+
+
+@pytest.mark.parametrize("connect", [open_pool, migrate])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"port": 1}, "nothing listens at its host and port"),
+        ({"host": "nowhere.invalid"}, "its host is not known"),
+        ({"password": "s3cret"}, "it refuses the user, the password or this host"),
+        ({"database": "/nothing"}, "it has no such database"),
+    ],
+)
+async def test_a_database_that_cannot_be_reached_ends_the_start_with_one_sentence(
+    chassis_urls: DatabaseUrls, connect: Callable[[DatabaseSettings], Awaitable[None]], change: dict[str, Any], told: str
+) -> None:
+    parts = urlsplit(chassis_urls.owner)
+    given = {
+        "user": parts.username,
+        "password": parts.password,
+        "host": parts.hostname,
+        "port": parts.port,
+        "database": parts.path,
+    } | change
+    url = "postgresql://{user}:{password}@{host}:{port}{database}".format(**given)
+    with pytest.raises(StartError) as error:
+        await connect(DatabaseSettings(url=SecretStr(url), connect_timeout_s=5))
+    assert str(error.value) == f"cannot reach Postgres (DATABASE__URL): {told}"
+
+
+async def test_what_the_owner_may_not_do_ends_a_migration_in_the_words_of_postgres(own_postgres: EmbeddedPostgres) -> None:
+    settings = DatabaseSettings(url=SecretStr(own_postgres.app_url))
+    with pytest.raises(StartError) as error:
+        await migrations.upgrade(settings, schema="memory", folder=Path(twofold_memory.__file__).parent / "migrations")
+    assert str(error.value).startswith(
+        "cannot migrate the schema memory (DATABASE__URL): InsufficientPrivilegeError: permission denied for database"
+    )
+
+
+async def test_a_postgres_that_is_too_old_ends_the_start_and_is_not_migrated(
+    chassis_urls: DatabaseUrls, pool: "Pool[Any]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "_VERSION_MIN", 99)
+    with pytest.raises(StartError, match=r"Postgres \d+ is too old \(DATABASE__URL\): 99 or newer is needed"):
+        await postgres.require(pool, "SELECT 1", schema="room")
+    settings = DatabaseSettings(url=SecretStr(chassis_urls.app), migrate_url=SecretStr(chassis_urls.owner))
+    with pytest.raises(StartError, match=r"Postgres \d+ is too old \(DATABASE__MIGRATE_URL\): 99 or newer is needed"):
+        await migrate(settings)
 
 
 def attempt(request_id: str | None, *, rpc: str = "Change", body: bytes = b"body") -> Attempt:
@@ -222,7 +273,9 @@ async def test_without_a_request_id_each_call_makes_its_change_and_old_answers_a
     assert calls == 5
 
 
-async def test_a_pool_that_is_all_in_use_is_no_sign_of_death_and_silence_is(own_postgres: EmbeddedPostgres) -> None:
+async def test_a_pool_that_is_all_in_use_is_no_sign_of_death_and_silence_is_and_is_told_once(
+    own_postgres: EmbeddedPostgres,
+) -> None:
     settings = DatabaseSettings(url=SecretStr(own_postgres.superuser_url), pool_size_max=2)
     pool = await postgres.open_pool(settings, name="test")
     pulse, late = postgres.Pulse(pool, "SELECT 1"), postgres.Pulse(pool, "SELECT 1")
@@ -231,8 +284,18 @@ async def test_a_pool_that_is_all_in_use_is_no_sign_of_death_and_silence_is(own_
         assert await pulse.beats()
         assert await late.beats(), "all in use: those who hold them are being served"
     own_postgres.pause()
-    assert not await pulse.beats()
-    own_postgres.resume()
+    with capture_logs() as logs:
+        assert not await pulse.beats()
+        assert not await pulse.beats()
+        own_postgres.resume()
+        async with asyncio.timeout(30):
+            while not await pulse.beats():  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        assert await pulse.beats()
+    assert [(entry["event"], entry.get("error")) for entry in logs] == [
+        ("postgres is away", "TimeoutError"),
+        ("postgres is back", None),
+    ]
     await pulse.close()
     await late.close()
     await postgres.close_pool(pool)

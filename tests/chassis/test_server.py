@@ -214,7 +214,14 @@ async def test_a_taken_port_ends_the_start_with_one_sentence_and_nothing_else(
         ({"DATABASE__URL": "mysql://u:hush@h/db"}, "DATABASE__URL"),
         ({"DATABASE__URL": "postgresql://u:hush@127.0.0.1:1/db", "MEMORY__PORT": "hush"}, "MEMORY__PORT"),
         ({"DATABASE__URL": "postgresql://u:hush@127.0.0.1:1/db", "REDIS__BUDGETMS": "hush"}, "REDIS__BUDGETMS"),
-        ({"DATABASE__URL": "postgresql://u:hush@127.0.0.1:1/db"}, "MIGRATE_URL"),
+        ({"DATABASE__URL": "postgresql://u:hush@127.0.0.1:1/db"}, "cannot reach Postgres (DATABASE__URL): nothing listens"),
+        (
+            {
+                "DATABASE__URL": "postgresql://u@127.0.0.1:1/db",
+                "DATABASE__MIGRATE_URL": "postgresql://u:hush@127.0.0.1:1/db",
+            },
+            "cannot reach Postgres (DATABASE__MIGRATE_URL): nothing listens",
+        ),
         ({"DATABASE__URL": "postgresql://u:hush@127.0.0.1:1/db", "DATABASE__MIGRATE": "no"}, "DATABASE__URL"),
     ],
 )

@@ -12,10 +12,10 @@ import asyncpg
 from alembic import context, op
 from alembic.config import Config
 from sqlalchemy import Connection, pool, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from twofold_chassis.postgres import told
+from twofold_chassis import postgres
 from twofold_chassis.settings import DatabaseSettings
 from twofold_chassis.start import StartError
 
@@ -41,8 +41,9 @@ async def upgrade(settings: DatabaseSettings, *, schema: str, folder: Path, revi
             await connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": f"twofold.{schema}"})
             await connection.run_sync(_run(config, revision))
             await connection.run_sync(lambda bound: _grant(bound, folder, schema, application))
-    except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError, TimeoutError) as error:
-        raise StartError(f"cannot migrate the schema {schema} (DATABASE__MIGRATE_URL): {told(error)}") from error
+    except (SQLAlchemyError, *postgres.CANNOT_CONNECT) as error:
+        told = postgres.told(_driver_error(error))
+        raise StartError(f"cannot migrate the schema {schema} ({settings.owner_setting}): {told}") from error
     except alembic.util.CommandError as error:
         raise StartError(f"cannot migrate the schema {schema}: {error}") from None
     finally:
@@ -92,8 +93,24 @@ def _connecting(settings: DatabaseSettings) -> Callable[[], Awaitable[Any]]:
 
     async def connect() -> Any:
         # Migrations run once: prepared statements gain nothing here and would break behind PgBouncer.
-        return await asyncpg.connect(
-            settings.owner_url.get_secret_value(), timeout=settings.connect_timeout_s, statement_cache_size=0
-        )
+        try:
+            connection = await asyncpg.connect(
+                settings.owner_url.get_secret_value(), timeout=settings.connect_timeout_s, statement_cache_size=0
+            )
+        except postgres.CANNOT_CONNECT as error:
+            raise postgres.unreachable(error, settings.owner_setting) from None
+        try:
+            postgres.check_version(connection, settings.owner_setting)
+        except StartError:
+            await connection.close()
+            raise
+        return connection
 
     return connect
+
+
+def _driver_error(error: BaseException) -> BaseException:
+    """The driver's own error inside one of SQLAlchemy's, whose text is for programmers."""
+    if isinstance(error, DBAPIError) and error.orig is not None:
+        return error.orig.__cause__ or error.orig
+    return error

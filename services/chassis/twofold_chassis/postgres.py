@@ -2,10 +2,13 @@
 
 import asyncio
 import contextlib
+import socket
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Literal
 
 import asyncpg
+import structlog
 from asyncpg.pool import PoolConnectionProxy
 
 from twofold_chassis.refusals import Busy, Overloaded, Refusal, StoreUnavailable
@@ -20,6 +23,9 @@ else:  # generic for the type checker only
     Pool = asyncpg.Pool
 Outcome = Literal["NOT_STORED", "UNKNOWN"]
 
+CANNOT_CONNECT = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError, TimeoutError)
+
+_VERSION_MIN = 16
 _ACQUIRE_S = 1.0
 _PULSE_S = 1.5
 _GONE = (
@@ -40,6 +46,17 @@ _CONTENDED = (
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
 )
+# The first that fits; OSError is the parent of most others.
+_SENTENCES: tuple[tuple[type[BaseException], str], ...] = (
+    (asyncpg.InvalidAuthorizationSpecificationError, "it refuses the user, the password or this host"),
+    (asyncpg.InvalidCatalogNameError, "it has no such database"),
+    (socket.gaierror, "its host is not known"),
+    (ConnectionRefusedError, "nothing listens at its host and port"),
+    (TimeoutError, "no answer in time"),
+    (ssl.SSLError, "TLS with it fails"),
+    (ConnectionError, "it broke off the connection, or does not speak TLS"),
+    (OSError, "its host cannot be reached"),
+)
 
 
 async def open_pool(settings: DatabaseSettings, *, name: str) -> Pool:
@@ -55,8 +72,8 @@ async def open_pool(settings: DatabaseSettings, *, name: str) -> Pool:
             reset=_nothing_to_reset,  # type: ignore[arg-type]  # the stubs name the wrong kind of connection
             server_settings={"application_name": f"twofold-{name}"} if settings.prepared_statements else {},
         )
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError, TimeoutError) as error:
-        raise StartError(f"cannot reach Postgres (DATABASE__URL): {told(error)}") from None
+    except CANNOT_CONNECT as error:
+        raise unreachable(error, "DATABASE__URL") from None
 
 
 async def _nothing_to_reset(_: Connection) -> None:
@@ -65,9 +82,24 @@ async def _nothing_to_reset(_: Connection) -> None:
     return
 
 
+def unreachable(error: BaseException, setting: str) -> StartError:
+    """That nobody can connect with the URL in `setting`, and why."""
+    return StartError(f"cannot reach Postgres ({setting}): {told(error)}")
+
+
 def told(error: BaseException) -> str:
-    """What a connection error says to an operator: its kind and text, without a traceback. Never for callers."""
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no answer in time'}"
+    """What an error says to an operator, in half a sentence and without a traceback. Never for callers."""
+    for kind, sentence in _SENTENCES:
+        if isinstance(error, kind):
+            return sentence
+    return f"{type(error).__name__}: {(str(error).splitlines() or ['without a word'])[0]}"
+
+
+def check_version(connection: "Connection | asyncpg.Connection[asyncpg.Record]", setting: str) -> None:
+    """Raises StartError if the server is too old."""
+    version = connection.get_server_version()
+    if version.major < _VERSION_MIN:
+        raise StartError(f"Postgres {version.major} is too old ({setting}): {_VERSION_MIN} or newer is needed")
 
 
 @contextlib.asynccontextmanager
@@ -163,9 +195,13 @@ def refusals(outcome: Outcome) -> Iterator[None]:
 
 
 async def require(pool: Pool, statement: str, *, schema: str) -> None:
-    """Raises StartError if the schema is not there yet, or this role may not use it; `statement` reads something of it."""
+    """Raises StartError if the server is too old, the schema is not there yet, or this role may not use it.
+
+    `statement` reads something of the schema.
+    """
     try:
         async with connection(pool) as acquired:
+            check_version(acquired, "DATABASE__URL")
             await acquired.fetch(statement)
     except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError, asyncpg.InsufficientPrivilegeError) as error:
         raise StartError(f"the schema {schema} is not ready for this role ({error}): migrate it first") from None
@@ -174,12 +210,17 @@ async def require(pool: Pool, statement: str, *, schema: str) -> None:
 
 
 class Pulse:
-    """Whether Postgres answers, felt on a connection of its own: a pool that is all in use is no sign of death."""
+    """Whether Postgres answers, felt on a connection of its own: a pool that is all in use is no sign of death.
+
+    That it is away, or back, is told to operators once, in the log.
+    """
 
     def __init__(self, pool: Pool, statement: str) -> None:
         self._pool = pool
         self._statement = statement
         self._connection: Connection | None = None
+        self._away = False
+        self._logger = structlog.get_logger("twofold.postgres")
 
     async def beats(self) -> bool:
         """Whether it answers now, and with what was asked for."""
@@ -190,9 +231,15 @@ class Pulse:
             await self._connection.fetch(self._statement, timeout=_PULSE_S)
         except Overloaded:
             return True  # as long as it has no connection of its own: those who hold them all are being served
-        except (asyncpg.PostgresError, *_GONE):  # whatever it says instead, nothing can be done with it
+        except (asyncpg.PostgresError, *_GONE) as error:  # whatever it says instead, nothing can be done with it
+            if not self._away:
+                self._logger.warning("postgres is away", error=type(error).__name__)
+            self._away = True
             await self.close()
             return False
+        if self._away:
+            self._logger.info("postgres is back")
+        self._away = False
         return True
 
     async def close(self) -> None:

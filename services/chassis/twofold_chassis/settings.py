@@ -48,6 +48,11 @@ class DatabaseSettings(Group):
         """The URL that migrations use."""
         return self.migrate_url or self.url
 
+    @property
+    def owner_setting(self) -> str:
+        """The name of the setting that this URL is from."""
+        return "DATABASE__MIGRATE_URL" if self.migrate_url else "DATABASE__URL"
+
 
 def _check_url(url: str) -> None:
     """Says what is wrong with a URL without repeating any of it: it may hold a password."""
