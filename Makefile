@@ -55,8 +55,12 @@ clean:
 	@find clients services benchmarks tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
+	@$(PYTHON) --version >/dev/null 2>&1 || \
+	  { echo "$(PYTHON) cannot be run: name a Python 3.11 or newer, as in make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "Twofold needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12" >&2; exit 1; }
+	@mkdir -p .venv 2>/dev/null && test -w .venv || \
+	  { echo "$(CURDIR) cannot be written to: Twofold installs into .venv there" >&2; exit 1; }
 	@$(PYTHON) -m venv .venv || \
 	  { rm -rf .venv; echo "$(PYTHON) cannot make a virtual environment: install its venv module (on Debian: python3-venv)" >&2; exit 1; }
 
