@@ -11,6 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
 NAME: str = globals()["NAME"]
+HOST = os.environ.get(f"{NAME.upper()}__HOST", "127.0.0.1")
 
 
 async def main() -> None:
@@ -21,7 +22,7 @@ async def main() -> None:
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     health = health_aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    if server.add_insecure_port(f"127.0.0.1:{os.environ[f'{NAME.upper()}__PORT']}") == 0:
+    if server.add_insecure_port(f"{HOST}:{os.environ[f'{NAME.upper()}__PORT']}") == 0:
         sys.exit("cannot listen: the port is taken")
     await server.start()
     await health.set("", health_pb2.HealthCheckResponse.SERVING)

@@ -154,3 +154,13 @@ async def test_where_the_servers_account_cannot_go_data_is_put_aside(closed_fold
     finally:
         await server.stop()
         server.folder.remove()
+
+
+async def test_the_name_of_its_folder_may_hold_anything(folder: Path) -> None:
+    server = EmbeddedRedis(folder / 'a "b\\c')
+    await server.start()
+    try:
+        async with client(server) as connection:
+            assert (await connection.config_get("dir"))["dir"] == str(server.folder.data)
+    finally:
+        await server.stop()

@@ -18,6 +18,7 @@ import pytest_asyncio
 
 from twofold_chassis.start import StartError
 from twofold_cli.embedded import EmbeddedPostgres, EmbeddedRedis, ServiceProcess
+from twofold_cli.embedded.ports import free_port
 from twofold_cli.embedded.processes import is_alive, until
 from twofold_cli.embedded.server import EmbeddedServer
 from twofold_cli.rooms import PORTS
@@ -181,9 +182,44 @@ async def test_data_stays_in_the_folder_and_taken_ports_are_avoided(folder: Path
     with socket.create_server(("127.0.0.1", registry_port)):
         async with raise_stack(folder / "project", environment=dummies) as raised:
             assert raised.registry.port != registry_port
+            assert f"50051 is taken: registry is on {raised.registry.port}" in raised.notes
             connection = await asyncpg.connect(raised.postgres.owner_url)
             assert await connection.fetchval("SELECT n FROM kept") == 1
             await connection.close()
+
+
+async def test_a_named_place_is_where_a_service_is_or_the_start_ends(folder: Path, dummies: dict[str, str]) -> None:
+    port = free_port(host="127.0.0.2")
+    named = dummies | {"REGISTRY__HOST": "127.0.0.2", "REGISTRY__PORT": str(port)}
+    async with raise_stack(folder / "project", environment=named) as raised:
+        assert raised.registry.target == f"127.0.0.2:{port}"
+        assert seen_by(raised.router)["ROUTER__REGISTRY_TARGET"] == raised.registry.target
+    with (
+        socket.create_server(("127.0.0.2", port)),
+        pytest.raises(StartError, match=f"REGISTRY__PORT names port {port}, which is taken on 127.0.0.2"),
+    ):
+        async with raise_stack(folder / "project", environment=named):
+            pass
+
+
+async def test_a_service_whose_end_is_forced_is_named(folder: Path, dummies: dict[str, str]) -> None:
+    told: list[str] = []
+    async with raise_stack(ephemeral=True, environment=dummies, warn=told.append) as raised:
+        raised.memory.drain_s = 0.2
+        raised.memory.pause()
+        raised.memory.resume = lambda: None  # type: ignore[method-assign]
+    assert raised.memory.cut
+    assert not raised.router.cut
+    assert told == ["memory had to be killed: calls under way in it were cut"]
+
+
+async def test_a_redis_of_the_environment_that_does_not_answer_is_told(folder: Path, dummies: dict[str, str]) -> None:
+    told: list[str] = []
+    named = {"REDIS__HOST": "127.0.0.1", "REDIS__PORT": str(free_port())}
+    async with raise_stack(ephemeral=True, environment=dummies | named, warn=told.append) as raised:
+        assert raised.router.running
+    assert len(told) == 1
+    assert "without it, slower" in told[0]
 
 
 async def test_servers_that_the_environment_names_are_used_and_left_alone(folder: Path, dummies: dict[str, str]) -> None:

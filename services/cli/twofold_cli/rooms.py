@@ -92,4 +92,4 @@ def _named_ports(rooms: Rooms) -> dict[tuple[str, int], str]:
 def _wish(name: str, listen: ListenSettings, field: str, usual: int, named: dict[tuple[str, int], str]) -> Wish:
     if field in listen.model_fields_set:
         return Wish(getattr(listen, field) or None, f"{name.upper()}__{field.upper()}")
-    return Wish(None if (listen.host, usual) in named else usual)
+    return Wish(usual, spoken_for=(listen.host, usual) in named)

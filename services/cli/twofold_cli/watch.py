@@ -18,7 +18,7 @@ Warn = Callable[[str], None]
 
 
 async def keep_up(stack: Stack, warn: Warn) -> None:
-    """Until something cannot be kept up: StartError naming it. Redis alone is given up: without it all is slower, not gone."""
+    """Until something cannot be kept up: StartError naming it. Redis alone is given up: that is slower, not gone."""
     parts = [_keep(part, warn) for part in stack.parts if part.name != "Redis"]
     parts += [_while_possible(part, warn) for part in stack.servers if part.name == "Redis"]
     tasks = [asyncio.create_task(part) for part in parts]

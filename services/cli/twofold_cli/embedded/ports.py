@@ -53,9 +53,13 @@ class Wish:
 
     port: int | None = None
     setting: str | None = None
+    # Somebody else of the same stack will have it.
+    spoken_for: bool = False
 
     def granted(self, host: str) -> int:
         """The port to listen on. Raises StartError if it was named and is taken."""
+        if self.spoken_for:
+            return free_port(host=host)
         if self.port is None or self.setting is None or is_free(self.port, host):
             return free_port(self.port, host)
         raise StartError(f"{self.setting} names port {self.port}, which is taken on {host}: free it or name another one")
