@@ -219,6 +219,7 @@ async def test_a_memory_that_is_busy_for_a_moment_does_not_lose_an_answered_turn
     [
         ([StoreUnavailable("no", outcome="NOT_STORED")], "REASON_STORE_UNAVAILABLE", "NOT_STORED"),
         ([Busy("held"), Draining("bye")], "REASON_DRAINING", "NOT_STORED"),
+        ([Draining("cut off", outcome="UNKNOWN"), Draining("bye")], "REASON_DRAINING", "UNKNOWN"),
         (
             [StoreUnavailable("lost", outcome="UNKNOWN"), StoreUnavailable("no", outcome="NOT_STORED")],
             "REASON_STORE_UNAVAILABLE",

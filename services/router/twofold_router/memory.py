@@ -87,4 +87,6 @@ def _may_pass(refusal: Refusal) -> bool:
 
 
 def _may_be_stored(refusal: Refusal) -> bool:
-    return refusal.reason not in _NOTHING_DONE and refusal.metadata.get("outcome") != "NOT_STORED"
+    # What memory says of itself goes first: a call that was cut off while it drained may have done its work.
+    outcome = refusal.metadata.get("outcome")
+    return outcome != "NOT_STORED" if outcome else refusal.reason not in _NOTHING_DONE

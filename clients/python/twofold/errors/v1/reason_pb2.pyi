@@ -96,7 +96,9 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_REVISION_NOT_REACHED: _Reason.ValueType  # 72
     """UNAVAILABLE. This server has not yet seen the asked revision; RetryInfo says when to try again."""
     REASON_DRAINING: _Reason.ValueType  # 73
-    """UNAVAILABLE. The server is shutting down; another one, or this one later, will answer."""
+    """UNAVAILABLE. The server is shutting down; another one, or this one later, will answer. With metadata["outcome"] UNKNOWN
+    the call had begun and was cut off: what it was to write may be stored.
+    """
     REASON_AGENT_UNREACHABLE: _Reason.ValueType  # 74
     """UNAVAILABLE. The agent's URL could not be dialled: nothing was sent to the agent."""
     REASON_AGENT_FAILED: _Reason.ValueType  # 75
@@ -176,7 +178,9 @@ write what REASON_STORE_UNAVAILABLE says.
 REASON_REVISION_NOT_REACHED: Reason.ValueType  # 72
 """UNAVAILABLE. This server has not yet seen the asked revision; RetryInfo says when to try again."""
 REASON_DRAINING: Reason.ValueType  # 73
-"""UNAVAILABLE. The server is shutting down; another one, or this one later, will answer."""
+"""UNAVAILABLE. The server is shutting down; another one, or this one later, will answer. With metadata["outcome"] UNKNOWN
+the call had begun and was cut off: what it was to write may be stored.
+"""
 REASON_AGENT_UNREACHABLE: Reason.ValueType  # 74
 """UNAVAILABLE. The agent's URL could not be dialled: nothing was sent to the agent."""
 REASON_AGENT_FAILED: Reason.ValueType  # 75
