@@ -140,6 +140,18 @@ async def test_a_service_that_dies_too_often_ends_the_stack_in_its_own_words(sta
     await stack.registry.restart()
 
 
+async def test_what_does_not_start_again_at_once_is_tried_again(stack: Stack) -> None:
+    async with kept_up(stack) as (task, told):
+        path = stack.redis.folder.path / "state.json"
+        state = path.read_text()
+        path.write_text("[]")
+        os.kill(stack.redis.pid, signal.SIGKILL)
+        assert await until(lambda: "Redis did not start again: starting it again" in told, VANISH_S)
+        path.write_text(state)
+        assert await until(lambda: told[-1] == "Redis is back", VANISH_S)
+        assert not task.done()
+
+
 async def test_without_a_redis_that_dies_too_often_the_stack_goes_on(stack: Stack) -> None:
     async with kept_up(stack) as (task, told):
         await killed(stack.redis, told, times=DEATHS_MAX)

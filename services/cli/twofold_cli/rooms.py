@@ -64,7 +64,7 @@ def places_of(rooms: Rooms, *, ephemeral: bool) -> dict[str, Place]:
     """Named ports, else the usual ones; free ones for a stack that is ephemeral. Raises StartError if one is named twice."""
     if ephemeral:
         return {name: Place(listen.host) for name, listen in rooms.services.items()}
-    named = _named_ports(rooms)
+    named = named_ports(rooms)
     places = {}
     for name, listen in rooms.services.items():
         wishes = [
@@ -75,7 +75,8 @@ def places_of(rooms: Rooms, *, ephemeral: bool) -> dict[str, Place]:
     return places
 
 
-def _named_ports(rooms: Rooms) -> dict[tuple[str, int], str]:
+def named_ports(rooms: Rooms) -> dict[tuple[str, int], str]:
+    """The settings that name a port, by host and port. Raises StartError if two name the same."""
     named: dict[tuple[str, int], str] = {}
     for name, listen in rooms.services.items():
         for field in ("port", "metrics_port"):

@@ -18,7 +18,7 @@ from twofold_cli.embedded import EmbeddedPostgres, EmbeddedRedis, ServiceProcess
 from twofold_cli.embedded.server import EmbeddedServer
 from twofold_cli.environment import bare_environment, person_environment, settled
 from twofold_cli.migrate import migrate_all
-from twofold_cli.rooms import Rooms, places_of, rooms_of
+from twofold_cli.rooms import Rooms, named_ports, places_of, rooms_of
 from twofold_cli.stack_folder import FOLDER, ephemeral_folder, hold, ready_folder
 
 PEERS = {"ROUTER__REGISTRY_TARGET": "registry", "ROUTER__MEMORY_TARGET": "memory"}
@@ -128,6 +128,8 @@ async def raise_stack(
         lock = await hold(place, undo, drain_s=max(map(rooms.drain_s, rooms.services)), warn=warn)
         cwd = None if environment is None else place
         stack = Stack(place, named, rooms, lock=lock, ephemeral=ephemeral, cwd=cwd)
+        for setting in named_ports(rooms).values() if ephemeral else ():
+            warn(f"{setting} is not used: an ephemeral stack takes free ports")
         if "REDIS__HOST" in named:
             await _warn_without_redis(rooms.redis, warn)
         await _start_servers(stack, undo, say)

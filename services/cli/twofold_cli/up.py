@@ -23,13 +23,14 @@ class _Interrupts:
     def __init__(self, task: "asyncio.Task[Any]") -> None:
         self._task = task
         self.stack: Stack | None = None
-        self.come = False
+        # From now on there is nothing to begin any more, only something to cut short.
+        self.ending = False
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, self._interrupt)
 
     def _interrupt(self) -> None:
-        if not self.come:
-            self.come = True
+        if not self.ending:
+            self.ending = True
             self._task.cancel()
             return
         for service in self.stack.services if self.stack is not None else ():
@@ -59,9 +60,10 @@ async def up(console: Console, *, folder: Path | None, ephemeral: bool) -> int:
             try:
                 await keep_up(stack, warn)
             finally:
+                interrupts.ending = True
                 console.print("draining … (Ctrl-C again ends it at once)")
     except asyncio.CancelledError:
-        if not interrupts.come:
+        if not interrupts.ending:
             raise
         task.uncancel()
     console.print("stopped")

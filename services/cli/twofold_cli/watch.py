@@ -13,6 +13,7 @@ from twofold_cli.stack import Stack
 
 DEATHS_MAX = 3
 WITHIN_S = 60.0
+AGAIN_S = 1.0
 
 Warn = Callable[[str], None]
 
@@ -40,16 +41,28 @@ async def _while_possible(part: EmbeddedServer | ServiceProcess, warn: Warn) -> 
 
 async def _keep(part: EmbeddedServer | ServiceProcess, warn: Warn) -> None:
     deaths: deque[float] = deque(maxlen=DEATHS_MAX)
+    started = True
     while True:
-        how = _end_of(await part.died())
+        how = _end_of(await part.died()) if started else "did not start again"
         now = time.monotonic()
         if len(deaths) == DEATHS_MAX and now - deaths[0] < WITHIN_S:
             often = f"{DEATHS_MAX + 1} times within {WITHIN_S:g} s"
             raise StartError(f"{part.name} {how}, {often}; its log {part.child.log.path} ends:\n{part.child.log.tail()}")
         deaths.append(now)
         warn(f"{part.name} {how}: starting it again")
+        started = await _started_again(part)
+        if started:
+            warn(f"{part.name} is back")
+
+
+async def _started_again(part: EmbeddedServer | ServiceProcess) -> bool:
+    try:
         await (part.restart() if isinstance(part, ServiceProcess) else part.start())
-        warn(f"{part.name} is back")
+    except StartError:
+        # Perhaps only not yet: what is left of a killed Postgres may take a moment to go.
+        await asyncio.sleep(AGAIN_S)
+        return False
+    return True
 
 
 def _end_of(code: int) -> str:

@@ -26,6 +26,10 @@ class Narrator:
             line.append(f"  {detail}", style="dim")
         self.console.print(line)
 
+    def warn(self, text: str) -> None:
+        """What a person should not miss."""
+        self.step("note", text, style="bold yellow")
+
     def check(self, name: str, holds: bool, text: str) -> None:
         """One line that says whether something is as it must be; a failure makes the demo's exit status 1."""
         if not holds:

@@ -31,7 +31,7 @@ async def replay(console: Console, path: Path, *, kill_redis: bool) -> int:
     messages = sum(len(transcript.sources) for transcript in found)
     narrator.title(f"{len(found)} conversations, {messages} messages: into memory, and back out byte for byte\n")
     async with (
-        raise_stack(ephemeral=True) as stack,
+        raise_stack(ephemeral=True, warn=narrator.warn) as stack,
         Twofold(registry=stack.registry.target, memory=stack.memory.target, router=stack.router.target) as twofold,
     ):
         replaying = _Replay(twofold, stack, f"replay-{uuid.uuid4().hex[:6]}", found, console)

@@ -27,7 +27,7 @@ async def demo(console: Console) -> int:
     narrator = Narrator(console)
     narrator.title("Twofold: one conversation, two memories. Redis will be killed, and nothing will be lost.\n")
     began = time.perf_counter()
-    async with raise_stack(ephemeral=True, settings=DEVELOPMENT) as stack:
+    async with raise_stack(ephemeral=True, settings=DEVELOPMENT, warn=narrator.warn) as stack:
         own = ", ".join(server.name for server in stack.servers) or "the environment's servers"
         narrator.step("stack", f"{own}, registry, memory and router are up", took(time.perf_counter() - began))
         async with (

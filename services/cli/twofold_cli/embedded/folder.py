@@ -161,7 +161,9 @@ class ServerFolder:
         if not path.exists():
             return {}
         try:
-            state: dict[str, Any] = json.loads(path.read_text())
+            state = json.loads(path.read_text())
+            if not isinstance(state, dict):
+                raise ValueError("it holds something else")
         except (OSError, ValueError) as error:
             raise StartError(f"{path}, which holds the passwords, cannot be read: {error}") from error
         return state
