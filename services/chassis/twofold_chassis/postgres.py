@@ -169,8 +169,8 @@ async def transaction(pool: Pool) -> AsyncIterator[Connection]:
     with refusals(outcome="NOT_STORED"):
         acquired = await _acquire(pool)
         try:
-            await acquired.execute(_BEGIN)
             try:
+                await acquired.execute(_BEGIN)
                 yield acquired
             except BaseException:
                 await _rollback(acquired)
