@@ -32,16 +32,9 @@ class Conversation:
         """One turn; returns the agent's answer."""
         began = time.perf_counter()
         self.narrator.step(f"{self.user_id} ▸", message, style="bold magenta")
-        request = turn_pb2.RunRequest(
-            workspace_id=self.workspace_id,
-            agent_id=self.agent_id,
-            user_id=self.user_id,
-            thread_id=self.thread_id,
-            message=message,
-        )
         pieces: list[str] = []
         started, completed = turn_pb2.Started(), turn_pb2.Completed()
-        async for event in self.twofold.turns.Run(request, timeout=_TURN_S):
+        async for event in self._run(message):
             match event.WhichOneof("event"):
                 case "started":
                     started = event.started
@@ -55,10 +48,7 @@ class Conversation:
         self.narrator.step("", "", _detail(time.perf_counter() - began, started, completed, degraded))
         return answer
 
-    async def is_refused(self, message: str) -> bool:
-        """One turn that must not happen; prints how it was refused."""
-        began = time.perf_counter()
-        self.narrator.step(f"{self.user_id} ▸", message, style="bold magenta")
+    def _run(self, message: str) -> "grpc.aio.UnaryStreamCall[turn_pb2.RunRequest, turn_pb2.RunResponse]":
         request = turn_pb2.RunRequest(
             workspace_id=self.workspace_id,
             agent_id=self.agent_id,
@@ -66,8 +56,14 @@ class Conversation:
             thread_id=self.thread_id,
             message=message,
         )
+        return self.twofold.turns.Run(request, timeout=_TURN_S)
+
+    async def is_refused(self, message: str) -> bool:
+        """One turn that must not happen; prints how it was refused."""
+        began = time.perf_counter()
+        self.narrator.step(f"{self.user_id} ▸", message, style="bold magenta")
         try:
-            async for _ in self.twofold.turns.Run(request, timeout=_TURN_S):
+            async for _ in self._run(message):
                 pass
         except grpc.aio.AioRpcError as error:
             told = f"{error.code().name} {Reason.Name(reason(error))}: {error.details()}"
