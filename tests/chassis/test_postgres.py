@@ -276,11 +276,11 @@ async def test_without_a_request_id_each_call_makes_its_change_and_old_answers_a
 async def test_a_pool_that_is_all_in_use_is_no_sign_of_death_and_silence_is_and_is_told_once(
     own_postgres: EmbeddedPostgres,
 ) -> None:
-    settings = DatabaseSettings(url=SecretStr(own_postgres.superuser_url), pool_size_max=2)
+    settings = DatabaseSettings(url=SecretStr(own_postgres.superuser_url), pool_size_max=3)
     pool = await postgres.open_pool(settings, name="test")
     pulse, late = postgres.Pulse(pool, "SELECT 1"), postgres.Pulse(pool, "SELECT 1")
     assert await pulse.beats()
-    async with postgres.connection(pool):
+    async with postgres.connection(pool), postgres.connection(pool):
         assert await pulse.beats()
         assert await late.beats(), "all in use: those who hold them are being served"
     own_postgres.pause()

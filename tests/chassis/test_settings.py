@@ -69,3 +69,20 @@ def test_a_wrong_url_is_refused_without_a_word_of_it(monkeypatch: pytest.MonkeyP
     with pytest.raises(StartError, match="DATABASE__URL") as told:
         load(Some)
     assert not any(word in str(told.value) for word in ("s3cret", "pw@", "host", "port/"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://app:p%2Fw@host:5432/db?sslmode=require",
+        "postgresql://one:5432,two:5433/db?target_session_attrs=read-write",
+        "postgresql:///db?host=/run/postgresql",
+        "postgres://app@[::1]:5432/db",
+    ],
+)
+def test_the_urls_that_servers_are_named_by_are_taken(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    class Some(ServiceSettings):
+        database: DatabaseSettings
+
+    monkeypatch.setenv("DATABASE__URL", url)
+    assert load(Some).database.url.get_secret_value() == url

@@ -219,6 +219,7 @@ class Pulse:
         self._pool = pool
         self._statement = statement
         self._connection: Connection | None = None
+        self._keeps_it = pool.get_max_size() > 2  # of a very small pool one connection is too much to keep
         self._away = False
         self._logger = structlog.get_logger("twofold.postgres")
 
@@ -229,6 +230,8 @@ class Pulse:
                 await self.close()
                 self._connection = await _acquire(self._pool)
             await self._connection.fetch(self._statement, timeout=_PULSE_S)
+            if not self._keeps_it:
+                await self.close()
         except Overloaded:
             return True  # as long as it has no connection of its own: those who hold them all are being served
         except (asyncpg.PostgresError, *_GONE) as error:  # whatever it says instead, nothing can be done with it

@@ -60,11 +60,21 @@ def _check_url(url: str) -> None:
         raise ValueError("must begin with postgresql://")
     try:
         parts = urlsplit(url)
-        _ = parts.port
     except ValueError:
         parts = None
-    if parts is None or parts.fragment or "/" in parts.path[1:]:
+    if parts is None or parts.fragment or "/" in parts.path[1:] or not all(map(_has_a_port, _hosts(parts.netloc))):
         raise ValueError("is not a URL: special characters in user and password must be percent-encoded")
+
+
+def _hosts(netloc: str) -> list[str]:
+    """There may be several, separated by commas."""
+    return netloc.rpartition("@")[2].split(",")
+
+
+def _has_a_port(host: str) -> bool:
+    """Whether what stands behind the name, if anything does, is a port."""
+    _, colon, port = host.rpartition(":")
+    return not colon or host.endswith("]") or not port or port.isdecimal()
 
 
 class RedisSettings(Group):

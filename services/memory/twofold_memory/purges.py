@@ -16,7 +16,7 @@ from twofold_chassis.refusals import Refusal
 from twofold_memory.threads import ThreadKey
 
 _PERIOD_S = 1.0
-_AT_ONCE = 100
+_AT_ONCE = 256
 
 
 class Purge(NamedTuple):
@@ -33,12 +33,12 @@ class Store(Protocol):
         """Some that are not done."""
         ...
 
-    async def done(self, purge: Purge) -> None:
-        """The window is gone."""
+    async def recent(self, behind: ThreadKey, count: int) -> Sequence[Purge]:
+        """Some of all that can matter to a window that is alive, done or not, by thread, from behind one on."""
         ...
 
-    async def reopen(self) -> None:
-        """All windows that can still be alive must go once more."""
+    async def done(self, purge: Purge) -> None:
+        """The window is gone."""
         ...
 
     async def forget(self, count: int) -> None:
@@ -49,8 +49,8 @@ class Store(Protocol):
 class Cache(Protocol):
     """The copies."""
 
-    async def connected(self) -> int:
-        """Tries to reach Redis; the generation then."""
+    async def connected(self) -> int | None:
+        """The generation, if Redis answers."""
         ...
 
     @property
@@ -69,8 +69,9 @@ class Purges:
     def __init__(self, store: Store, cache: Cache) -> None:
         self._store = store
         self._cache = cache
-        self._reopened_for = 0
+        self._repeated_for: int | None = None
         self._settled_for: int | None = None
+        self._failures = 0
         self._logger = structlog.get_logger("twofold.purges")
 
     @property
@@ -80,26 +81,50 @@ class Purges:
 
     async def do(self, purge: Purge) -> None:
         """Does one at once, if Redis lets it be done."""
-        if not await self._cache.fence(purge.key, purge.epoch):
+        if not await self._cache.fence(*purge):
             self._settled_for = None
+            self._failures += 1
             return
         with contextlib.suppress(Refusal):  # not marked as done, it is done once more: that is harmless
             await self._store.done(purge)
 
     async def round(self) -> None:
         """Does what is due. Raises StoreUnavailable and its like."""
+        failures, settled = self._failures, None
+        try:
+            settled = await self._done()
+        finally:
+            # A deletion that could not reach Redis meanwhile may have come too late for this round.
+            self._settled_for = settled if failures == self._failures else None
+
+    async def _done(self) -> int | None:
+        """The generation for which everything is done; None if something is not."""
         generation = await self._cache.connected()
-        if generation != self._reopened_for:
-            await self._store.reopen()
-            self._reopened_for = generation
-        due = await self._store.due(_AT_ONCE)
-        for purge in due:
-            if not await self._cache.fence(*purge):
-                return
-            await self._store.done(purge)
-        if len(due) < _AT_ONCE:
-            self._settled_for = generation
-            await self._store.forget(_AT_ONCE)
+        if generation is None:
+            return None
+        # That others have done it, on whatever they are connected to, says nothing of what stands behind this connection.
+        if generation != self._repeated_for:
+            if not await self._repeated():
+                return None
+            self._repeated_for = generation
+        while due := await self._store.due(_AT_ONCE):
+            if not await self._fenced(due):
+                return None
+            for purge in due:
+                await self._store.done(purge)
+        await self._store.forget(_AT_ONCE)
+        return generation
+
+    async def _repeated(self) -> bool:
+        behind = ThreadKey("", "")
+        while recent := await self._store.recent(behind, _AT_ONCE):
+            if not await self._fenced(recent):
+                return False
+            behind = recent[-1].key
+        return True
+
+    async def _fenced(self, purges: Sequence[Purge]) -> bool:
+        return all(await asyncio.gather(*(self._cache.fence(*purge) for purge in purges)))
 
     @contextlib.asynccontextmanager
     async def repeated(self) -> AsyncIterator[None]:
@@ -124,3 +149,5 @@ class Purges:
         except Refusal as refusal:
             # Postgres is away or busy: what is not done stays due.
             self._logger.debug("purges wait", reason=refusal.message)
+        except Exception as error:
+            self._logger.error("purges failed", exc_info=error)

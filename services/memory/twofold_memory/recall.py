@@ -114,7 +114,9 @@ class Recall:
             _check_token(window, token)
         else:
             looked = await self._cache.look(key, count)
-            window = _as_of(looked.copy, count, user_id, token) or await self._verified(key, count, user_id, looked)
+            # Asked once more: the look may have been the first one over a new connection.
+            copy = looked.copy if self._copies_are_settled() else None
+            window = _as_of(copy, count, user_id, token) or await self._verified(key, count, user_id, looked)
             _check_token(window, token)
         self._windows.labels(window.source.name, window.completeness.name).inc()
         return window

@@ -236,7 +236,7 @@ class Turns:
     @contextlib.contextmanager
     def _alone(self, ask: Ask) -> Iterator[None]:
         """No other call of the same operation runs in this process meanwhile: it would ask the agent as well."""
-        if ask.turn is None or ask.turn_is_new:
+        if ask.turn is None:
             yield
             return
         name = (ask.turn, ask.question.user_id)  # to another user this one must not show

@@ -25,6 +25,8 @@ def is_free(port: int, host: str = LOOPBACK) -> bool:
             # The servers set it too: without it, connections that just ended would count as "taken".
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
+    except UnicodeError:
+        return True
     except OSError as error:
         return error.errno != errno.EADDRINUSE
     return True

@@ -70,7 +70,11 @@ class EmbeddedPostgres(EmbeddedServer):
     async def start(self) -> None:
         """The first start makes the cluster, the roles and the database."""
         await super().start()
-        await self._make_roles()
+        try:
+            await self._make_roles()
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            await self.stop()
+            raise StartError(f"Postgres ended while its roles were made ({type(error).__name__})") from None
 
     async def kill(self) -> None:
         """kill -9 of the postmaster; returns when its children, which notice that, are gone as well."""

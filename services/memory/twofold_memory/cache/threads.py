@@ -61,10 +61,9 @@ class RedisThreads:
         """A number of the connection that is there now: behind another one may be an older state."""
         return self._link.generation
 
-    async def connected(self) -> int:
-        """Tries to reach Redis; the generation then."""
-        await self._link.answers()
-        return self._link.generation
+    async def connected(self) -> int | None:
+        """The generation, if Redis answers."""
+        return self._link.generation if await self._link.answers() else None
 
     async def _tell(self, script: Script, key: ThreadKey, *arguments: str | bytes | int) -> bool:
         """Whether the script has run for sure."""

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from datetime import timedelta
 
+import asyncpg
+
 from twofold_chassis import postgres
 from twofold_chassis.postgres import Pool
 from twofold_memory.purges import Purge
@@ -21,19 +23,24 @@ class PostgresPurges:
         """Some that are not done, the oldest first."""
         async with postgres.connection(self._pool) as connection:
             rows = await connection.fetch(STATEMENTS["due_purges"], count)
-        return [Purge(ThreadKey(row["workspace_id"], row["thread_id"]), row["epoch"]) for row in rows]
+        return [_purge(row) for row in rows]
 
     async def done(self, purge: Purge) -> None:
         """The window is gone."""
         async with postgres.connection(self._pool) as connection:
             await connection.execute(STATEMENTS["purge_done"], *purge.key, purge.epoch)
 
-    async def reopen(self) -> None:
-        """All windows that can still be alive must go once more."""
+    async def recent(self, behind: ThreadKey, count: int) -> Sequence[Purge]:
+        """Some of all that can matter to a window that is alive, done or not, by thread, from behind one on."""
         async with postgres.connection(self._pool) as connection:
-            await connection.execute(STATEMENTS["reopen_purges"], self._window_ttl)
+            rows = await connection.fetch(STATEMENTS["recent_purges"], *behind, self._window_ttl, count)
+        return [_purge(row) for row in rows]
 
     async def forget(self, count: int) -> None:
         """Drops some that no window can need any more."""
         async with postgres.connection(self._pool) as connection:
             await connection.execute(STATEMENTS["forget_purges"], self._window_ttl, count)
+
+
+def _purge(row: asyncpg.Record) -> Purge:
+    return Purge(ThreadKey(row["workspace_id"], row["thread_id"]), row["epoch"])

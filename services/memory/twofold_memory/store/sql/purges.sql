@@ -9,9 +9,11 @@ SELECT workspace_id, thread_id, epoch FROM memory.window_purges WHERE NOT done O
 -- name: purge_done
 UPDATE memory.window_purges SET done = true WHERE workspace_id = $1 AND thread_id = $2 AND epoch = $3;
 
--- name: reopen_purges
--- $1 how long a window can live
-UPDATE memory.window_purges SET done = false WHERE done AND asked_at > now() - $1::interval;
+-- name: recent_purges
+-- $1, $2 the thread to begin behind, $3 how long a window can live, $4 how many
+SELECT workspace_id, thread_id, epoch FROM memory.window_purges
+WHERE (workspace_id, thread_id) > ($1, $2) AND asked_at > now() - $3::interval
+ORDER BY workspace_id, thread_id LIMIT $4;
 
 -- name: forget_purges
 -- $1 how long a window can live, $2 how many at a time
