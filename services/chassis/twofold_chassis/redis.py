@@ -14,7 +14,15 @@ import redis.asyncio
 import structlog
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import (
+    BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+)
 
 from twofold_chassis.breaker import Breaker
 from twofold_chassis.redis_wire import Argument, RedisUnavailable, RedisWire, Reply
@@ -27,7 +35,8 @@ Otherwise = TypeVar("Otherwise")
 
 _CONNECT_S = 1.0
 # A server that is loading, read-only, out of memory or without its cluster answers, but cannot serve: as good as gone.
-_CANNOT_SERVE = ("LOADING", "READONLY", "OOM", "CLUSTERDOWN", "MISCONF", "MASTERDOWN", "BUSY", "NOAUTH")
+_CANNOT_SERVE = (BusyLoadingError, ReadOnlyError, OutOfMemoryError, ClusterDownError, MasterDownError)
+_CANNOT_SERVE_WORDS = ("MISCONF", "BUSY", "NOAUTH")  # those that the library has no class for
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +92,7 @@ class RedisLink:
             raise
         except RedisError as error:
             reason = str(error)[:200]
-            if not reason.startswith(_CANNOT_SERVE):
+            if not (isinstance(error, _CANNOT_SERVE) or reason.startswith(_CANNOT_SERVE_WORDS)):
                 # A key of another type, a missing right, a script that fails: somebody must look, nobody shall suffer.
                 self._logger.error("redis refused a command", command=str(command[0]), reason=reason)
             raise RedisUnavailable(reason) from None
