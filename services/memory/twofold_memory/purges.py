@@ -150,4 +150,5 @@ class Purges:
             # Postgres is away or busy: what is not done stays due.
             self._logger.debug("purges wait", reason=refusal.message)
         except Exception as error:
+            # Whatever it was, the next round must come, and until one succeeds nothing is settled: the loop may not die.
             self._logger.error("purges failed", exc_info=error)
