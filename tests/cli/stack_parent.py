@@ -1,6 +1,7 @@
 """Raises a stack, prints its folder and process numbers and waits to be killed."""
 
 import asyncio
+import signal
 
 from twofold_cli.embedded.processes import children_of
 from twofold_cli.stack import bare_environment, raise_stack
@@ -13,4 +14,6 @@ async def main() -> None:
         await asyncio.Event().wait()
 
 
+# A shell lets its background jobs, and so the tests that run in one, ignore Ctrl-C: a terminal does not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 asyncio.run(main())
