@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from prometheus_client import CollectorRegistry
 
 from twofold_chassis import call, refusals
@@ -16,6 +17,8 @@ NAME = "test.Service"
 
 
 def text_of(raw: bytes) -> str:
+    if raw == b"no message":
+        raise DecodeError("a secret of the library")
     return raw.decode()
 
 
@@ -24,12 +27,14 @@ def bytes_of(text: str | bytes) -> bytes:
 
 
 class Service:
-    """`Do` and `Stream`: ok, refuse, fail, wait, context."""
+    """`Do`, `Stream`, `Gather` and `Talk`: ok, refuse, fail, wait, context. `Watch` waits until the server ends."""
 
     def __init__(self) -> None:
         self.begun = asyncio.Event()
         self.gate = asyncio.Event()
         self.cancelled = asyncio.Event()
+        self.gathered: list[str] = []
+        self.whole = asyncio.Event()
 
     async def do(self, request: str, context: object) -> str:
         match request:
@@ -58,12 +63,30 @@ class Service:
             yield f"{index}"
         yield await self.do(request, context)
 
+    async def gather(self, requests: AsyncIterator[str], context: object) -> str:
+        async for request in requests:
+            self.gathered.append(await self.do(request, context))
+        self.whole.set()
+        return " ".join(self.gathered)
+
+    async def talk(self, requests: AsyncIterator[str], context: object) -> AsyncIterator[str]:
+        async for request in requests:
+            yield await self.do(request, context)
+        yield "bye"
+
+    async def watch(self, request: str, context: object) -> AsyncIterator[str]:
+        yield "begun"
+        yield await call.unless_draining(self.do("wait", context))
+
 
 def add(service: Service, server: grpc.aio.Server) -> None:
     coders: dict[str, Any] = {"request_deserializer": text_of, "response_serializer": bytes_of}
     handlers = {
         "Do": grpc.unary_unary_rpc_method_handler(service.do, **coders),
         "Stream": grpc.unary_stream_rpc_method_handler(service.stream, **coders),
+        "Gather": grpc.stream_unary_rpc_method_handler(service.gather, **coders),
+        "Talk": grpc.stream_stream_rpc_method_handler(service.talk, **coders),
+        "Watch": grpc.unary_stream_rpc_method_handler(service.watch, **coders),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(NAME, handlers),))
 
@@ -89,8 +112,16 @@ def do(channel: grpc.aio.Channel) -> Any:
     return channel.unary_unary(f"/{NAME}/Do", bytes_of, text_of)
 
 
-def stream(channel: grpc.aio.Channel) -> Any:
-    return channel.unary_stream(f"/{NAME}/Stream", bytes_of, text_of)
+def stream(channel: grpc.aio.Channel, method: str = "Stream") -> Any:
+    return channel.unary_stream(f"/{NAME}/{method}", bytes_of, text_of)
+
+
+def gather(channel: grpc.aio.Channel) -> Any:
+    return channel.stream_unary(f"/{NAME}/Gather", bytes_of, text_of)
+
+
+def talk(channel: grpc.aio.Channel) -> Any:
+    return channel.stream_stream(f"/{NAME}/Talk", bytes_of, text_of)
 
 
 def trailing(error: grpc.aio.AioRpcError) -> dict[str, str | bytes]:

@@ -12,8 +12,12 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
-from tests.chassis.serving import NAME, Service, do, running, stream, trailing
+from tests.chassis.serving import NAME, Service, do, gather, running, stream, talk, trailing
+from twofold_chassis import call, refusals
+from twofold_chassis.call import Drain
 from twofold_chassis.start import StartError
+
+KINDS = ["unary", "stream", "gather", "talk"]
 
 
 @pytest.fixture
@@ -21,7 +25,7 @@ def service() -> Service:
     return Service()
 
 
-@pytest.mark.parametrize("kind", ["unary", "stream"])
+@pytest.mark.parametrize("kind", KINDS)
 async def test_a_refusal_becomes_its_status_with_its_details(service: Service, kind: str) -> None:
     async with running(service) as (_, channel):
         error = await failure(channel, kind, "refuse")
@@ -31,7 +35,7 @@ async def test_a_refusal_becomes_its_status_with_its_details(service: Service, k
     assert trailing(error)["x-request-id"]
 
 
-@pytest.mark.parametrize("kind", ["unary", "stream"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("request_", ["fail", "timeout"])
 async def test_whatever_is_unexpected_is_internal_with_an_id_that_stands_in_the_log_and_no_text_of_its_own(
     service: Service, kind: str, request_: str
@@ -46,7 +50,7 @@ async def test_whatever_is_unexpected_is_internal_with_an_id_that_stands_in_the_
     assert defect["error_id"] in str(error.details())
 
 
-@pytest.mark.parametrize("kind", ["unary", "stream"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("request_", "entry"),
     [
@@ -75,10 +79,27 @@ async def test_the_log_line_of_a_defect_names_its_error_id(service: Service) -> 
 
 
 async def failure(channel: grpc.aio.Channel, kind: str, request: str) -> grpc.aio.AioRpcError:
-    calling = do(channel)(request, timeout=20) if kind == "unary" else collected(stream(channel)(request, timeout=20))
     with pytest.raises(grpc.aio.AioRpcError) as told:
-        await calling
+        await called(channel, kind, request, timeout=20)
     return told.value
+
+
+def begun(channel: grpc.aio.Channel, kind: str, request: str, **how: Any) -> Any:
+    """A call of that kind, whose last or only request is `request`."""
+    match kind:
+        case "unary":
+            return do(channel)(request, **how)
+        case "stream":
+            return stream(channel)(request, **how)
+        case "gather":
+            return gather(channel)(iter(["first", request]), **how)
+        case _:
+            return talk(channel)(iter(["first", request]), **how)
+
+
+async def called(channel: grpc.aio.Channel, kind: str, request: str, **how: Any) -> Any:
+    calling = begun(channel, kind, request, **how)
+    return await (calling if kind in ("unary", "gather") else collected(calling))
 
 
 async def test_a_call_knows_who_calls_and_by_which_id_and_until_when(service: Service) -> None:
@@ -108,11 +129,11 @@ async def test_metadata_of_ours_that_breaks_its_rule_is_refused_and_not_replaced
     assert len(trailing(told.value)["x-request-id"]) == 36
 
 
-@pytest.mark.parametrize("kind", ["unary", "stream"])
+@pytest.mark.parametrize("kind", KINDS)
 async def test_a_call_without_a_deadline_ends_at_the_servers(service: Service, kind: str) -> None:
     async with running(service, deadline_s=0.05, stream_deadline_s=0.05) as (_, channel):
         with pytest.raises(grpc.aio.AioRpcError) as told:
-            await (do(channel)("wait") if kind == "unary" else collected(stream(channel)("wait")))
+            await called(channel, kind, "wait")
     assert told.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert trailing(told.value)["twofold-reason"] == "REASON_DEADLINE"
 
@@ -126,13 +147,99 @@ async def test_a_stream_is_what_its_handler_yields(service: Service) -> None:
         assert await collected(stream(channel)("end")) == ["0", "1", "2", "end"]
 
 
-async def test_a_cancelled_call_is_cancelled_inside(service: Service) -> None:
+async def test_streams_of_requests_reach_their_handler_one_by_one(service: Service) -> None:
     async with running(service) as (_, channel):
-        call = do(channel)("wait")
+        assert await gather(channel)(iter(["a", "b", "c"])) == "a b c"
+        assert await gather(channel)(iter([])) == "a b c"
+        both = talk(channel)()
+        for text in ("a", "b"):
+            await both.write(text)
+            assert await both.read() == text, "answered before the next is said"
+        await both.done_writing()
+        assert (await both.read(), await both.read()) == ("bye", grpc.aio.EOF)
+
+
+async def test_what_streams_is_known_by_its_caller_too(service: Service) -> None:
+    metadata = (("twofold-actor", "ada"), ("x-request-id", "r-1"))
+    async with running(service, stream_deadline_s=7) as (_, channel):
+        actor, _, request_id, left = (await gather(channel)(iter(["context"]), metadata=metadata)).split(" ")
+    assert (actor, request_id) == ("ada", "r-1")
+    assert 0 < float(left) <= 7
+
+
+async def test_a_request_of_a_stream_that_cannot_be_read_is_refused(service: Service) -> None:
+    async with running(service) as (_, channel):
+        error = await failure(channel, "gather", "no message")
+    assert (error.code(), trailing(error)["twofold-reason"]) == (grpc.StatusCode.INVALID_ARGUMENT, "REASON_INVALID_FIELD")
+    assert "secret" not in str(error.details())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_cancelled_call_is_cancelled_inside(service: Service, kind: str) -> None:
+    async with running(service) as (_, channel):
+        calling = begun(channel, kind, "wait")
         await service.begun.wait()
-        call.cancel()
+        calling.cancel()
         async with asyncio.timeout(20):
             await service.cancelled.wait()
+
+
+async def test_requests_of_a_caller_that_has_gone_never_look_like_all_of_them(service: Service) -> None:
+    """gRPC ends them as if they were: of a cancelled import, the half would be taken for the whole."""
+    with capture_logs() as logs:
+        async with running(service) as (_, channel):
+            for count in range(1, 21):
+                calling = gather(channel)()
+                await calling.write("a")
+                async with asyncio.timeout(20):
+                    while len(service.gathered) < count:  # noqa: ASYNC110
+                        await asyncio.sleep(0)
+                calling.cancel()
+                while len([line for line in logs if line["event"] == "call"]) < count:  # noqa: ASYNC110
+                    await asyncio.sleep(0.001)
+            assert not service.whole.is_set()
+            await gather(channel)(iter(["a"]))
+            assert service.whole.is_set()
+    assert [line["code"] for line in logs if line["event"] == "call"][:20] == ["CANCELLED"] * 20
+
+
+async def test_a_stream_that_waits_ends_when_the_server_begins_to(service: Service) -> None:
+    async with running(service, drain_s=30) as (server, _):
+        channel = grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=[("grpc.enable_retries", 0)])
+        watch = stream(channel, "Watch")("")
+        assert await watch.read() == "begun"
+        await service.begun.wait()
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+    with pytest.raises(grpc.aio.AioRpcError) as told:
+        await watch.read()
+    assert loop.time() - started < 20, "it did not wait for the end of the time to drain"
+    await channel.close()
+    assert service.cancelled.is_set()
+    assert (told.value.code(), trailing(told.value)["twofold-reason"]) == (grpc.StatusCode.UNAVAILABLE, "REASON_DRAINING")
+
+
+async def test_what_waits_before_a_drain_keeps_its_own_errors_and_what_is_there_at_once_is_had() -> None:
+    drain = Drain()
+    call.enter(call.current()._replace(drain=drain))
+
+    async def fail() -> None:
+        raise TimeoutError("its own")
+
+    with pytest.raises(TimeoutError, match="its own"):
+        await call.unless_draining(fail())
+    waiting = asyncio.create_task(call.unless_draining(asyncio.Event().wait()))
+    await asyncio.sleep(0)
+    assert not call.draining()
+    drain.begin()
+    with pytest.raises(refusals.Draining):
+        await waiting
+    assert call.draining()
+    queue: asyncio.Queue[str] = asyncio.Queue()
+    queue.put_nowait("ready")
+    assert await call.unless_draining(queue.get()) == "ready"
+    with pytest.raises(refusals.Draining):
+        await call.unless_draining(queue.get())
 
 
 async def test_a_server_that_ends_lets_running_calls_finish_and_refuses_new_ones(service: Service) -> None:
@@ -143,7 +250,7 @@ async def test_a_server_that_ends_lets_running_calls_finish_and_refuses_new_ones
         health: Any = health_pb2_grpc.HealthStub(late)
         watch = health.Watch(health_pb2.HealthCheckRequest(service=NAME))
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
-        call = do(waiting)("wait")
+        slow = do(waiting)("wait")
         await service.begun.wait()
 
         async def refused_then_released() -> grpc.aio.AioRpcError:
@@ -156,7 +263,7 @@ async def test_a_server_that_ends_lets_running_calls_finish_and_refuses_new_ones
                     return error
 
         ending = asyncio.create_task(refused_then_released())
-    assert await call == "wait"
+    assert await slow == "wait"
     error = await ending
     assert (error.code(), trailing(error)["twofold-reason"]) == (grpc.StatusCode.UNAVAILABLE, "REASON_DRAINING")
     watch.cancel()
@@ -164,7 +271,7 @@ async def test_a_server_that_ends_lets_running_calls_finish_and_refuses_new_ones
         await channel.close()
 
 
-@pytest.mark.parametrize("kind", ["unary", "stream"])
+@pytest.mark.parametrize("kind", KINDS)
 async def test_what_does_not_finish_within_the_drain_time_is_cut_off_and_told_why(service: Service, kind: str) -> None:
     with capture_logs() as logs:
         async with running(service, drain_s=0.05) as (server, _):

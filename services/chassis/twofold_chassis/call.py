@@ -4,29 +4,70 @@ It stands in a context variable that the server's interceptor sets, so that noun
 where they only pass it on.
 """
 
+import asyncio
 import contextvars
 import time
-from dataclasses import dataclass
+from collections.abc import Awaitable
+from typing import NamedTuple, TypeVar
+
+from twofold_chassis import refusals
 
 ACTOR_KEY = "twofold-actor"
 REQUEST_ID_KEY = "x-request-id"
 
+Value = TypeVar("Value")
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+
+class Identity(NamedTuple):
     """Who calls. `verified` is False while the name is only what the caller said of itself."""
 
     actor: str
     verified: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One call. `deadline` is a reading of time.monotonic()."""
+class Drain:
+    """Whether a server has begun to end; and the waiting that ends with that."""
+
+    def __init__(self) -> None:
+        self.begun = False
+        self._waiting: set[asyncio.Timeout] = set()
+
+    def begin(self) -> None:
+        """From now on nobody waits here any more."""
+        self.begun = True
+        now = asyncio.get_running_loop().time()
+        for limit in self._waiting:
+            if not limit.expired():
+                limit.reschedule(now)
+
+    async def cuts_short(self, waiting: Awaitable[Value]) -> Value:
+        """What `waiting` returns. Raises Draining if the server begins to end before; what is there at once is had."""
+        try:
+            async with asyncio.timeout(0 if self.begun else None) as limit:
+                self._waiting.add(limit)
+                try:
+                    return await waiting
+                finally:
+                    self._waiting.discard(limit)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+        raise refusals.Draining("this server is shutting down and has ended the stream", retry_after_s=0.0)
+
+
+_NEVER = Drain()
+
+
+class Call(NamedTuple):
+    """One call. `deadline` is a reading of time.monotonic(); `drain` tells of the end of the server that serves it.
+
+    A tuple, as it is made for every call: in half the time of a frozen dataclass.
+    """
 
     identity: Identity
     request_id: str
     deadline: float
+    drain: Drain = _NEVER
 
     def left_s(self) -> float:
         """Seconds until the deadline, at least 0."""
@@ -45,3 +86,22 @@ def current() -> Call:
 def enter(call: Call) -> None:
     """Makes `call` the current one of this task and of those it starts."""
     _current.set(call)
+
+
+def draining() -> bool:
+    """Whether the server that serves this call has begun to end. A stream that could go on for ever ends itself then."""
+    return current().drain.begun
+
+
+async def unless_draining(waiting: Awaitable[Value]) -> Value:
+    """What `waiting` returns; raises Draining, and cancels it, when the server begins to end before.
+
+    For what a long stream waits for, so that its caller goes on elsewhere at once instead of being cut off at the end:
+
+        while True:
+            for change in await call.unless_draining(watch.next()):
+                yield change
+
+    Never around a `yield`: what happens there belongs to the edge.
+    """
+    return await current().drain.cuts_short(waiting)

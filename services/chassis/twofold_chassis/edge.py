@@ -8,15 +8,16 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from twofold_chassis import call, fields, refusals, status
-from twofold_chassis.call import Call, Identity
+from twofold_chassis.call import Call, Drain, Identity
 from twofold_chassis.refusals import InvalidArgument, InvalidField, Reason, Refusal
 from twofold_chassis.settings import LogSettings
 
@@ -27,19 +28,32 @@ else:  # generic for the type checker only
     Handler = grpc.RpcMethodHandler
     Context = grpc.aio.ServicerContext
 Serializer = Callable[[Any], bytes]
+Behaviour = Callable[[Any, Context], Awaitable[Any]]
 
 _ANONYMOUS = Identity("anonymous")
 _OURS = (call.ACTOR_KEY, call.REQUEST_ID_KEY)
 _CLEAN = re.compile(r"[\x20-\x7e]{1,255}").fullmatch
 _CUT_S = 0.5
+_GONE_S = 0.005  # a cancellation that follows the end of the requests takes a tenth of it
 # What the log may repeat of a refusal besides ids: words of ours.
 _WORDS = ("outcome", "peer", "http_status")
 _WRITTEN_BY_CALLERS = re.compile(r"\[(['\"]).*\1\]", re.DOTALL)
-_TYPES = {
-    (False, False): "unary",
-    (False, True): "server_stream",
-    (True, False): "client_stream",
-    (True, True): "bidi_stream",
+
+
+class _Kind(NamedTuple):
+    """One of the four kinds of calls: its word in metrics, where a handler has its method, and how to make one."""
+
+    word: str
+    method: str
+    handler: Callable[..., Handler]
+
+
+# By whether requests and answers stream.
+_KINDS = {
+    (False, False): _Kind("unary", "unary_unary", grpc.unary_unary_rpc_method_handler),
+    (False, True): _Kind("server_stream", "unary_stream", grpc.unary_stream_rpc_method_handler),
+    (True, False): _Kind("client_stream", "stream_unary", grpc.stream_unary_rpc_method_handler),
+    (True, True): _Kind("bidi_stream", "stream_stream", grpc.stream_stream_rpc_method_handler),
 }
 
 
@@ -78,13 +92,16 @@ class Edge(grpc.aio.ServerInterceptor):
         self._serializers = serializers
         self._wrapped: dict[str, Handler] = {}
         self._running: set[asyncio.Task[Any] | None] = set()
-        self._draining = False
+        self._drain = Drain()
         self._cut = False
         self._idle = asyncio.Event()
 
     async def drain(self, within_s: float) -> None:
-        """Refuses new calls from now on, and lets those that run finish. What has not by then is cut off, as Draining."""
-        self._draining = True
+        """Refuses new calls from now on, and lets those that run finish; what waits in `call.unless_draining` ends now.
+
+        What has not ended by then is cut off, as Draining.
+        """
+        self._drain.begin()
         await self._ended(within_s)
         self._cut = True
         for task in self._running:
@@ -115,33 +132,33 @@ class Edge(grpc.aio.ServerInterceptor):
         return wrapped
 
     def _wrap(self, method: str, handler: Handler) -> Handler:
-        record = _Record(method, handler, self._metrics, self._log)
-        serializer = self._serializers.get(method, handler.response_serializer)
-        if handler.request_streaming:
-            raise NotImplementedError(f"{method}: the edge has no wrapper for streams of requests")
+        kind = _KINDS[handler.request_streaming, handler.response_streaming]
+        behaviour, reader = getattr(handler, kind.method), handler.request_deserializer
         if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(
-                self._stream(handler.unary_stream, record),
-                request_deserializer=handler.request_deserializer,
-                response_serializer=serializer,
-            )
-        return grpc.unary_unary_rpc_method_handler(
-            self._unary(handler.unary_unary, record),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=serializer,
+            behaviour = _written(behaviour)
+        if handler.request_streaming:
+            behaviour, reader = _told_all(behaviour), _read_or_refused(reader)
+        record = _Record(method, handler, self._metrics, self._log)
+        streams = handler.request_streaming or handler.response_streaming
+        return kind.handler(
+            self._served(behaviour, record, streams=streams),
+            request_deserializer=reader,
+            response_serializer=self._serializers.get(method, handler.response_serializer),
         )
 
-    # Each call runs in a task of its own, so what these two put into the context variable ends with the call.
+    def _served(self, behaviour: Behaviour, record: "_Record", *, streams: bool) -> Behaviour:
+        """The one wrapper of calls of all kinds: `behaviour` returns the answer, or has written all of them."""
+        default_s = self._stream_deadline_s if streams else self._deadline_s
 
-    def _unary(self, behaviour: Any, record: "_Record") -> Any:
+        # Each call runs in a task of its own, so what this puts into the context variable ends with the call.
         async def serve(request: Any, context: Context) -> Any:
-            current, started, own_deadline, odd = _enter(context, self._deadline_s)
+            current, started, own_deadline, odd = _enter(context, default_s, self._drain)
             self._begin(record)
             code, refusal = grpc.StatusCode.OK, None
             try:
                 self._check(odd)
-                if own_deadline:
-                    async with asyncio.timeout(self._deadline_s):
+                if own_deadline or streams:
+                    async with asyncio.timeout(current.left_s()):
                         return await behaviour(request, context)
                 return await behaviour(request, context)
             except asyncio.CancelledError:
@@ -160,53 +177,70 @@ class Edge(grpc.aio.ServerInterceptor):
 
         return serve
 
-    def _stream(self, behaviour: Any, record: "_Record") -> Any:
-        async def serve(request: Any, context: Context) -> None:
-            current, started, _, odd = _enter(context, self._stream_deadline_s)
-            self._begin(record)
-            code, refusal = grpc.StatusCode.OK, None
-            try:
-                self._check(odd)
-                async with (
-                    asyncio.timeout(current.left_s()),
-                    contextlib.aclosing(behaviour(request, context)) as answers,
-                ):
-                    async for answer in answers:
-                        await context.write(answer)
-            except asyncio.CancelledError:
-                if not self._cut:
-                    code = grpc.StatusCode.CANCELLED
-                    raise
-                refusal = _cut_off()
-                code = status.code(refusal)
-                await _abort(context, code, refusal, current)
-            except Exception as error:  # noqa: BLE001  (as above)
-                refusal = _refusal(error, current, record.method)
-                code = status.code(refusal)
-                await _abort(context, code, refusal, current)
-            finally:
-                self._end(record, code, refusal, started, current)
-
-        return serve
-
     def _begin(self, record: "_Record") -> None:
         self._running.add(asyncio.current_task())
         record.begin()
 
     def _check(self, odd: str) -> None:
-        if self._draining:
+        if self._drain.begun:
             raise refusals.Draining("this server is shutting down", retry_after_s=1.0)
         if odd:
             raise InvalidField(f"metadata[{odd}]", "must be at most 255 printable characters of ASCII")
 
     def _end(self, record: "_Record", code: grpc.StatusCode, refusal: Refusal | None, started: float, current: Call) -> None:
         self._running.discard(asyncio.current_task())
-        if self._draining and not self._running:
+        if self._drain.begun and not self._running:
             self._idle.set()
         record.end(code, refusal, started, current)
 
 
-def _enter(context: Context, deadline_s: float) -> tuple[Call, float, bool, str]:
+def _written(behaviour: Any) -> Behaviour:
+    """A method that yields its answers, as one that writes them."""
+
+    async def write(request: Any, context: Context) -> None:
+        async with contextlib.aclosing(behaviour(request, context)) as answers:
+            async for answer in answers:
+                await context.write(answer)
+
+    return write
+
+
+def _told_all(behaviour: Behaviour) -> Behaviour:
+    """A method that takes many requests, which it gets to the end only if its caller has ended them."""
+
+    async def serve(requests: Any, context: Context) -> Any:
+        async with contextlib.aclosing(_to_their_end(requests, context)) as told:
+            return await behaviour(told, context)
+
+    return serve
+
+
+async def _to_their_end(requests: Any, context: Context) -> AsyncGenerator[Any, None]:
+    async for request in requests:
+        yield request
+    # A stream whose caller has gone (cancelled, cut, out of time) ends like a whole one, and only then the call is
+    # cancelled: an import of the half would be taken for all of it. Sending proves whether somebody is there.
+    try:
+        await context.send_initial_metadata(())
+    except grpc.aio.UsageError:  # sent already, with an answer
+        await asyncio.sleep(_GONE_S)
+    except grpc.aio.InternalError:
+        raise asyncio.CancelledError from None
+
+
+def _read_or_refused(read: Any) -> Any:
+    """Reads one of many requests. They are read while the method runs, so what cannot be read would be its defect."""
+
+    def one(raw: bytes) -> Any:
+        try:
+            return read(raw)
+        except DecodeError:
+            raise InvalidField("request", "one of the stream is not a message of this rpc") from None
+
+    return one
+
+
+def _enter(context: Context, deadline_s: float, drain: Drain) -> tuple[Call, float, bool, str]:
     """Makes the call known to what it runs.
 
     The third value says whether it brought no deadline of its own, the last names metadata of ours that it got wrong;
@@ -223,7 +257,7 @@ def _enter(context: Context, deadline_s: float) -> tuple[Call, float, bool, str]
             else:
                 request_id = value
     left = context.time_remaining()
-    current = Call(identity, request_id or fields.new_id(), started + (deadline_s if left is None else left))
+    current = Call(identity, request_id or fields.new_id(), started + (deadline_s if left is None else left), drain)
     call.enter(current)
     return current, started, left is None, odd
 
@@ -234,7 +268,7 @@ class _Record:
     def __init__(self, method: str, handler: Handler, metrics: Metrics, log: LogSettings) -> None:
         self.method = method
         service, _, name = method.lstrip("/").partition("/")
-        self._labels = (_TYPES[handler.request_streaming, handler.response_streaming], service, name)
+        self._labels = (_KINDS[handler.request_streaming, handler.response_streaming].word, service, name)
         self._started = metrics.started.labels(*self._labels)
         self._handled = metrics.handled
         self._seconds = metrics.seconds.labels(*self._labels)
