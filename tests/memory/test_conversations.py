@@ -73,7 +73,9 @@ async def test_the_list_has_the_newest_change_first_and_loses_none_while_it_is_w
 ) -> None:
     for index in range(7):
         await create(room, workspace_id=workspace_id, thread_id=f"t{index}", user_id="ada" if index % 2 else "bob")
-    await room.append(ThreadKey(workspace_id, "t2"), "q")
+    changed = Conversation(workspace_id=workspace_id, thread_id="t2", title="now")
+    update = UpdateConversationRequest(conversation=changed, update_mask=FieldMask(paths=["title"]))
+    await room.conversations.UpdateConversation(update, timeout=CALL_S)
     order = ["t2", "t6", "t5", "t4", "t3", "t1", "t0"]
     assert await listed(room, workspace_id) == order
     assert await listed(room, workspace_id, user_id="ada") == ["t5", "t3", "t1"]
@@ -82,7 +84,8 @@ async def test_the_list_has_the_newest_change_first_and_loses_none_while_it_is_w
     for _ in range(20):
         page = await room.conversations.ListConversations(request, timeout=CALL_S)
         seen += [conversation.thread_id for conversation in page.conversations]
-        await room.append(ThreadKey(workspace_id, "t0"), "again")
+        update.conversation.thread_id = "t0"
+        await room.conversations.UpdateConversation(update, timeout=CALL_S)
         if not page.next_page_token:
             break
         request.page_token = page.next_page_token

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from twofold_chassis.refusals import Busy, InvalidField, Overloaded, StoreUnavailable
 from twofold_memory.appends import Appends
-from twofold_memory.threads import Appended, Entry, KeptTurn, NewMessage, NewTurn, ThreadKey
+from twofold_memory.threads import Appended, Candidate, Entry, KeptTurn, NewMessage, NewTurn, ThreadKey
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -26,11 +26,11 @@ class Store:
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def append(self, turns: Sequence[tuple[NewTurn, bool]]) -> list[Appended]:
+    async def append(self, turns: Sequence[Candidate]) -> list[Appended]:
         await self.gate.wait()
-        self.judge([turn for turn, _ in turns])
-        self.batches.append([turn.turn_id for turn, _ in turns])
-        return [self._stored(turn, is_new) for turn, is_new in turns]
+        self.judge([candidate.turn for candidate in turns])
+        self.batches.append([candidate.turn.turn_id for candidate in turns])
+        return [self._stored(candidate.turn, candidate.is_new) for candidate in turns]
 
     def _stored(self, turn: NewTurn, is_new: bool) -> Appended:
         if self.existing is not None and turn.key not in self.existing and not is_new:

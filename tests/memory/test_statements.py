@@ -117,8 +117,8 @@ async def test_the_plans_within_a_group_commit_use_indexes(sql: "Sql[Any]", long
             before = await connection.fetchval(read) or 0
             row = await connection.fetchrow(
                 STATEMENTS["append_turns"],
-                *([value] for value in (*long_thread, None, "new", b"hash", 1, False, None, None)),
-                *([value] for value in (1, 0, 2, "text", b"", None)),
+                *([value] for value in (*long_thread, None, "new", b"hash", 1, False, None, None, "t7", False, 0)),
+                *([value] for value in (1, 0, 2, "text", b"", None, 0)),
             )
             assert row is not None
             assert (row["outcome"], row["first_seq"]) == ("STORED", MESSAGES + 1)
@@ -130,7 +130,7 @@ async def test_the_plans_within_a_group_commit_use_indexes(sql: "Sql[Any]", long
 @pytest.mark.parametrize(
     "statement",
     [
-        "UPDATE memory.messages SET content = 'forged'",
+        "UPDATE memory.messages SET seq = seq + 1",
         "DELETE FROM memory.messages",
         "TRUNCATE memory.messages",
         "UPDATE memory.turns SET last_seq = 9",

@@ -14,7 +14,19 @@ from prometheus_client import CollectorRegistry, Histogram
 from twofold_chassis.gathering import Gathering
 from twofold_chassis.refusals import Busy, InvalidField, Overloaded, Refusal, RequestReused
 from twofold_memory.encoding import entries_of
-from twofold_memory.threads import Appended, ConversationDeleted, Entry, KeptTurn, NewTurn, ThreadKey, unknown
+from twofold_memory.threads import (
+    Appended,
+    Candidate,
+    ConversationDeleted,
+    ConversationErased,
+    Entry,
+    KeptTurn,
+    NewTurn,
+    ThreadKey,
+    TurnDead,
+    TurnOnItsWay,
+    unknown,
+)
 
 _BATCH_TURNS_MAX = 256
 _BATCH_BYTES_MAX = 1024 * 1024
@@ -28,8 +40,8 @@ _KNOWN_THREADS_MAX = 100_000
 class Store(Protocol):
     """The truth."""
 
-    async def append(self, turns: Sequence[tuple[NewTurn, bool]]) -> list[Appended]:
-        """Stores a batch; the flag says that the thread may have to be made."""
+    async def append(self, turns: Sequence[Candidate]) -> list[Appended]:
+        """Stores a batch."""
         ...
 
 
@@ -135,7 +147,7 @@ class Appends:
             return [refusal] * len(turns)
 
     async def _stored(self, turns: Sequence[NewTurn]) -> list[Appended]:
-        return await self._store.append([(turn, turn.key not in self._known) for turn in turns])
+        return await self._store.append([Candidate(turn, turn.key not in self._known) for turn in turns])
 
     def _ended(self, name: tuple[ThreadKey, str], task: asyncio.Task[KeptTurn]) -> None:
         del self._under_way[name]
@@ -153,5 +165,11 @@ def _judged(turn: NewTurn, answer: Appended) -> KeptTurn:
             )
         case "DELETED":
             raise ConversationDeleted("the conversation is deleted", thread_id=turn.key.thread_id)
+        case "ERASED":
+            raise ConversationErased("the conversation is erased", thread_id=turn.key.thread_id)
+        case "DEAD":
+            raise TurnDead("the turn was journaled and could not be stored", turn_id=turn.turn_id)
+        case "AFTER_MISSING":
+            raise TurnOnItsWay("the turn before this one is still on its way", retry_after_s=0.2, turn_id=turn.after or "")
         case _:
             raise unknown(turn.key)

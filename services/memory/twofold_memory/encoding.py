@@ -25,6 +25,9 @@ _SEQ = b"\x80\x01"
 _TURN_ID = b"\x8a\x01"
 _TURN_INDEX = b"\x90\x01"
 _CREATE_TIME = b"\x9a\x01"
+_STATUS = b"\xa0\x01"
+_REVISION = b"\xa8\x01"
+_TURN_ID_TAG = 17 << 3 | 2
 # Tag of `messages` in the answers that hold a list of them: field 1, length-delimited.
 _MESSAGES = b"\x0a"
 
@@ -63,8 +66,13 @@ def encode(
     turn_id: bytes,
     turn_index: int,
     created: bytes,
+    status: int = 0,
+    revision: int = 0,
 ) -> bytes:
-    """One message as a frame: an element of `messages` of an answer. `turn_id` is UTF-8, `created` what `stamp` made."""
+    """One message as a frame: an element of `messages` of an answer. `turn_id` is UTF-8, `created` what `stamp` made.
+
+    `seq` is 0 for a message that has no number yet.
+    """
     pieces = [_ROLE, varint(role)]
     if content is not None:
         text = content.encode()
@@ -72,17 +80,34 @@ def encode(
     pieces.append(rest)
     if token_count is not None:
         pieces += (_TOKEN_COUNT, varint(token_count))
-    pieces += (_SEQ, varint(seq), _TURN_ID, varint(len(turn_id)), turn_id)
+    if seq:
+        pieces += (_SEQ, varint(seq))
+    pieces += (_TURN_ID, varint(len(turn_id)), turn_id)
     if turn_index:
         pieces += (_TURN_INDEX, varint(turn_index))
     pieces.append(created)
+    if status:
+        pieces += (_STATUS, varint(status))
+    if revision:
+        pieces += (_REVISION, varint(revision))
     encoded = b"".join(pieces)
     return _MESSAGES + varint(len(encoded)) + encoded
 
 
 def entries_of(messages: Sequence[NewMessage], first_seq: int, turn_id: str, created_at: datetime) -> list[Entry]:
     """A turn's messages as they stand in the store once they are numbered."""
-    name, created = turn_id.encode(), stamp(created_at)
+    return _entries(messages, first_seq, turn_id, stamp(created_at))
+
+
+def waiting_entries_of(messages: Sequence[NewMessage], turn_id: str) -> list[Entry]:
+    """The messages of a turn that has no numbers yet: all of them 0."""
+    return [Entry(0, *entry[1:]) for entry in _entries(messages, 0, turn_id, b"", numbered=False)]
+
+
+def _entries(
+    messages: Sequence[NewMessage], first_seq: int, turn_id: str, created: bytes, *, numbered: bool = True
+) -> list[Entry]:
+    name = turn_id.encode()
     return [
         Entry(
             first_seq + index,
@@ -93,14 +118,44 @@ def entries_of(messages: Sequence[NewMessage], first_seq: int, turn_id: str, cre
                 message.content,
                 message.rest,
                 message.token_count,
-                first_seq + index,
+                first_seq + index if numbered else 0,
                 name,
                 index,
                 created,
+                message.status,
             ),
         )
         for index, message in enumerate(messages)
     ]
+
+
+def turn_id_of(frame: bytes) -> str:
+    """The turn of a message, read from its frame."""
+    place = _after_varint(frame, 1)  # behind the frame's own tag: its length
+    while place < len(frame):
+        tag, place = _read_varint(frame, place)
+        if tag & 7 == 0:
+            place = _after_varint(frame, place)
+            continue
+        length, place = _read_varint(frame, place)
+        if tag == _TURN_ID_TAG:
+            return frame[place : place + length].decode()
+        place += length
+    raise ValueError("a message without its turn")
+
+
+def _read_varint(value: bytes, place: int) -> tuple[int, int]:
+    number, shift = 0, 0
+    while True:
+        byte = value[place]
+        number |= (byte & 0x7F) << shift
+        place, shift = place + 1, shift + 7
+        if byte < 0x80:
+            return number, place
+
+
+def _after_varint(value: bytes, place: int) -> int:
+    return _read_varint(value, place)[1]
 
 
 def element(entry: Entry) -> bytes:

@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Literal, NamedTuple
 
-from twofold_chassis.refusals import AlreadyExists, FailedPrecondition, NotFound, Reason
+from twofold_chassis.refusals import Aborted, AlreadyExists, FailedPrecondition, NotFound, Reason, ResourceExhausted
 
 MESSAGE_BYTES_MAX = 1024 * 1024
 TURN_MESSAGES_MAX = 500
@@ -42,6 +42,30 @@ class ConversationDeleted(FailedPrecondition):
     reason = Reason.REASON_CONVERSATION_DELETED
 
 
+class ConversationErased(FailedPrecondition):
+    """The conversation is erased; its id stays taken."""
+
+    reason = Reason.REASON_CONVERSATION_ERASED
+
+
+class TurnDead(FailedPrecondition):
+    """The turn was journaled and could not be stored."""
+
+    reason = Reason.REASON_TURN_DEAD
+
+
+class TurnOnItsWay(Aborted):
+    """The turn that this one is to stand behind is not in Postgres yet."""
+
+    reason = Reason.REASON_TURN_ON_ITS_WAY
+
+
+class JournalFull(ResourceExhausted):
+    """Too much waits for Postgres."""
+
+    reason = Reason.REASON_JOURNAL_FULL
+
+
 class ThreadKey(NamedTuple):
     """Which thread: its workspace and its id there."""
 
@@ -54,6 +78,11 @@ def unknown(key: ThreadKey) -> ConversationUnknown:
     return ConversationUnknown(f"no conversation {key.thread_id!r}", thread_id=key.thread_id)
 
 
+Status = int
+"""twofold.memory.v1.MessageStatus."""
+AS_SAID, INTERRUPTED, DELETED, REDACTED = range(4)
+
+
 @dataclass(frozen=True, slots=True)
 class NewMessage:
     """A message to be stored. `rest` is the encoded remainder: all that is neither role, content nor token count."""
@@ -62,6 +91,7 @@ class NewMessage:
     content: str | None
     rest: bytes
     token_count: int | None
+    status: Status = AS_SAID
 
     @property
     def is_result(self) -> bool:
@@ -77,9 +107,20 @@ class Usage:
     output_tokens: int
 
 
+class Wanted(Enum):
+    """What a caller wants to be done before the answer; see Durability in the contract."""
+
+    COMMITTED_IN_TIME = 0
+    COMMITTED = 1
+    JOURNALED = 2
+
+
 @dataclass(frozen=True, slots=True)
 class NewTurn:
-    """Messages to be stored together, once. `payload_hash` tells a retry from another turn under the same id."""
+    """Messages to be stored together, once. `payload_hash` tells a retry from another turn under the same id.
+
+    `after` is the turn that it must stand behind. `status` is INTERRUPTED for a turn that did not come to its end.
+    """
 
     key: ThreadKey
     user_id: str | None
@@ -88,11 +129,13 @@ class NewTurn:
     messages: Sequence[NewMessage]
     bytes: int
     usage: Usage | None = None
+    after: str | None = None
+    status: Status = AS_SAID
 
 
 @dataclass(frozen=True, slots=True)
 class KeptTurn:
-    """A turn as it is stored."""
+    """A turn as it is stored. `order_unverified`: turns that were accepted before it may stand behind it."""
 
     first_seq: int
     last_seq: int
@@ -100,9 +143,26 @@ class KeptTurn:
     created_at: datetime
     owner: str | None
     duplicate: bool
+    order_unverified: bool = False
 
 
-Outcome = Literal["STORED", "DUPLICATE", "CONFLICT", "DELETED", "FOREIGN", "MISSING"]
+@dataclass(frozen=True, slots=True)
+class JournaledTurn:
+    """A turn that waits in the journal, and has no numbers yet."""
+
+    duplicate: bool
+
+
+Outcome = Literal["STORED", "DUPLICATE", "CONFLICT", "DEAD", "DELETED", "ERASED", "FOREIGN", "AFTER_MISSING", "MISSING"]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A turn on its way into a batch: whether its thread may have to be made, and whether the journal could not be asked."""
+
+    turn: NewTurn
+    is_new: bool
+    order_unverified: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +197,13 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What Postgres knows of a thread: numbers from 1 to next_seq - 1 are given, in this epoch."""
+    """What Postgres knows of a thread: numbers from 1 to next_seq - 1 are given, in this epoch. Erased means deleted too."""
 
     next_seq: int
     epoch: int
     owner: str | None
     deleted: bool
+    erased: bool = False
 
     def visible_to(self, user_id: str | None) -> bool:
         """Whether a caller who speaks for this user (None: for nobody in particular) may see the thread."""
@@ -178,6 +239,7 @@ class Source(Enum):
 
     L1 = 1
     L2 = 2
+    MERGED = 3
 
 
 class Completeness(Enum):
@@ -186,6 +248,8 @@ class Completeness(Enum):
     COMPLETE = 1
     AS_OF = 2
     UNVERIFIED = 3
+    COMMITTED_ONLY = 4
+    PARTIAL = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,3 +300,5 @@ class Conversation:
     version: int = 0
     created_at: datetime | None = None
     updated_at: datetime | None = None
+    # Where it stands in lists: when it was last changed, to the minute.
+    listed_at: datetime | None = None

@@ -5,33 +5,45 @@ import zlib
 from typing import NamedTuple
 
 from twofold_chassis import fields
-from twofold_chassis.refusals import InvalidToken
+from twofold_chassis.refusals import InvalidField, InvalidToken
 from twofold_memory.threads import ThreadKey
 
 _FORM = struct.Struct(">IQQ")
 
 
 class ThreadToken(NamedTuple):
-    """The thread had the message `seq` in this epoch."""
+    """The thread had the message `seq` in this epoch, and the turn, which may have no number yet.
+
+    Epoch and seq are 0 where nothing of it was known to be committed, the turn is empty where none was of interest.
+    """
 
     epoch: int
     seq: int
+    turn_id: str = ""
 
 
-def seal(key: ThreadKey, epoch: int, seq: int) -> bytes:
-    """The token of a state of a thread; empty for a thread that does not exist."""
-    return fields.seal("thread", _FORM.pack(_mark(key), epoch, seq)) if epoch else b""
+def seal(key: ThreadKey, epoch: int, seq: int, turn_id: str = "") -> bytes:
+    """The token of a state of a thread; empty for a thread of which there is nothing."""
+    if not epoch and not turn_id:
+        return b""
+    return fields.seal("thread", _FORM.pack(_mark(key), epoch, seq) + turn_id.encode())
 
 
 def unseal(key: ThreadKey, token: bytes, field: str) -> ThreadToken:
     """Refuses what was not issued for this thread."""
     content = fields.unseal("thread", token, field)
-    if len(content) != _FORM.size:
+    if len(content) < _FORM.size:
         raise InvalidToken(field, "is not a token of this service")
-    mark, epoch, seq = _FORM.unpack(content)
+    mark, epoch, seq = _FORM.unpack(content[: _FORM.size])
     if mark != _mark(key):
         raise InvalidToken(field, "is a token of another conversation")
-    return ThreadToken(epoch, seq)
+    try:
+        turn_id = content[_FORM.size :].decode()
+        if turn_id:
+            fields.identifier(turn_id, field)
+    except (UnicodeDecodeError, InvalidField):
+        raise InvalidToken(field, "is damaged") from None
+    return ThreadToken(epoch, seq, turn_id)
 
 
 def _mark(key: ThreadKey) -> int:

@@ -106,4 +106,5 @@ def _conversation(row: asyncpg.Record) -> Conversation:
         version=row["version"],
         created_at=row["created_at"],
         updated_at=row["updated_at"],
+        listed_at=row["listed_at"],
     )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import asyncpg
 
 from twofold_chassis import postgres
-from twofold_chassis.postgres import Lane, Pool
+from twofold_chassis.postgres import Connection, Lane, Pool
 from twofold_chassis.refusals import InvalidField
 from twofold_memory.encoding import encode, stamp
 from twofold_memory.store.statements import STATEMENTS
@@ -13,16 +13,18 @@ from twofold_memory.threads import (
     ANSWER_BYTES_MAX,
     ROLE_RESULT,
     Appended,
+    Candidate,
     Entry,
     Head,
     KeptTurn,
-    NewTurn,
-    Outcome,
     Snapshot,
     StoredTurn,
     ThreadKey,
     Usage,
 )
+
+# What is wrong with a value that Postgres refuses to hold.
+UNFIT = (asyncpg.DataError, asyncpg.CheckViolationError)
 
 
 class PostgresTurns:
@@ -39,20 +41,18 @@ class PostgresTurns:
         await self._commits.close()
         await self._confirmations.close()
 
-    async def append(self, turns: Sequence[tuple[NewTurn, bool]]) -> list[Appended]:
-        """Stores a batch of turns in one transaction and one round trip. The flag says that the thread may have to be made.
+    async def append(self, turns: Sequence[Candidate]) -> list[Appended]:
+        """Stores a batch of turns in one transaction and one round trip.
 
         Raises Busy if another writer holds one of the threads, InvalidField if Postgres refuses a value (both: nothing was
         stored), StoreUnavailable with outcome NOT_STORED or UNKNOWN.
         """
-        arguments = _arguments(turns)
         async with self._commits.connection() as connection:
             try:
                 with postgres.refusals(outcome="UNKNOWN"):
-                    rows = await connection.fetch(STATEMENTS["append_turns"], *arguments)
-            except (asyncpg.DataError, asyncpg.CheckViolationError):
+                    return await append(connection, turns)
+            except UNFIT:
                 raise InvalidField("messages", "hold a value that cannot be stored") from None
-        return [_appended(row) for row in rows]
 
     async def heads(self, keys: Sequence[ThreadKey]) -> list[Head | None]:
         """What is known of each thread; None for one that does not exist."""
@@ -90,49 +90,59 @@ class PostgresTurns:
         return StoredTurn(_entries(messages), row["epoch"], row["last_seq"], usage)
 
 
-def _arguments(turns: Sequence[tuple[NewTurn, bool]]) -> list[list[object]]:
+async def append(connection: Connection, turns: Sequence[Candidate]) -> list[Appended]:
+    """Stores turns in the running transaction, or in one of its own: what became of each, in order."""
+    return [_appended(row) for row in await connection.fetch(STATEMENTS["append_turns"], *_arguments(turns))]
+
+
+def _arguments(candidates: Sequence[Candidate]) -> list[list[object]]:
+    turns = [candidate.turn for candidate in candidates]
     messages = [
-        (place, index, message) for place, (turn, _) in enumerate(turns, 1) for index, message in enumerate(turn.messages)
+        (place, index, message) for place, turn in enumerate(turns, 1) for index, message in enumerate(turn.messages)
     ]
     return [
-        [turn.key.workspace_id for turn, _ in turns],
-        [turn.key.thread_id for turn, _ in turns],
-        [turn.user_id for turn, _ in turns],
-        [turn.turn_id for turn, _ in turns],
-        [turn.payload_hash for turn, _ in turns],
-        [len(turn.messages) for turn, _ in turns],
-        [is_new for _, is_new in turns],
-        [turn.usage.input_tokens if turn.usage else None for turn, _ in turns],
-        [turn.usage.output_tokens if turn.usage else None for turn, _ in turns],
+        [turn.key.workspace_id for turn in turns],
+        [turn.key.thread_id for turn in turns],
+        [turn.user_id for turn in turns],
+        [turn.turn_id for turn in turns],
+        [turn.payload_hash for turn in turns],
+        [len(turn.messages) for turn in turns],
+        [candidate.is_new for candidate in candidates],
+        [turn.usage.input_tokens if turn.usage else None for turn in turns],
+        [turn.usage.output_tokens if turn.usage else None for turn in turns],
+        [turn.after for turn in turns],
+        [candidate.order_unverified for candidate in candidates],
+        [turn.status for turn in turns],
         [place for place, _, _ in messages],
         [index for _, index, _ in messages],
         [message.role for _, _, message in messages],
         [message.content for _, _, message in messages],
         [message.rest for _, _, message in messages],
         [message.token_count for _, _, message in messages],
+        [message.status for _, _, message in messages],
     ]
 
 
 def _appended(row: asyncpg.Record) -> Appended:
-    outcome: Outcome = row["outcome"]
+    _, outcome, first_seq, last_seq, epoch, created_at, owner, order_unverified = row
     if outcome not in ("STORED", "DUPLICATE"):
         return Appended(outcome, None)
-    kept = KeptTurn(row["first_seq"], row["last_seq"], row["epoch"], row["created_at"], row["owner"], outcome == "DUPLICATE")
+    kept = KeptTurn(first_seq, last_seq, epoch, created_at, owner, outcome == "DUPLICATE", order_unverified)
     return Appended(outcome, kept)
 
 
 def _head(row: asyncpg.Record) -> Head:
-    return Head(row["next_seq"], row["epoch"], row["owner"], row["deleted"])
+    return Head(row["next_seq"], row["epoch"], row["owner"], row["deleted"], row["erased"])
 
 
 def _entries(rows: Sequence[asyncpg.Record]) -> list[Entry]:
     entries = []
     turn_id, name, created_at, created = None, b"", None, b""
-    for seq, turn, index, role, content, rest, token_count, at in (tuple(row)[-8:] for row in rows):
+    for seq, turn, index, role, content, rest, token_count, at, status, revision in (tuple(row)[-10:] for row in rows):
         if turn != turn_id:  # neighbours mostly share these two: encode them once
             turn_id, name = turn, turn.encode()
         if at != created_at:
             created_at, created = at, stamp(at)
-        frame = encode(role, content, rest, token_count, seq, name, index, created)
+        frame = encode(role, content, rest, token_count, seq, name, index, created, status, revision)
         entries.append(Entry(seq, index == 0, role == ROLE_RESULT, frame))
     return entries

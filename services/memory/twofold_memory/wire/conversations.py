@@ -97,8 +97,8 @@ def list_response(found: Sequence[Conversation], size: int, query: Sequence[obje
     following = ""
     if len(found) > size:
         last = page[-1]
-        assert last.updated_at is not None
-        following = fields.page_token(query, [(last.updated_at - _EPOCH) // _MICROSECOND, last.key.thread_id])
+        assert last.listed_at is not None
+        following = fields.page_token(query, [(last.listed_at - _EPOCH) // _MICROSECOND, last.key.thread_id])
     return pb.ListConversationsResponse(conversations=map(message, page), next_page_token=following)
 
 

@@ -75,16 +75,24 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """ABORTED. The token is of a history that no longer exists (a restored database, an erased or rewritten
     thread). Drop the token and read again.
     """
+    REASON_TURN_ON_ITS_WAY: _Reason.ValueType  # 33
+    """ABORTED. The turn that this one is to stand behind is still on its way into Postgres. Retry as it is."""
     REASON_NOT_PERMITTED: _Reason.ValueType  # 40
     """PERMISSION_DENIED. The user may not use this agent (or there is none: see REASON_AGENT_UNKNOWN)."""
     REASON_AGENT_NOT_PUBLISHED: _Reason.ValueType  # 50
     """FAILED_PRECONDITION. The agent exists but is not published (draft or paused)."""
     REASON_CONVERSATION_DELETED: _Reason.ValueType  # 51
     """FAILED_PRECONDITION. The conversation is deleted and takes no new messages."""
+    REASON_TURN_DEAD: _Reason.ValueType  # 52
+    """FAILED_PRECONDITION. The turn was journaled and could not be stored: it is a dead letter, kept for an operator."""
+    REASON_CONVERSATION_ERASED: _Reason.ValueType  # 53
+    """FAILED_PRECONDITION. The conversation is erased; its id stays taken."""
     REASON_OVERLOADED: _Reason.ValueType  # 60
     """RESOURCE_EXHAUSTED. Too much at once for this process; RetryInfo says when to try again."""
     REASON_TOO_MANY: _Reason.ValueType  # 61
     """RESOURCE_EXHAUSTED. A bound of the product is reached (it is named in the message), e.g. preference keys per user."""
+    REASON_JOURNAL_FULL: _Reason.ValueType  # 62
+    """RESOURCE_EXHAUSTED. Too much waits in the journal for Postgres; nothing was kept. RetryInfo says when to try again."""
     REASON_STORE_UNAVAILABLE: _Reason.ValueType  # 70
     """UNAVAILABLE. The durable store does not answer. ErrorInfo.metadata["outcome"] of a write is
     NOT_STORED (nothing was kept) or UNKNOWN (retry with the same request_id to learn which).
@@ -157,16 +165,24 @@ REASON_HISTORY_CHANGED: Reason.ValueType  # 32
 """ABORTED. The token is of a history that no longer exists (a restored database, an erased or rewritten
 thread). Drop the token and read again.
 """
+REASON_TURN_ON_ITS_WAY: Reason.ValueType  # 33
+"""ABORTED. The turn that this one is to stand behind is still on its way into Postgres. Retry as it is."""
 REASON_NOT_PERMITTED: Reason.ValueType  # 40
 """PERMISSION_DENIED. The user may not use this agent (or there is none: see REASON_AGENT_UNKNOWN)."""
 REASON_AGENT_NOT_PUBLISHED: Reason.ValueType  # 50
 """FAILED_PRECONDITION. The agent exists but is not published (draft or paused)."""
 REASON_CONVERSATION_DELETED: Reason.ValueType  # 51
 """FAILED_PRECONDITION. The conversation is deleted and takes no new messages."""
+REASON_TURN_DEAD: Reason.ValueType  # 52
+"""FAILED_PRECONDITION. The turn was journaled and could not be stored: it is a dead letter, kept for an operator."""
+REASON_CONVERSATION_ERASED: Reason.ValueType  # 53
+"""FAILED_PRECONDITION. The conversation is erased; its id stays taken."""
 REASON_OVERLOADED: Reason.ValueType  # 60
 """RESOURCE_EXHAUSTED. Too much at once for this process; RetryInfo says when to try again."""
 REASON_TOO_MANY: Reason.ValueType  # 61
 """RESOURCE_EXHAUSTED. A bound of the product is reached (it is named in the message), e.g. preference keys per user."""
+REASON_JOURNAL_FULL: Reason.ValueType  # 62
+"""RESOURCE_EXHAUSTED. Too much waits in the journal for Postgres; nothing was kept. RetryInfo says when to try again."""
 REASON_STORE_UNAVAILABLE: Reason.ValueType  # 70
 """UNAVAILABLE. The durable store does not answer. ErrorInfo.metadata["outcome"] of a write is
 NOT_STORED (nothing was kept) or UNKNOWN (retry with the same request_id to learn which).

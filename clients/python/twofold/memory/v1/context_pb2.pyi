@@ -162,6 +162,8 @@ class InvokedRequest(_message.Message):
     REQUEST_MESSAGES_FIELD_NUMBER: _builtins.int
     RESPONSE_MESSAGES_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    DURABILITY_FIELD_NUMBER: _builtins.int
+    AFTER_TOKEN_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """The workspace. Required."""
     thread_id: _builtins.str
@@ -170,6 +172,10 @@ class InvokedRequest(_message.Message):
     """The user it belongs to. Optional."""
     request_id: _builtins.str
     """Id of the turn, and what makes a repeat harmless. Optional: made here when empty."""
+    durability: _message_pb2.Durability.ValueType
+    """What is to be done before the answer. Default: COMMITTED if Postgres answers in time, else JOURNALED."""
+    after_token: _builtins.bytes
+    """The thread_token of the caller's last turn: this one is stored behind it or not at all. Optional."""
     @_builtins.property
     def request_messages(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Message]:
         """What was sent to the agent in this turn (not the context it was given). 0 to 500."""
@@ -192,10 +198,12 @@ class InvokedRequest(_message.Message):
         request_messages: _abc.Iterable[_message_pb2.Message] | None = ...,
         response_messages: _abc.Iterable[_message_pb2.Message] | None = ...,
         usage: _conversation_pb2.TurnUsage | None = ...,
+        durability: _message_pb2.Durability.ValueType = ...,
+        after_token: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "request_messages", b"request_messages", "response_messages", b"response_messages", "thread_id", b"thread_id", "usage", b"usage", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_token", b"after_token", "durability", b"durability", "request_id", b"request_id", "request_messages", b"request_messages", "response_messages", b"response_messages", "thread_id", b"thread_id", "usage", b"usage", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -214,21 +222,27 @@ class InvokedResponse(_message.Message):
     DUPLICATE_FIELD_NUMBER: _builtins.int
     THREAD_TOKEN_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    ORDER_UNVERIFIED_FIELD_NUMBER: _builtins.int
+    WEAK_FIELD_NUMBER: _builtins.int
     turn_id: _builtins.str
     """Id of the turn."""
     first_seq: _builtins.int
-    """Number of its first message."""
+    """Number of its first message; 0 while it is journaled."""
     last_seq: _builtins.int
-    """Number of its last message."""
+    """Number of its last message; 0 while it is journaled."""
     durability: _message_pb2.Durability.ValueType
     """What has been done for it."""
     duplicate: _builtins.bool
     """Whether it had been stored before."""
     thread_token: _builtins.bytes
     """How new a later read must be to see this turn."""
+    order_unverified: _builtins.bool
+    """Whether turns that were accepted before it may get higher numbers: the journal could not be asked when it was numbered."""
+    weak: _builtins.bool
+    """Whether the journal is on a Redis that may drop what is in it (REDIS__ALLOW_EVICTION)."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was stored, by the database's clock."""
+        """When it was stored, by the database's clock; unset while it is journaled."""
 
     def __init__(
         self,
@@ -240,10 +254,12 @@ class InvokedResponse(_message.Message):
         duplicate: _builtins.bool = ...,
         thread_token: _builtins.bytes = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        order_unverified: _builtins.bool = ...,
+        weak: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "duplicate", b"duplicate", "durability", b"durability", "first_seq", b"first_seq", "last_seq", b"last_seq", "thread_token", b"thread_token", "turn_id", b"turn_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "duplicate", b"duplicate", "durability", b"durability", "first_seq", b"first_seq", "last_seq", b"last_seq", "order_unverified", b"order_unverified", "thread_token", b"thread_token", "turn_id", b"turn_id", "weak", b"weak"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

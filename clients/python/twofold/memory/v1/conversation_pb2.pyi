@@ -15,7 +15,7 @@ Any rpc may be refused with: INVALID_ARGUMENT (REASON_INVALID_FIELD), UNAVAILABL
   REASON_DRAINING), DEADLINE_EXCEEDED (REASON_DEADLINE), RESOURCE_EXHAUSTED (REASON_OVERLOADED), INTERNAL; any write also
   with ABORTED (REASON_BUSY). These are not repeated at each rpc. A call without a deadline gets one of 30 seconds.
 Workspaces and users are not looked up: whoever may call this service names them, and the registry knows them.
-With Redis down every rpc works as before from Postgres, with the same guarantees.
+With Redis down every rpc works from Postgres; reads of windows then say COMMITTED_ONLY. With Postgres down turns are journaled.
 """
 
 from collections import abc as _abc
@@ -427,6 +427,8 @@ class AppendTurnRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     MESSAGES_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    DURABILITY_FIELD_NUMBER: _builtins.int
+    AFTER_TOKEN_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """The workspace. Required."""
     thread_id: _builtins.str
@@ -435,6 +437,10 @@ class AppendTurnRequest(_message.Message):
     """The user it belongs to, for a conversation that is made by this call; given for one that exists it must be its user. Optional."""
     request_id: _builtins.str
     """Id of the turn, and what makes a repeat harmless. Optional: made here when empty (then a retry would store twice)."""
+    durability: _message_pb2.Durability.ValueType
+    """What is to be done before the answer. Default: COMMITTED if Postgres answers in time, else JOURNALED."""
+    after_token: _builtins.bytes
+    """The thread_token of the caller's last turn: this one is stored behind it or not at all. Optional."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Message]:
         """The messages, 1 to 500, at most 3 MiB in all. Output-only fields must be empty. Required."""
@@ -452,10 +458,12 @@ class AppendTurnRequest(_message.Message):
         request_id: _builtins.str = ...,
         messages: _abc.Iterable[_message_pb2.Message] | None = ...,
         usage: Global___TurnUsage | None = ...,
+        durability: _message_pb2.Durability.ValueType = ...,
+        after_token: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "request_id", b"request_id", "thread_id", b"thread_id", "usage", b"usage", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_token", b"after_token", "durability", b"durability", "messages", b"messages", "request_id", b"request_id", "thread_id", b"thread_id", "usage", b"usage", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -474,21 +482,27 @@ class AppendTurnResponse(_message.Message):
     DUPLICATE_FIELD_NUMBER: _builtins.int
     THREAD_TOKEN_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    ORDER_UNVERIFIED_FIELD_NUMBER: _builtins.int
+    WEAK_FIELD_NUMBER: _builtins.int
     turn_id: _builtins.str
     """Id of the turn."""
     first_seq: _builtins.int
-    """Number of its first message."""
+    """Number of its first message; 0 while it is journaled."""
     last_seq: _builtins.int
-    """Number of its last message."""
+    """Number of its last message; 0 while it is journaled."""
     durability: _message_pb2.Durability.ValueType
     """What has been done for it."""
     duplicate: _builtins.bool
     """Whether it had been stored before, by an earlier call with the same request_id."""
     thread_token: _builtins.bytes
     """How new a later read must be to see this turn."""
+    order_unverified: _builtins.bool
+    """Whether turns that were accepted before it may get higher numbers: the journal could not be asked when it was numbered."""
+    weak: _builtins.bool
+    """Whether the journal is on a Redis that may drop what is in it (REDIS__ALLOW_EVICTION)."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was stored, by the database's clock."""
+        """When it was stored, by the database's clock; unset while it is journaled."""
 
     def __init__(
         self,
@@ -500,10 +514,12 @@ class AppendTurnResponse(_message.Message):
         duplicate: _builtins.bool = ...,
         thread_token: _builtins.bytes = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        order_unverified: _builtins.bool = ...,
+        weak: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "duplicate", b"duplicate", "durability", b"durability", "first_seq", b"first_seq", "last_seq", b"last_seq", "thread_token", b"thread_token", "turn_id", b"turn_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "duplicate", b"duplicate", "durability", b"durability", "first_seq", b"first_seq", "last_seq", b"last_seq", "order_unverified", b"order_unverified", "thread_token", b"thread_token", "turn_id", b"turn_id", "weak", b"weak"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -103,7 +103,8 @@ class ConversationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListConversations(self, request, context):
-        """ListConversations returns a workspace's or a user's conversations, the one with the newest change first.
+        """ListConversations returns a workspace's or a user's conversations, the one with the newest change first, to
+        the minute: an append within a minute of the last change does not move its conversation.
         Errors: INVALID_ARGUMENT (REASON_INVALID_PAGE_TOKEN).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -130,11 +131,15 @@ class ConversationServiceServicer:
 
     def AppendTurn(self, request, context):
         """AppendTurn stores messages as one turn: consecutive, all or none, exactly once per request_id. The answer is given
-        when they are committed in Postgres. A call that is cancelled or times out still ends in one stored turn or none; a
-        retry with the same request_id learns which.
+        when they are committed in Postgres; if that does not answer in time (150 ms unless set otherwise), when they are in the
+        journal, and says so. A call that is cancelled or times out still ends in one stored turn or none; a retry with the
+        same request_id learns which.
         Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN: it is another user's), FAILED_PRECONDITION
-        (REASON_CONVERSATION_DELETED), ALREADY_EXISTS (REASON_REQUEST_REUSED), ABORTED (REASON_BUSY: other writers hold the
-        conversation for too long), UNAVAILABLE (REASON_STORE_UNAVAILABLE with metadata outcome NOT_STORED or UNKNOWN).
+        (REASON_CONVERSATION_DELETED, REASON_CONVERSATION_ERASED, REASON_TURN_DEAD: it was journaled and could not be stored),
+        ALREADY_EXISTS (REASON_REQUEST_REUSED), ABORTED (REASON_BUSY: other writers hold the conversation for too long;
+        REASON_TURN_ON_ITS_WAY: the turn of after_token is not in Postgres yet), RESOURCE_EXHAUSTED (REASON_JOURNAL_FULL),
+        UNAVAILABLE (REASON_STORE_UNAVAILABLE with metadata outcome NOT_STORED or UNKNOWN: a retry with the same request_id
+        tells which).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -15,7 +15,7 @@ Any rpc may be refused with: INVALID_ARGUMENT (REASON_INVALID_FIELD), UNAVAILABL
   REASON_DRAINING), DEADLINE_EXCEEDED (REASON_DEADLINE), RESOURCE_EXHAUSTED (REASON_OVERLOADED), INTERNAL; any write also
   with ABORTED (REASON_BUSY). These are not repeated at each rpc. A call without a deadline gets one of 30 seconds.
 Workspaces and users are not looked up: whoever may call this service names them, and the registry knows them.
-With Redis down every rpc works as before from Postgres, with the same guarantees.
+With Redis down every rpc works from Postgres; reads of windows then say COMMITTED_ONLY. With Postgres down turns are journaled.
 """
 
 from collections import abc as _abc
@@ -40,7 +40,8 @@ class ConversationServiceStub:
     Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN).
     """
     ListConversations: _aio.UnaryUnaryMultiCallable[_conversation_pb2.ListConversationsRequest, _conversation_pb2.ListConversationsResponse]
-    """ListConversations returns a workspace's or a user's conversations, the one with the newest change first.
+    """ListConversations returns a workspace's or a user's conversations, the one with the newest change first, to
+    the minute: an append within a minute of the last change does not move its conversation.
     Errors: INVALID_ARGUMENT (REASON_INVALID_PAGE_TOKEN).
     """
     UpdateConversation: _aio.UnaryUnaryMultiCallable[_conversation_pb2.UpdateConversationRequest, _conversation_pb2.UpdateConversationResponse]
@@ -55,11 +56,15 @@ class ConversationServiceStub:
     """
     AppendTurn: _aio.UnaryUnaryMultiCallable[_conversation_pb2.AppendTurnRequest, _conversation_pb2.AppendTurnResponse]
     """AppendTurn stores messages as one turn: consecutive, all or none, exactly once per request_id. The answer is given
-    when they are committed in Postgres. A call that is cancelled or times out still ends in one stored turn or none; a
-    retry with the same request_id learns which.
+    when they are committed in Postgres; if that does not answer in time (150 ms unless set otherwise), when they are in the
+    journal, and says so. A call that is cancelled or times out still ends in one stored turn or none; a retry with the
+    same request_id learns which.
     Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN: it is another user's), FAILED_PRECONDITION
-    (REASON_CONVERSATION_DELETED), ALREADY_EXISTS (REASON_REQUEST_REUSED), ABORTED (REASON_BUSY: other writers hold the
-    conversation for too long), UNAVAILABLE (REASON_STORE_UNAVAILABLE with metadata outcome NOT_STORED or UNKNOWN).
+    (REASON_CONVERSATION_DELETED, REASON_CONVERSATION_ERASED, REASON_TURN_DEAD: it was journaled and could not be stored),
+    ALREADY_EXISTS (REASON_REQUEST_REUSED), ABORTED (REASON_BUSY: other writers hold the conversation for too long;
+    REASON_TURN_ON_ITS_WAY: the turn of after_token is not in Postgres yet), RESOURCE_EXHAUSTED (REASON_JOURNAL_FULL),
+    UNAVAILABLE (REASON_STORE_UNAVAILABLE with metadata outcome NOT_STORED or UNKNOWN: a retry with the same request_id
+    tells which).
     """
     GetTurn: _aio.UnaryUnaryMultiCallable[_conversation_pb2.GetTurnRequest, _conversation_pb2.GetTurnResponse]
     """GetTurn returns the messages of one turn, e.g. to learn whether an append whose answer was lost has been stored.
@@ -108,7 +113,8 @@ class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _conversation_pb2.ListConversationsRequest,
         context: _aio.ServicerContext[_conversation_pb2.ListConversationsRequest, _abc.Awaitable[_conversation_pb2.ListConversationsResponse]],
     ) -> _abc.Awaitable[_conversation_pb2.ListConversationsResponse]:
-        """ListConversations returns a workspace's or a user's conversations, the one with the newest change first.
+        """ListConversations returns a workspace's or a user's conversations, the one with the newest change first, to
+        the minute: an append within a minute of the last change does not move its conversation.
         Errors: INVALID_ARGUMENT (REASON_INVALID_PAGE_TOKEN).
         """
 
@@ -141,11 +147,15 @@ class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_conversation_pb2.AppendTurnRequest, _abc.Awaitable[_conversation_pb2.AppendTurnResponse]],
     ) -> _abc.Awaitable[_conversation_pb2.AppendTurnResponse]:
         """AppendTurn stores messages as one turn: consecutive, all or none, exactly once per request_id. The answer is given
-        when they are committed in Postgres. A call that is cancelled or times out still ends in one stored turn or none; a
-        retry with the same request_id learns which.
+        when they are committed in Postgres; if that does not answer in time (150 ms unless set otherwise), when they are in the
+        journal, and says so. A call that is cancelled or times out still ends in one stored turn or none; a retry with the
+        same request_id learns which.
         Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN: it is another user's), FAILED_PRECONDITION
-        (REASON_CONVERSATION_DELETED), ALREADY_EXISTS (REASON_REQUEST_REUSED), ABORTED (REASON_BUSY: other writers hold the
-        conversation for too long), UNAVAILABLE (REASON_STORE_UNAVAILABLE with metadata outcome NOT_STORED or UNKNOWN).
+        (REASON_CONVERSATION_DELETED, REASON_CONVERSATION_ERASED, REASON_TURN_DEAD: it was journaled and could not be stored),
+        ALREADY_EXISTS (REASON_REQUEST_REUSED), ABORTED (REASON_BUSY: other writers hold the conversation for too long;
+        REASON_TURN_ON_ITS_WAY: the turn of after_token is not in Postgres yet), RESOURCE_EXHAUSTED (REASON_JOURNAL_FULL),
+        UNAVAILABLE (REASON_STORE_UNAVAILABLE with metadata outcome NOT_STORED or UNKNOWN: a retry with the same request_id
+        tells which).
         """
 
     @_abc_1.abstractmethod

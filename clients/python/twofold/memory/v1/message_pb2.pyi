@@ -52,6 +52,34 @@ ROLE_TOOL: Role.ValueType  # 4
 """The result of a tool call; tool_call_id names the call."""
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
+class _MessageStatus:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MessageStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MessageStatus.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MESSAGE_STATUS_UNSPECIFIED: _MessageStatus.ValueType  # 0
+    """As it was said, or as it was last edited (then revision is above 0)."""
+    MESSAGE_STATUS_INTERRUPTED: _MessageStatus.ValueType  # 1
+    """Part of a turn that did not come to its end: perhaps cut off."""
+    MESSAGE_STATUS_DELETED: _MessageStatus.ValueType  # 2
+    """Deleted or taken back: it has no content any more, only its place."""
+    MESSAGE_STATUS_REDACTED: _MessageStatus.ValueType  # 3
+    """Redacted: it has no content any more, or only what was put in its place."""
+
+class MessageStatus(_MessageStatus, metaclass=_MessageStatusEnumTypeWrapper):
+    """MessageStatus says what has become of a message."""
+
+MESSAGE_STATUS_UNSPECIFIED: MessageStatus.ValueType  # 0
+"""As it was said, or as it was last edited (then revision is above 0)."""
+MESSAGE_STATUS_INTERRUPTED: MessageStatus.ValueType  # 1
+"""Part of a turn that did not come to its end: perhaps cut off."""
+MESSAGE_STATUS_DELETED: MessageStatus.ValueType  # 2
+"""Deleted or taken back: it has no content any more, only its place."""
+MESSAGE_STATUS_REDACTED: MessageStatus.ValueType  # 3
+"""Redacted: it has no content any more, or only what was put in its place."""
+Global___MessageStatus: _TypeAlias = MessageStatus  # noqa: Y015
+
 class _Durability:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -59,17 +87,27 @@ class _Durability:
 class _DurabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Durability.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DURABILITY_UNSPECIFIED: _Durability.ValueType  # 0
-    """Not used."""
+    """In a request: COMMITTED if Postgres answers in time, else JOURNALED. Not used in an answer."""
     DURABILITY_COMMITTED: _Durability.ValueType  # 1
-    """Committed in Postgres."""
+    """Committed in Postgres: it survives the end of any process and of any server's memory. In a request: this or a refusal."""
+    DURABILITY_JOURNALED: _Durability.ValueType  # 2
+    """In the journal in Redis, with a second copy in a worker: it has no numbers yet, survives the loss of either, and comes
+    into Postgres in its order once that answers (or becomes a dead letter, with the reason). In a request: do not wait for
+    Postgres.
+    """
 
 class Durability(_Durability, metaclass=_DurabilityEnumTypeWrapper):
-    """Durability says what has been done for a write when it is answered."""
+    """Durability says what has been done for a turn when it is answered; in a request, what is asked for."""
 
 DURABILITY_UNSPECIFIED: Durability.ValueType  # 0
-"""Not used."""
+"""In a request: COMMITTED if Postgres answers in time, else JOURNALED. Not used in an answer."""
 DURABILITY_COMMITTED: Durability.ValueType  # 1
-"""Committed in Postgres."""
+"""Committed in Postgres: it survives the end of any process and of any server's memory. In a request: this or a refusal."""
+DURABILITY_JOURNALED: Durability.ValueType  # 2
+"""In the journal in Redis, with a second copy in a worker: it has no numbers yet, survives the loss of either, and comes
+into Postgres in its order once that answers (or becomes a dead letter, with the reason). In a request: do not wait for
+Postgres.
+"""
 Global___Durability: _TypeAlias = Durability  # noqa: Y015
 
 class _ReadLevel:
@@ -109,9 +147,11 @@ class _ReadSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReadSource
     READ_SOURCE_UNSPECIFIED: _ReadSource.ValueType  # 0
     """Not used."""
     READ_SOURCE_L1: _ReadSource.ValueType  # 1
-    """The copy in Redis."""
+    """The copy in Redis, turns that wait in the journal included."""
     READ_SOURCE_L2: _ReadSource.ValueType  # 2
     """Postgres."""
+    READ_SOURCE_MERGED: _ReadSource.ValueType  # 3
+    """Postgres, and behind it turns that wait in the journal."""
 
 class ReadSource(_ReadSource, metaclass=_ReadSourceEnumTypeWrapper):
     """ReadSource says where an answer came from."""
@@ -119,9 +159,11 @@ class ReadSource(_ReadSource, metaclass=_ReadSourceEnumTypeWrapper):
 READ_SOURCE_UNSPECIFIED: ReadSource.ValueType  # 0
 """Not used."""
 READ_SOURCE_L1: ReadSource.ValueType  # 1
-"""The copy in Redis."""
+"""The copy in Redis, turns that wait in the journal included."""
 READ_SOURCE_L2: ReadSource.ValueType  # 2
 """Postgres."""
+READ_SOURCE_MERGED: ReadSource.ValueType  # 3
+"""Postgres, and behind it turns that wait in the journal."""
 Global___ReadSource: _TypeAlias = ReadSource  # noqa: Y015
 
 class _Completeness:
@@ -133,11 +175,15 @@ class _CompletenessEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Complete
     COMPLETENESS_UNSPECIFIED: _Completeness.ValueType  # 0
     """Not used."""
     COMPLETENESS_COMPLETE: _Completeness.ValueType  # 1
-    """Everything committed before the call began is in it (within what was asked for)."""
+    """Everything acknowledged before the call began is in it (within what was asked for), journaled turns included."""
     COMPLETENESS_AS_OF: _Completeness.ValueType  # 2
     """A gap-free state of the conversation up to as_of_seq; there may be newer messages."""
     COMPLETENESS_UNVERIFIED: _Completeness.ValueType  # 3
     """As AS_OF, and Postgres could not be asked: it did not answer."""
+    COMPLETENESS_COMMITTED_ONLY: _Completeness.ValueType  # 4
+    """Everything committed before the call began is in it; Redis could not be asked whether journaled turns wait."""
+    COMPLETENESS_PARTIAL: _Completeness.ValueType  # 5
+    """Only the journaled turns: Postgres does not answer and there is no copy of what stands before them."""
 
 class Completeness(_Completeness, metaclass=_CompletenessEnumTypeWrapper):
     """Completeness says what an answer may be relied on for."""
@@ -145,11 +191,15 @@ class Completeness(_Completeness, metaclass=_CompletenessEnumTypeWrapper):
 COMPLETENESS_UNSPECIFIED: Completeness.ValueType  # 0
 """Not used."""
 COMPLETENESS_COMPLETE: Completeness.ValueType  # 1
-"""Everything committed before the call began is in it (within what was asked for)."""
+"""Everything acknowledged before the call began is in it (within what was asked for), journaled turns included."""
 COMPLETENESS_AS_OF: Completeness.ValueType  # 2
 """A gap-free state of the conversation up to as_of_seq; there may be newer messages."""
 COMPLETENESS_UNVERIFIED: Completeness.ValueType  # 3
 """As AS_OF, and Postgres could not be asked: it did not answer."""
+COMPLETENESS_COMMITTED_ONLY: Completeness.ValueType  # 4
+"""Everything committed before the call began is in it; Redis could not be asked whether journaled turns wait."""
+COMPLETENESS_PARTIAL: Completeness.ValueType  # 5
+"""Only the journaled turns: Postgres does not answer and there is no copy of what stands before them."""
 Global___Completeness: _TypeAlias = Completeness  # noqa: Y015
 
 @_typing.final
@@ -192,6 +242,8 @@ class Message(_message.Message):
     TURN_ID_FIELD_NUMBER: _builtins.int
     TURN_INDEX_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
     role: Global___Role.ValueType
     """Who speaks. Required."""
     content: _builtins.str
@@ -207,11 +259,15 @@ class Message(_message.Message):
     token_count: _builtins.int
     """How many tokens it has, as counted by the caller. Optional; without it a quarter of its bytes is assumed, rounded up."""
     seq: _builtins.int
-    """Position in the conversation: 1, 2, 3 … without gaps. Output only."""
+    """Position in the conversation: 1, 2, 3 … without gaps. 0 while the message is journaled and has none yet. Output only."""
     turn_id: _builtins.str
     """The turn it was stored with: the request_id of the append. Output only."""
     turn_index: _builtins.int
     """Position within the turn, from 0. Output only."""
+    status: Global___MessageStatus.ValueType
+    """What has become of it. Output only."""
+    revision: _builtins.int
+    """How often it was changed since it was said; 0 mostly. Output only."""
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
         """Tools that the agent asks to call; only with ROLE_ASSISTANT. Up to 128."""
@@ -239,10 +295,12 @@ class Message(_message.Message):
         turn_id: _builtins.str = ...,
         turn_index: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        status: Global___MessageStatus.ValueType = ...,
+        revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_content", b"_content", "_token_count", b"_token_count", "content", b"content", "create_time", b"create_time", "token_count", b"token_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_content", b"_content", "_token_count", b"_token_count", "author", b"author", "content", b"content", "create_time", b"create_time", "metadata", b"metadata", "name", b"name", "role", b"role", "seq", b"seq", "token_count", b"token_count", "tool_call_id", b"tool_call_id", "tool_calls", b"tool_calls", "turn_id", b"turn_id", "turn_index", b"turn_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_content", b"_content", "_token_count", b"_token_count", "author", b"author", "content", b"content", "create_time", b"create_time", "metadata", b"metadata", "name", b"name", "revision", b"revision", "role", b"role", "seq", b"seq", "status", b"status", "token_count", b"token_count", "tool_call_id", b"tool_call_id", "tool_calls", b"tool_calls", "turn_id", b"turn_id", "turn_index", b"turn_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__content: _TypeAlias = _typing.Literal["content"]  # noqa: Y015
     _WhichOneofArgType__content: _TypeAlias = _typing.Literal["_content", b"_content"]  # noqa: Y015
