@@ -51,6 +51,12 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """NOT_FOUND. No such conversation in this workspace, or it is another user's, or it is deleted."""
     REASON_TURN_UNKNOWN: _Reason.ValueType  # 14
     """NOT_FOUND. The conversation has no turn with this id."""
+    REASON_SUMMARY_UNKNOWN: _Reason.ValueType  # 15
+    """NOT_FOUND. The conversation has no summary with this id."""
+    REASON_TOOL_RUN_UNKNOWN: _Reason.ValueType  # 16
+    """NOT_FOUND. No such tool run in this workspace, or its conversation is deleted or another user's."""
+    REASON_CHECKPOINT_UNKNOWN: _Reason.ValueType  # 17
+    """NOT_FOUND. The conversation has no such checkpoint (any more), or the line has none at all."""
     REASON_WORKSPACE_EXISTS: _Reason.ValueType  # 20
     """ALREADY_EXISTS. The workspace id is taken (a deleted workspace keeps its id)."""
     REASON_USER_EXISTS: _Reason.ValueType  # 21
@@ -67,6 +73,10 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """ALREADY_EXISTS. This request_id was used before with another body or another rpc; nothing was changed."""
     REASON_EVENT_REUSED: _Reason.ValueType  # 27
     """ALREADY_EXISTS. This usage event id was recorded before with another body; nothing was recorded."""
+    REASON_TOOL_RUN_EXISTS: _Reason.ValueType  # 28
+    """ALREADY_EXISTS. The tool run id is taken by a run that was made with another body."""
+    REASON_CHECKPOINT_EXISTS: _Reason.ValueType  # 29
+    """ALREADY_EXISTS. The conversation has a checkpoint with this id."""
     REASON_ETAG_MISMATCH: _Reason.ValueType  # 30
     """ABORTED. The etag is not the current one: somebody else changed the resource. Read again, then decide."""
     REASON_BUSY: _Reason.ValueType  # 31
@@ -77,6 +87,12 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """
     REASON_TURN_ON_ITS_WAY: _Reason.ValueType  # 33
     """ABORTED. The turn that this one is to stand behind is still on its way into Postgres. Retry as it is."""
+    REASON_VERSION_MISMATCH: _Reason.ValueType  # 34
+    """ABORTED. The version is not the current one (metadata["version"]): somebody else was faster. Read again, then decide."""
+    REASON_HEAD_MOVED: _Reason.ValueType  # 35
+    """ABORTED. The line has another head than the expected one (metadata["head_id"], empty if there is no line). Read again, then decide."""
+    REASON_LEASE_LOST: _Reason.ValueType  # 36
+    """ABORTED. Somebody else has taken over since: what a former holder of the lease says changes nothing any more."""
     REASON_NOT_PERMITTED: _Reason.ValueType  # 40
     """PERMISSION_DENIED. The user may not use this agent (or there is none: see REASON_AGENT_UNKNOWN)."""
     REASON_AGENT_NOT_PUBLISHED: _Reason.ValueType  # 50
@@ -87,6 +103,10 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """FAILED_PRECONDITION. The turn was journaled and could not be stored: it is a dead letter, kept for an operator."""
     REASON_CONVERSATION_ERASED: _Reason.ValueType  # 53
     """FAILED_PRECONDITION. The conversation is erased; its id stays taken."""
+    REASON_SEQ_NOT_REACHED: _Reason.ValueType  # 54
+    """FAILED_PRECONDITION. The conversation has no message with this number yet."""
+    REASON_TOOL_RUN_STATE: _Reason.ValueType  # 55
+    """FAILED_PRECONDITION. The tool run is in a state (metadata["state"]) in which what is wished (metadata["wish"]) cannot be done."""
     REASON_OVERLOADED: _Reason.ValueType  # 60
     """RESOURCE_EXHAUSTED. Too much at once for this process; RetryInfo says when to try again."""
     REASON_TOO_MANY: _Reason.ValueType  # 61
@@ -141,6 +161,12 @@ REASON_CONVERSATION_UNKNOWN: Reason.ValueType  # 13
 """NOT_FOUND. No such conversation in this workspace, or it is another user's, or it is deleted."""
 REASON_TURN_UNKNOWN: Reason.ValueType  # 14
 """NOT_FOUND. The conversation has no turn with this id."""
+REASON_SUMMARY_UNKNOWN: Reason.ValueType  # 15
+"""NOT_FOUND. The conversation has no summary with this id."""
+REASON_TOOL_RUN_UNKNOWN: Reason.ValueType  # 16
+"""NOT_FOUND. No such tool run in this workspace, or its conversation is deleted or another user's."""
+REASON_CHECKPOINT_UNKNOWN: Reason.ValueType  # 17
+"""NOT_FOUND. The conversation has no such checkpoint (any more), or the line has none at all."""
 REASON_WORKSPACE_EXISTS: Reason.ValueType  # 20
 """ALREADY_EXISTS. The workspace id is taken (a deleted workspace keeps its id)."""
 REASON_USER_EXISTS: Reason.ValueType  # 21
@@ -157,6 +183,10 @@ REASON_REQUEST_REUSED: Reason.ValueType  # 26
 """ALREADY_EXISTS. This request_id was used before with another body or another rpc; nothing was changed."""
 REASON_EVENT_REUSED: Reason.ValueType  # 27
 """ALREADY_EXISTS. This usage event id was recorded before with another body; nothing was recorded."""
+REASON_TOOL_RUN_EXISTS: Reason.ValueType  # 28
+"""ALREADY_EXISTS. The tool run id is taken by a run that was made with another body."""
+REASON_CHECKPOINT_EXISTS: Reason.ValueType  # 29
+"""ALREADY_EXISTS. The conversation has a checkpoint with this id."""
 REASON_ETAG_MISMATCH: Reason.ValueType  # 30
 """ABORTED. The etag is not the current one: somebody else changed the resource. Read again, then decide."""
 REASON_BUSY: Reason.ValueType  # 31
@@ -167,6 +197,12 @@ thread). Drop the token and read again.
 """
 REASON_TURN_ON_ITS_WAY: Reason.ValueType  # 33
 """ABORTED. The turn that this one is to stand behind is still on its way into Postgres. Retry as it is."""
+REASON_VERSION_MISMATCH: Reason.ValueType  # 34
+"""ABORTED. The version is not the current one (metadata["version"]): somebody else was faster. Read again, then decide."""
+REASON_HEAD_MOVED: Reason.ValueType  # 35
+"""ABORTED. The line has another head than the expected one (metadata["head_id"], empty if there is no line). Read again, then decide."""
+REASON_LEASE_LOST: Reason.ValueType  # 36
+"""ABORTED. Somebody else has taken over since: what a former holder of the lease says changes nothing any more."""
 REASON_NOT_PERMITTED: Reason.ValueType  # 40
 """PERMISSION_DENIED. The user may not use this agent (or there is none: see REASON_AGENT_UNKNOWN)."""
 REASON_AGENT_NOT_PUBLISHED: Reason.ValueType  # 50
@@ -177,6 +213,10 @@ REASON_TURN_DEAD: Reason.ValueType  # 52
 """FAILED_PRECONDITION. The turn was journaled and could not be stored: it is a dead letter, kept for an operator."""
 REASON_CONVERSATION_ERASED: Reason.ValueType  # 53
 """FAILED_PRECONDITION. The conversation is erased; its id stays taken."""
+REASON_SEQ_NOT_REACHED: Reason.ValueType  # 54
+"""FAILED_PRECONDITION. The conversation has no message with this number yet."""
+REASON_TOOL_RUN_STATE: Reason.ValueType  # 55
+"""FAILED_PRECONDITION. The tool run is in a state (metadata["state"]) in which what is wished (metadata["wish"]) cannot be done."""
 REASON_OVERLOADED: Reason.ValueType  # 60
 """RESOURCE_EXHAUSTED. Too much at once for this process; RetryInfo says when to try again."""
 REASON_TOO_MANY: Reason.ValueType  # 61

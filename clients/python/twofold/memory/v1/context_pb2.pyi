@@ -11,6 +11,7 @@ from google.protobuf.internal import containers as _containers
 from twofold.memory.v1 import conversation_pb2 as _conversation_pb2
 from twofold.memory.v1 import message_pb2 as _message_pb2
 from twofold.memory.v1 import preference_pb2 as _preference_pb2
+from twofold.memory.v1 import summary_pb2 as _summary_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -35,6 +36,7 @@ class InvokingRequest(_message.Message):
     TOKEN_COUNT_MAX_FIELD_NUMBER: _builtins.int
     READ_LEVEL_FIELD_NUMBER: _builtins.int
     THREAD_TOKEN_FIELD_NUMBER: _builtins.int
+    WITHOUT_SUMMARY_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """The workspace. Required."""
     thread_id: _builtins.str
@@ -44,13 +46,16 @@ class InvokingRequest(_message.Message):
     message_count_max: _builtins.int
     """How many messages to return at most: 0 means 20, at most 500."""
     token_count_max: _builtins.int
-    """How many tokens messages and preferences may have together at most: 0 means 8,000, at most 1,000,000. Older turns
-    are left out first; preferences are kept before messages. Counted over the text block, see text.
+    """How many tokens summary, messages and preferences may have together at most: 0 means 8,000, at most 1,000,000. Older
+    turns are left out first. Preferences are kept before all else; the summary is kept, whole, if it and the newest turn fit
+    together, and left out otherwise. Counted over the text block, see text.
     """
     read_level: _message_pb2.ReadLevel.ValueType
     """What must be known of the conversation's newness. Default: READ_LEVEL_VERIFIED."""
     thread_token: _builtins.bytes
     """With READ_LEVEL_AT_LEAST: the context must hold the turn of this token. Required then, not allowed otherwise."""
+    without_summary: _builtins.bool
+    """Whether no summary is wanted."""
     def __init__(
         self,
         *,
@@ -61,10 +66,11 @@ class InvokingRequest(_message.Message):
         token_count_max: _builtins.int = ...,
         read_level: _message_pb2.ReadLevel.ValueType = ...,
         thread_token: _builtins.bytes = ...,
+        without_summary: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_count_max", b"message_count_max", "read_level", b"read_level", "thread_id", b"thread_id", "thread_token", b"thread_token", "token_count_max", b"token_count_max", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_count_max", b"message_count_max", "read_level", b"read_level", "thread_id", b"thread_id", "thread_token", b"thread_token", "token_count_max", b"token_count_max", "user_id", b"user_id", "without_summary", b"without_summary", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -87,8 +93,16 @@ class InvokingResponse(_message.Message):
     AS_OF_SEQ_FIELD_NUMBER: _builtins.int
     TRUNCATED_FIELD_NUMBER: _builtins.int
     THREAD_TOKEN_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    GAP_FIRST_SEQ_FIELD_NUMBER: _builtins.int
+    GAP_LAST_SEQ_FIELD_NUMBER: _builtins.int
+    SUMMARY_COMPLETENESS_FIELD_NUMBER: _builtins.int
+    SUMMARY_UNKNOWN_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """Both as one block of text, to be put behind an agent's instructions; empty if there is neither:
+    """All three as one block of text, to be put behind an agent's instructions; empty if there are none:
+
+      Summary of the earlier conversation:
+      Ada introduced herself.
 
       Previous conversation:
       user: Hello
@@ -97,12 +111,12 @@ class InvokingResponse(_message.Message):
       User preferences:
       preferred_language: Python
 
-    Each message and preference is one line: a line break or backslash inside is written as \\n, \\r or \\\\, so that content cannot
-    forge another line.
+    The summary, each message and each preference is one line: a line break or backslash inside is written as \\n, \\r or \\\\,
+    so that content cannot forge another line.
     """
     token_count: _builtins.int
-    """Estimate of the block's tokens: the sum of the messages' and preferences' own (a quarter of the bytes of a line, rounded
-    up, where the caller gave no count).
+    """Estimate of the block's tokens: the sum of the summary's, the messages' and the preferences' own (a quarter of the bytes
+    of a line, rounded up, where the caller gave no count).
     """
     source: _message_pb2.ReadSource.ValueType
     """Where the messages came from; unset without thread_id."""
@@ -115,9 +129,21 @@ class InvokingResponse(_message.Message):
     as_of_seq: _builtins.int
     """Number of the newest message of the conversation that the answer knows of."""
     truncated: _builtins.bool
-    """Whether messages that fit message_count_max were left out to stay within the budget of tokens or within 3 MiB."""
+    """Whether messages that fit message_count_max, preferences or the summary were left out to stay within the budget of tokens
+    or within 3 MiB.
+    """
     thread_token: _builtins.bytes
     """How new a later read must be not to fall behind this answer. Empty if there is no conversation yet."""
+    gap_first_seq: _builtins.int
+    """The first message, by number, that neither summary nor messages tell of; 0 if there is no such gap."""
+    gap_last_seq: _builtins.int
+    """The last such message; 0 if there is no gap. (Between the two there may be some that the summary does tell of.)"""
+    summary_completeness: _message_pb2.Completeness.ValueType
+    """What summary may be relied on for, also if it is unset: COMPLETE, if Postgres said so; AS_OF the copy; UNVERIFIED, if Postgres
+    did not answer and the copy stands in. Unset without thread_id, with without_summary, and with summary_unknown.
+    """
+    summary_unknown: _builtins.bool
+    """Whether nobody could say if there is a summary: Postgres did not answer, and there is no copy that may stand in."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Message]:
         """The newest messages, in order, turns and tool pairs whole."""
@@ -125,6 +151,13 @@ class InvokingResponse(_message.Message):
     @_builtins.property
     def preferences(self) -> _containers.RepeatedCompositeFieldContainer[_preference_pb2.Preference]:
         """The user's preferences, by key ascending."""
+
+    @_builtins.property
+    def summary(self) -> _summary_pb2.Summary:
+        """A summary of what was said before: of those that begin with the first message and reach up to the messages below, the one
+        that was put last; if there is none, the one that was put last of all. What it tells of may also be among the messages.
+        Unset if there is none, or none that fits the budget.
+        """
 
     def __init__(
         self,
@@ -140,10 +173,15 @@ class InvokingResponse(_message.Message):
         as_of_seq: _builtins.int = ...,
         truncated: _builtins.bool = ...,
         thread_token: _builtins.bytes = ...,
+        summary: _summary_pb2.Summary | None = ...,
+        gap_first_seq: _builtins.int = ...,
+        gap_last_seq: _builtins.int = ...,
+        summary_completeness: _message_pb2.Completeness.ValueType = ...,
+        summary_unknown: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["summary", b"summary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_seq", b"as_of_seq", "completeness", b"completeness", "messages", b"messages", "preferences", b"preferences", "preferences_completeness", b"preferences_completeness", "preferences_source", b"preferences_source", "source", b"source", "text", b"text", "thread_token", b"thread_token", "token_count", b"token_count", "truncated", b"truncated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_seq", b"as_of_seq", "completeness", b"completeness", "gap_first_seq", b"gap_first_seq", "gap_last_seq", b"gap_last_seq", "messages", b"messages", "preferences", b"preferences", "preferences_completeness", b"preferences_completeness", "preferences_source", b"preferences_source", "source", b"source", "summary", b"summary", "summary_completeness", b"summary_completeness", "summary_unknown", b"summary_unknown", "text", b"text", "thread_token", b"thread_token", "token_count", b"token_count", "truncated", b"truncated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

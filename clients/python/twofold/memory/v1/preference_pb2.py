@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from twofold.memory.v1 import message_pb2 as twofold_dot_memory_dot_v1_dot_message__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"twofold/memory/v1/preference.proto\x12\x11twofold.memory.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ftwofold/memory/v1/message.proto\"j\n\nPreference\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\">\n\x15GetPreferencesRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\"\xc3\x01\n\x16GetPreferencesResponse\x12\x32\n\x0bpreferences\x18\x01 \x03(\x0b\x32\x1d.twofold.memory.v1.Preference\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12-\n\x06source\x18\x03 \x01(\x0e\x32\x1d.twofold.memory.v1.ReadSource\x12\x35\n\x0c\x63ompleteness\x18\x04 \x01(\x0e\x32\x1f.twofold.memory.v1.Completeness\"\xd4\x01\n\x18UpdatePreferencesRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x41\n\x03set\x18\x03 \x03(\x0b\x32\x34.twofold.memory.v1.UpdatePreferencesRequest.SetEntry\x12\x0e\n\x06remove\x18\x04 \x03(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x1a*\n\x08SetEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"`\n\x19UpdatePreferencesResponse\x12\x32\n\x0bpreferences\x18\x01 \x03(\x0b\x32\x1d.twofold.memory.v1.Preference\x12\x0f\n\x07version\x18\x02 \x01(\x03\x32\xea\x01\n\x11PreferenceService\x12\x65\n\x0eGetPreferences\x12(.twofold.memory.v1.GetPreferencesRequest\x1a).twofold.memory.v1.GetPreferencesResponse\x12n\n\x11UpdatePreferences\x12+.twofold.memory.v1.UpdatePreferencesRequest\x1a,.twofold.memory.v1.UpdatePreferencesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"twofold/memory/v1/preference.proto\x12\x11twofold.memory.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ftwofold/memory/v1/message.proto\"\x9b\x01\n\nPreference\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\">\n\x15GetPreferencesRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\"\xc3\x01\n\x16GetPreferencesResponse\x12\x32\n\x0bpreferences\x18\x01 \x03(\x0b\x32\x1d.twofold.memory.v1.Preference\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12-\n\x06source\x18\x03 \x01(\x0e\x32\x1d.twofold.memory.v1.ReadSource\x12\x35\n\x0c\x63ompleteness\x18\x04 \x01(\x0e\x32\x1f.twofold.memory.v1.Completeness\"\x8f\x04\n\x18UpdatePreferencesRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x41\n\x03set\x18\x03 \x03(\x0b\x32\x34.twofold.memory.v1.UpdatePreferencesRequest.SetEntry\x12\x0e\n\x06remove\x18\x04 \x03(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12R\n\x0c\x65xpire_times\x18\x06 \x03(\x0b\x32<.twofold.memory.v1.UpdatePreferencesRequest.ExpireTimesEntry\x12\\\n\x11\x65xpected_versions\x18\x07 \x03(\x0b\x32\x41.twofold.memory.v1.UpdatePreferencesRequest.ExpectedVersionsEntry\x1a*\n\x08SetEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1aN\n\x10\x45xpireTimesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp:\x02\x38\x01\x1a\x37\n\x15\x45xpectedVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"`\n\x19UpdatePreferencesResponse\x12\x32\n\x0bpreferences\x18\x01 \x03(\x0b\x32\x1d.twofold.memory.v1.Preference\x12\x0f\n\x07version\x18\x02 \x01(\x03\x32\xea\x01\n\x11PreferenceService\x12\x65\n\x0eGetPreferences\x12(.twofold.memory.v1.GetPreferencesRequest\x1a).twofold.memory.v1.GetPreferencesResponse\x12n\n\x11UpdatePreferences\x12+.twofold.memory.v1.UpdatePreferencesRequest\x1a,.twofold.memory.v1.UpdatePreferencesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,18 +35,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_UPDATEPREFERENCESREQUEST_SETENTRY']._loaded_options = None
   _globals['_UPDATEPREFERENCESREQUEST_SETENTRY']._serialized_options = b'8\001'
-  _globals['_PREFERENCE']._serialized_start=123
-  _globals['_PREFERENCE']._serialized_end=229
-  _globals['_GETPREFERENCESREQUEST']._serialized_start=231
-  _globals['_GETPREFERENCESREQUEST']._serialized_end=293
-  _globals['_GETPREFERENCESRESPONSE']._serialized_start=296
-  _globals['_GETPREFERENCESRESPONSE']._serialized_end=491
-  _globals['_UPDATEPREFERENCESREQUEST']._serialized_start=494
-  _globals['_UPDATEPREFERENCESREQUEST']._serialized_end=706
-  _globals['_UPDATEPREFERENCESREQUEST_SETENTRY']._serialized_start=664
-  _globals['_UPDATEPREFERENCESREQUEST_SETENTRY']._serialized_end=706
-  _globals['_UPDATEPREFERENCESRESPONSE']._serialized_start=708
-  _globals['_UPDATEPREFERENCESRESPONSE']._serialized_end=804
-  _globals['_PREFERENCESERVICE']._serialized_start=807
-  _globals['_PREFERENCESERVICE']._serialized_end=1041
+  _globals['_UPDATEPREFERENCESREQUEST_EXPIRETIMESENTRY']._loaded_options = None
+  _globals['_UPDATEPREFERENCESREQUEST_EXPIRETIMESENTRY']._serialized_options = b'8\001'
+  _globals['_UPDATEPREFERENCESREQUEST_EXPECTEDVERSIONSENTRY']._loaded_options = None
+  _globals['_UPDATEPREFERENCESREQUEST_EXPECTEDVERSIONSENTRY']._serialized_options = b'8\001'
+  _globals['_PREFERENCE']._serialized_start=124
+  _globals['_PREFERENCE']._serialized_end=279
+  _globals['_GETPREFERENCESREQUEST']._serialized_start=281
+  _globals['_GETPREFERENCESREQUEST']._serialized_end=343
+  _globals['_GETPREFERENCESRESPONSE']._serialized_start=346
+  _globals['_GETPREFERENCESRESPONSE']._serialized_end=541
+  _globals['_UPDATEPREFERENCESREQUEST']._serialized_start=544
+  _globals['_UPDATEPREFERENCESREQUEST']._serialized_end=1071
+  _globals['_UPDATEPREFERENCESREQUEST_SETENTRY']._serialized_start=892
+  _globals['_UPDATEPREFERENCESREQUEST_SETENTRY']._serialized_end=934
+  _globals['_UPDATEPREFERENCESREQUEST_EXPIRETIMESENTRY']._serialized_start=936
+  _globals['_UPDATEPREFERENCESREQUEST_EXPIRETIMESENTRY']._serialized_end=1014
+  _globals['_UPDATEPREFERENCESREQUEST_EXPECTEDVERSIONSENTRY']._serialized_start=1016
+  _globals['_UPDATEPREFERENCESREQUEST_EXPECTEDVERSIONSENTRY']._serialized_end=1071
+  _globals['_UPDATEPREFERENCESRESPONSE']._serialized_start=1073
+  _globals['_UPDATEPREFERENCESRESPONSE']._serialized_end=1169
+  _globals['_PREFERENCESERVICE']._serialized_start=1172
+  _globals['_PREFERENCESERVICE']._serialized_end=1406
 # @@protoc_insertion_point(module_scope)

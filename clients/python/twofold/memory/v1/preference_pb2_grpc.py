@@ -27,7 +27,8 @@ if _version_not_supported:
 
 class PreferenceServiceStub:
     """PreferenceService keeps a user's preferences: durable in Postgres, with a copy in Redis that is only used if Postgres
-    confirms its version in the same call.
+    confirms its version in the same call. A preference that has expired is not there any more, by the clocks of this service
+    and of its database; its row is swept within minutes.
     """
 
     def __init__(self, channel):
@@ -50,7 +51,8 @@ class PreferenceServiceStub:
 
 class PreferenceServiceServicer:
     """PreferenceService keeps a user's preferences: durable in Postgres, with a copy in Redis that is only used if Postgres
-    confirms its version in the same call.
+    confirms its version in the same call. A preference that has expired is not there any more, by the clocks of this service
+    and of its database; its row is swept within minutes.
     """
 
     def GetPreferences(self, request, context):
@@ -63,7 +65,8 @@ class PreferenceServiceServicer:
 
     def UpdatePreferences(self, request, context):
         """UpdatePreferences sets some preferences and removes others, all or none; those not named stay as they are.
-        Errors: RESOURCE_EXHAUSTED (REASON_TOO_MANY: a user may have 200), ALREADY_EXISTS (REASON_REQUEST_REUSED).
+        Errors: RESOURCE_EXHAUSTED (REASON_TOO_MANY: a user may have 200), ABORTED (REASON_VERSION_MISMATCH: one of
+        expected_versions is not the current one; nothing was changed), ALREADY_EXISTS (REASON_REQUEST_REUSED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -92,7 +95,8 @@ def add_PreferenceServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class PreferenceService:
     """PreferenceService keeps a user's preferences: durable in Postgres, with a copy in Redis that is only used if Postgres
-    confirms its version in the same call.
+    confirms its version in the same call. A preference that has expired is not there any more, by the clocks of this service
+    and of its database; its row is swept within minutes.
     """
 
     @staticmethod

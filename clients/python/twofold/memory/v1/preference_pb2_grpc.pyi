@@ -14,7 +14,8 @@ GRPC_VERSION: str
 
 class PreferenceServiceStub:
     """PreferenceService keeps a user's preferences: durable in Postgres, with a copy in Redis that is only used if Postgres
-    confirms its version in the same call.
+    confirms its version in the same call. A preference that has expired is not there any more, by the clocks of this service
+    and of its database; its row is swept within minutes.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -24,12 +25,14 @@ class PreferenceServiceStub:
     """
     UpdatePreferences: _aio.UnaryUnaryMultiCallable[_preference_pb2.UpdatePreferencesRequest, _preference_pb2.UpdatePreferencesResponse]
     """UpdatePreferences sets some preferences and removes others, all or none; those not named stay as they are.
-    Errors: RESOURCE_EXHAUSTED (REASON_TOO_MANY: a user may have 200), ALREADY_EXISTS (REASON_REQUEST_REUSED).
+    Errors: RESOURCE_EXHAUSTED (REASON_TOO_MANY: a user may have 200), ABORTED (REASON_VERSION_MISMATCH: one of
+    expected_versions is not the current one; nothing was changed), ALREADY_EXISTS (REASON_REQUEST_REUSED).
     """
 
 class PreferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """PreferenceService keeps a user's preferences: durable in Postgres, with a copy in Redis that is only used if Postgres
-    confirms its version in the same call.
+    confirms its version in the same call. A preference that has expired is not there any more, by the clocks of this service
+    and of its database; its row is swept within minutes.
     """
 
     @_abc_1.abstractmethod
@@ -49,7 +52,8 @@ class PreferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_preference_pb2.UpdatePreferencesRequest, _abc.Awaitable[_preference_pb2.UpdatePreferencesResponse]],
     ) -> _abc.Awaitable[_preference_pb2.UpdatePreferencesResponse]:
         """UpdatePreferences sets some preferences and removes others, all or none; those not named stay as they are.
-        Errors: RESOURCE_EXHAUSTED (REASON_TOO_MANY: a user may have 200), ALREADY_EXISTS (REASON_REQUEST_REUSED).
+        Errors: RESOURCE_EXHAUSTED (REASON_TOO_MANY: a user may have 200), ABORTED (REASON_VERSION_MISMATCH: one of
+        expected_versions is not the current one; nothing was changed), ALREADY_EXISTS (REASON_REQUEST_REUSED).
         """
 
 def add_PreferenceServiceServicer_to_server(servicer: PreferenceServiceServicer, server: _aio.Server) -> None: ...
