@@ -1,4 +1,10 @@
-"""`python -m benchmarks`: measures the stack on this machine, prints a table, writes build/bench.json.
+"""`python -m benchmarks`: measures the stack on this machine, prints tables, writes build/bench.json.
+
+  python -m benchmarks               all rows but those below, about five minutes
+  python -m benchmarks P3 P8         these rows; P8 stands for all that begin with P8-
+  python -m benchmarks --peers       P11: other libraries on the same servers, installed into build/peers when first needed
+  python -m benchmarks --curve       latency over the length of a thread, to docs/performance.md and its plot
+  python -m benchmarks --document    what build/bench.json holds, to docs/performance.md; measures nothing
 
 Ratios within one run are what counts; absolute rates move with the machine. Nothing here decides a test.
 """
@@ -6,91 +12,104 @@ Ratios within one run are what counts; absolute rates move with the machine. Not
 import argparse
 import asyncio
 import os
-import signal
-import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks import operations, rows
-from benchmarks.rows import Operation, Row
-from twofold.client import Twofold
-from twofold_cli.stack import raise_stack
-from twofold_cli.up import DEVELOPMENT
+from benchmarks import curve, document, operations, rows, sizes, table, threads
+from benchmarks.operations import Operation
+from benchmarks.peers import comparison as peers
+from benchmarks.places import Place, measuring_place
+from benchmarks.rows import Compared, Row
 
 REPORT = Path("build/bench.json")
+CURVE = Path("build/curve.json")
+_SIZES = ("P12-service", "P12-redis", "P12-postgres")
 
 
-@asynccontextmanager
-async def echo_process() -> AsyncIterator[tuple[str, int]]:
-    """The baseline in a process of its own: its target and pid."""
-    process = subprocess.Popen([sys.executable, "-m", "benchmarks.echo"], stdout=subprocess.PIPE, text=True)  # noqa: ASYNC220
-    assert process.stdout is not None
-    try:
-        port = await asyncio.to_thread(process.stdout.readline)
-        yield f"127.0.0.1:{port.strip()}", process.pid
-    finally:
-        process.send_signal(signal.SIGTERM)
-        await asyncio.to_thread(process.wait, 10)
-        process.stdout.close()
+async def bench(console: Console, only: Sequence[str]) -> None:
+    """Measures all rows, or those named, each against its baseline."""
+    chosen = [operation for operation in operations.OPERATIONS if operations.is_chosen(operation.id, only)]
+    with_sizes = any(operations.is_chosen(id_, only) for id_ in _SIZES)
+    if not chosen and not with_sizes:
+        raise SystemExit(f"no row is called {' or '.join(only)}")
+    measured: list[Row] = []
+    async with measuring_place() as place:
+        await threads.make_workspace(place.twofold)
+        measured += [await _compared(console, place, operation) for operation in chosen]
+        if with_sizes:
+            with console.status("P12: sizes"):
+                measured += await sizes.figures(place)
+    _report(console, measured)
 
 
-async def bench(console: Console, only: Sequence[str]) -> int:
-    """Measures all rows, or those named."""
-    console.print(f"machine: {rows.machine()}\n", style="dim")
-    async with (
-        raise_stack(ephemeral=True, settings=DEVELOPMENT) as stack,
-        echo_process() as echo,
-        Twofold(registry=stack.registry.target, memory=stack.memory.target, router=stack.router.target) as twofold,
-    ):
-        chosen = [item for item in await operations.all_of(stack, twofold) if not only or item.id in only]
-        measured = [await _measured(console, item, echo) for item in chosen]
-    rows.write([{**row.as_json(), "machine": rows.machine()} for row in measured], REPORT)
-    console.print()
-    console.print(_table(measured))
-    console.print(f"written to {REPORT}", style="dim")
-    return 0
+async def with_peers(console: Console) -> None:
+    """P11."""
+    measured: list[Row] = []
+    with console.status("P11") as status:
+        async with measuring_place(told=status.update) as place:
+            measured += await peers.figures(place, told=status.update)
+    _report(console, measured)
 
 
-async def _measured(console: Console, operation: Operation, echo: tuple[str, int]) -> Row:
-    with console.status("") as status:
+async def with_curve(console: Console) -> None:
+    """Latency over length, with its document."""
+    with console.status("curve") as status:
+        async with measuring_place(told=status.update) as place:
+            points = await curve.measure(place, told=status.update)
+    curve.write(points, CURVE)
+    document.write_curve(points)
+    console.print(document.curve_table(points))
+    console.print(f"written to {CURVE}, {document.PLOT} and {document.PAGE}", style="dim")
+
+
+async def _compared(console: Console, place: Place, operation: Operation) -> Compared:
+    with console.status(f"{operation.id}: preparing") as status:
+        comparison = await operation.prepare(place)
 
         def told(number: int) -> None:
-            status.update(f"{operation.id} {operation.what}: round {number + 1} of {rows.ROUNDS}")
+            status.update(f"{comparison.id} {comparison.what}: round {number + 1} of {rows.ROUNDS}")
 
-        row = await rows.measure(operation, *echo, told=told)
-    _print(console, row)
-    return row
-
-
-def _print(console: Console, row: Row) -> None:
-    if row.spread > rows.SPREAD_MAX:
-        console.print(f"{row.operation.id}: not reported, the echo itself moved by {row.spread:.2f}×", style="yellow")
+        compared = await rows.measure(comparison, told=told)
+    if compared.unsteady:
+        moved = f"{comparison.id}: not reported, the baseline itself moved by {compared.spread:.2f}×"
+        console.print(moved, style="yellow")
+    return compared
 
 
-def _table(measured: Sequence[Row]) -> Table:
-    table = Table("id", "what", "callers", "ratio", "goal", "p50 ms", "p99 ms", "echo p50", "CPU µs/call", "echo CPU")
-    for row in measured:
-        told = row.as_json()
-        ratio = "not reported" if told["ratio"] is None else f"{told['ratio']} {'✔' if told['met'] else '✘'}"
-        goal = f"{'≤' if row.alone else '≥'} {row.operation.goal}"
-        cells = (row.operation.id, row.operation.what, row.operation.callers, ratio, goal, told["p50_ms"], told["p99_ms"])
-        cpu = (told["echo_p50_ms"], told["service_cpu_us_per_call"], told["echo_cpu_us_per_call"])
-        table.add_row(*map(str, (*cells, *cpu)))
-    return table
+def _report(console: Console, measured: Sequence[Row]) -> None:
+    rows.write(measured, REPORT)
+    told = [row.as_json() for row in measured]
+    console.print()
+    if compared := [row for row in told if table.is_compared(row)]:
+        console.print(table.compared(compared))
+    if figures := [row for row in told if not table.is_compared(row)]:
+        console.print(table.figures(figures))
+    console.print(f"written to {REPORT}", style="dim")
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("only", nargs="*", help="ids of rows, e.g. P3 (default: all)")
-    chosen: list[str] = parser.parse_args().only
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--peers", action="store_true", help="measure other libraries on the same servers")
+    kind.add_argument("--curve", action="store_true", help="measure latency over the length of a thread")
+    kind.add_argument("--document", action="store_true", help="write the last report into docs/performance.md")
+    asked = parser.parse_args()
     width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "150"))
-    raise SystemExit(asyncio.run(bench(Console(highlight=False, width=width), chosen)))
+    console = Console(highlight=False, width=width)
+    console.print(f"machine: {rows.machine()}\n", style="dim")
+    if asked.document:
+        document.write_rows(rows.read(REPORT))
+    elif asked.curve:
+        asyncio.run(with_curve(console))
+    elif asked.peers:
+        asyncio.run(with_peers(console))
+    else:
+        asyncio.run(bench(console, asked.only))
 
 
 if __name__ == "__main__":

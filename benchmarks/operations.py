@@ -1,104 +1,235 @@
-"""The operations that are measured, and the data they need."""
+"""What is measured: each row, what it needs, and its goal."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
+import grpc
 from google.protobuf.message import Message
 
-from benchmarks.rows import Operation
-from twofold.client import Twofold
+from benchmarks import echo, threads
+from benchmarks.places import Place
+from benchmarks.rows import ROUNDS, WARM_UP, Comparison, Server, Subject
+from benchmarks.textbook import SERVICE as TEXTBOOK
+from benchmarks.words import check_exchanges
 from twofold.memory.v1 import conversation_pb2, message_pb2
-from twofold.registry.v1 import agent_pb2, permission_pb2, user_pb2, workspace_pb2
 from twofold.router.v1 import routing_pb2
-from twofold_cli.embedded import ServiceProcess
-from twofold_cli.stack import Stack
 
-WORKSPACE = "bench"
 THREADS = 8
 MANY = 64
-_TURNS = 40
-_ASKED = "Could you tell me whether my order has been sent already? It is number 4711."
-_ANSWERED = "It left our warehouse this morning and should be with you the day after tomorrow, before noon."
+LONG = 100_000
+SHORT = 100
+_READ_MESSAGES = 80
+_ECHO_IS = "bare grpc.aio echo with the same sizes, same run"
+_ROUTING = "/twofold.router.v1.RoutingService"
+_CONVERSATIONS = "/twofold.memory.v1.ConversationService"
+_NO_REDIS = (
+    "by a second worker for which nothing listens where its Redis should be: its breaker is open, every read is one query "
+    "for head and messages, and nothing is written back. With Redis there, a cold read costs a look before and a fill after"
+)
 
 
-async def all_of(stack: Stack, twofold: Twofold) -> list[Operation]:
-    """Prepares the data and describes the operations."""
-    await _workspace(twofold)
-    tokens = await _threads(twofold)
-    resolve = routing_pb2.ResolveRequest(workspace_id=WORKSPACE, user_id="user", agent_id="agent")
-    appends = [_append(f"append-{number}") for number in range(THREADS)]
-    with_token = [_window(f"read-{number}", message_pb2.READ_LEVEL_AT_LEAST, token) for number, token in enumerate(tokens)]
-    verified = [_window(f"read-{number}", message_pb2.READ_LEVEL_VERIFIED) for number in range(THREADS)]
-    resolved = (await twofold.routing.Resolve(resolve)).ByteSize()
-    appended = (await twofold.conversations.AppendTurn(appends[0])).ByteSize()
-    window = (await twofold.conversations.ReadWindow(verified[0])).ByteSize()
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A row to be: `prepare` makes the data and the servers that it needs."""
 
-    asks = "asks the registry each time until the change stream is there"
-    routing, conversations = "/twofold.router.v1.RoutingService", "/twofold.memory.v1.ConversationService"
-    kinds: list[tuple[str, str, str, Sequence[Message], int, ServiceProcess, float, float, str]] = [
-        ("P1", "Resolve", f"{routing}/Resolve", [resolve], resolved, stack.router, 0.80, 1.6, asks),
-        (
-            "P3",
-            "durable Append",
-            f"{conversations}/AppendTurn",
-            appends,
-            appended,
-            stack.memory,
-            0.75,
-            4,
-            "",
-        ),
-        ("P5", "Window of 20 with a token", f"{conversations}/ReadWindow", with_token, window, stack.memory, 0.80, 1.7, ""),
-        ("P5v", "Window of 20, verified", f"{conversations}/ReadWindow", verified, window, stack.memory, 0.65, 1.7, ""),
-    ]
-    found = []
-    for number, what, method, requests, size, service, goal, alone_goal, note in kinds:
-        bodies = [request.SerializeToString() for request in requests]
-        metrics = f"http://127.0.0.1:{service.metrics_port}/metrics"
-        where = (service.target, metrics, service.pid)
-        found.append(Operation(number, what, method, bodies, MANY, size, *where, goal, note))
-        found.append(Operation(f"P7-{number}", f"{what}, alone", method, bodies[:1], 1, size, *where, alone_goal, note))
-    return found
+    id: str
+    prepare: Callable[[Place], Awaitable[Comparison]]
 
 
-async def _workspace(twofold: Twofold) -> None:
-    workspace = workspace_pb2.Workspace(workspace_id=WORKSPACE, display_name="Bench")
-    await twofold.workspaces.CreateWorkspace(workspace_pb2.CreateWorkspaceRequest(workspace=workspace))
-    user = user_pb2.User(workspace_id=WORKSPACE, user_id="user", email="user@example.com")
-    await twofold.users.CreateUser(user_pb2.CreateUserRequest(user=user))
-    agent = agent_pb2.Agent(
-        workspace_id=WORKSPACE, agent_id="agent", display_name="Agent", url="http://agent.bench.svc.cluster.local"
+OPERATIONS: Sequence[Operation] = (
+    Operation("P1", lambda place: _resolve(place, "P1", MANY, 0.80)),
+    Operation("P7-P1", lambda place: _resolve(place, "P7-P1", 1, 1.6)),
+    Operation("P3", lambda place: _append(place, "P3", MANY, 0.75)),
+    Operation("P7-P3", lambda place: _append(place, "P7-P3", 1, 4)),
+    Operation("P4", lambda place: _append_and_textbook(place)),
+    Operation("P4-window", lambda place: _window_and_textbook(place)),
+    Operation("P5", lambda place: _window_with_token(place, "P5", MANY, 0.80)),
+    Operation("P7-P5", lambda place: _window_with_token(place, "P7-P5", 1, 1.7)),
+    Operation("P5v", lambda place: _window_verified(place, "P5v", MANY, 0.65)),
+    Operation("P7-P5v", lambda place: _window_verified(place, "P7-P5v", 1, 1.7)),
+    Operation("P6", lambda place: _window_from_postgres(place)),
+    Operation("P8-append", lambda place: _append_far(place)),
+    Operation("P8-window", lambda place: _window_far(place)),
+    Operation("P8-window-postgres", lambda place: _window_far_from_postgres(place)),
+)
+
+
+def is_chosen(id_: str, only: Sequence[str]) -> bool:
+    """Whether a row is among those asked for: by its id, or by what the id begins with; all if nothing is asked for."""
+    return not only or any(id_ == name or id_.startswith(f"{name}-") for name in only)
+
+
+async def _resolve(place: Place, id_: str, callers: int, goal: float) -> Comparison:
+    request = routing_pb2.ResolveRequest(workspace_id=threads.WORKSPACE, user_id="user", agent_id="agent")
+    answer = (await place.twofold.routing.Resolve(request)).ByteSize()
+    mine = _subject(place.router, f"{_ROUTING}/Resolve", [request])
+    note = "asks the registry each time until the change stream is there"
+    return await _against_echo(place, id_, "Resolve", mine, answer, callers, goal, note)
+
+
+async def _append(place: Place, id_: str, callers: int, goal: float) -> Comparison:
+    requests = [threads.append(f"append-{number}") for number in range(THREADS)]
+    answer = (await place.twofold.conversations.AppendTurn(requests[0])).ByteSize()
+    mine = _subject(place.memory, f"{_CONVERSATIONS}/AppendTurn", requests)
+    return await _against_echo(place, id_, "durable Append", mine, answer, callers, goal)
+
+
+async def _window_with_token(place: Place, id_: str, callers: int, goal: float) -> Comparison:
+    requests = await _reads(place)
+    answer = await threads.check_window(place.twofold, requests[0], message_pb2.READ_SOURCE_L1)
+    mine = _subject(place.memory, f"{_CONVERSATIONS}/ReadWindow", requests)
+    return await _against_echo(place, id_, "Window of 20 with a token", mine, answer, callers, goal)
+
+
+async def _window_verified(place: Place, id_: str, callers: int, goal: float) -> Comparison:
+    await _reads(place)
+    requests = [threads.window(f"read-{number}") for number in range(THREADS)]
+    answer = await threads.check_window(place.twofold, requests[0], message_pb2.READ_SOURCE_L1)
+    mine = _subject(place.memory, f"{_CONVERSATIONS}/ReadWindow", requests)
+    return await _against_echo(place, id_, "Window of 20, verified", mine, answer, callers, goal)
+
+
+async def _window_from_postgres(place: Place) -> Comparison:
+    await _reads(place)
+    server, twofold = await place.without_redis()
+    requests = [threads.window(f"read-{number}") for number in range(THREADS)]
+    answer = await threads.check_window(twofold, requests[0], message_pb2.READ_SOURCE_L2)
+    mine = _subject(server, f"{_CONVERSATIONS}/ReadWindow", requests)
+    return await _against_echo(place, "P6", "Window of 20 from Postgres", mine, answer, MANY, 0.50, _NO_REDIS)
+
+
+async def _append_and_textbook(place: Place) -> Comparison:
+    requests = [threads.append(f"append-{number}") for number in range(THREADS)]
+    mine = _subject(place.memory, f"{_CONVERSATIONS}/AppendTurn", requests)
+    base = await _textbook(place, "AppendTurn", requests)
+    note = (
+        "the textbook answers when Redis has the exchange and copies it to Postgres behind the answer; what of that is left "
+        "when a round ends is waited for before the next, and not counted as its time"
     )
-    await twofold.agents.CreateAgent(agent_pb2.CreateAgentRequest(agent=agent))
-    grant = permission_pb2.AgentGrant(workspace_id=WORKSPACE, user_id="user", agent_id="agent")
-    await twofold.permissions.Grant(permission_pb2.GrantRequest(grant=grant))
+    base_is = "the textbook append behind gRPC, same servers, same run; not durable when it answers"
+    return Comparison("P4", "durable Append, and the textbook's", mine, base, base_is, MANY, 3, note)
 
 
-async def _threads(twofold: Twofold) -> list[bytes]:
-    """Threads to read, with some past; the token of each one's end."""
-    tokens = []
-    for number in range(THREADS):
-        for _ in range(_TURNS):
-            answer = await twofold.conversations.AppendTurn(_append(f"read-{number}"))
-        tokens.append(answer.thread_token)
-    return tokens
+async def _window_and_textbook(place: Place) -> Comparison:
+    requests = await _reads(place)
+    await threads.check_window(place.twofold, requests[0], message_pb2.READ_SOURCE_L1)
+    mine = _subject(place.memory, f"{_CONVERSATIONS}/ReadWindow", requests)
+    base = await _textbook(place, "ReadWindow", [threads.window(f"read-{number}") for number in range(THREADS)])
+    base_is = "the textbook read (LRANGE, JSON, messages) behind gRPC, same servers, same run; as new as Redis is"
+    return Comparison("P4-window", "Window of 20 with a token, and the textbook's", mine, base, base_is, MANY, None)
 
 
-def _append(thread_id: str) -> conversation_pb2.AppendTurnRequest:
-    """An exchange; without a request_id, so that the same bytes sent again are another turn."""
-    return conversation_pb2.AppendTurnRequest(
-        workspace_id=WORKSPACE,
-        thread_id=thread_id,
-        user_id="user",
-        messages=[
-            message_pb2.Message(role=message_pb2.ROLE_USER, content=_ASKED),
-            message_pb2.Message(role=message_pb2.ROLE_ASSISTANT, content=_ANSWERED),
-        ],
+async def _append_far(place: Place) -> Comparison:
+    """Of the short threads each round has new ones, since they grow while they are measured."""
+    names = [[f"short-{number}-{thread}" for thread in range(THREADS)] for number in range(ROUNDS)]
+    names.append([f"short-warm-{thread}" for thread in range(THREADS)])
+    assert len(names) == WARM_UP + 1
+    await threads.make_threads(place.twofold, [name for row in names for name in row], SHORT)
+    far = [threads.append(name).SerializeToString() for name in await _long(place)]
+    near = [[threads.append(name).SerializeToString() for name in row] for row in names]
+    method = f"{_CONVERSATIONS}/AppendTurn"
+    return Comparison(
+        "P8-append",
+        f"durable Append at {LONG:,} messages",
+        Subject(place.memory, method, lambda _: far),
+        Subject(place.memory, method, lambda number: near[number]),
+        f"the same at {SHORT} messages, in new threads each round",
+        MANY,
+        0.77,
     )
 
 
-def _window(
-    thread_id: str, level: message_pb2.ReadLevel.ValueType, token: bytes = b""
-) -> conversation_pb2.ReadWindowRequest:
-    return conversation_pb2.ReadWindowRequest(
-        workspace_id=WORKSPACE, thread_id=thread_id, message_count_max=20, read_level=level, thread_token=token
+async def _window_far(place: Place) -> Comparison:
+    return await _far_reads(place, "P8-window", ", verified", place.memory)
+
+
+async def _window_far_from_postgres(place: Place) -> Comparison:
+    server, _ = await place.without_redis()
+    return await _far_reads(place, "P8-window-postgres", " from Postgres", server, _NO_REDIS)
+
+
+async def _far_reads(place: Place, id_: str, how: str, server: Server, note: str = "") -> Comparison:
+    near = [f"near-{thread}" for thread in range(THREADS)]
+    far = await _long(place)
+    # Made anew for each row that needs them: they are short, and appends to long ones must not fill their windows.
+    await _made_once(place, near, SHORT)
+    method = f"{_CONVERSATIONS}/ReadWindow"
+    for name in (*near, *far):
+        await place.twofold.conversations.ReadWindow(threads.window(name))
+    return Comparison(
+        id_,
+        f"Window of 20{how}, at {LONG:,} messages",
+        _subject(server, method, [threads.window(name) for name in far]),
+        _subject(server, method, [threads.window(name) for name in near]),
+        f"the same at {SHORT} messages",
+        MANY,
+        0.77,
+        note,
     )
+
+
+async def _reads(place: Place) -> list[conversation_pb2.ReadWindowRequest]:
+    """Threads to read, with some past: a request with a token for each."""
+    names = [f"read-{number}" for number in range(THREADS)]
+    tokens = await _made_once(place, names, _READ_MESSAGES)
+    return [threads.window(name, token) for name, token in zip(names, tokens, strict=True)]
+
+
+async def _long(place: Place) -> list[str]:
+    names = [f"long-{thread}" for thread in range(THREADS)]
+    await _made_once(place, names, LONG)
+    return names
+
+
+async def _made_once(place: Place, names: Sequence[str], message_count: int) -> list[bytes]:
+    """Makes the threads, or finds them made by another row; the tokens of their ends as they are now."""
+    answers = [await place.twofold.conversations.ReadWindow(threads.window(name)) for name in names]
+    if all(answer.as_of_seq >= message_count for answer in answers):
+        return [answer.thread_token for answer in answers]
+    return await threads.make_threads(place.twofold, names, message_count)
+
+
+async def _textbook(place: Place, method: str, requests: Sequence[Message]) -> Subject:
+    """The same requests to the textbook, whose threads have a past as well."""
+    server = await place.textbook()
+    async with grpc.aio.insecure_channel(server.target) as channel:
+        append = channel.unary_unary(
+            f"/{TEXTBOOK}/AppendTurn",
+            request_serializer=conversation_pb2.AppendTurnRequest.SerializeToString,
+            response_deserializer=conversation_pb2.AppendTurnResponse.FromString,
+        )
+        read = channel.unary_unary(
+            f"/{TEXTBOOK}/ReadWindow",
+            request_serializer=conversation_pb2.ReadWindowRequest.SerializeToString,
+            response_deserializer=conversation_pb2.ReadWindowResponse.FromString,
+        )
+        names = [request.thread_id for request in requests]  # type: ignore[attr-defined]
+        for name in names:
+            for _ in range(_READ_MESSAGES // 2):
+                await append(threads.append(name))
+            await place.settled()
+        for name in names:
+            check_exchanges([message.content for message in (await read(threads.window(name))).messages])
+    return Subject(server, f"/{TEXTBOOK}/{method}", _always(requests), place.settled)
+
+
+def _subject(server: Server, method: str, requests: Sequence[Message]) -> Subject:
+    return Subject(server, method, _always(requests))
+
+
+def _always(requests: Sequence[Message]) -> Callable[[int], Sequence[bytes]]:
+    """The same bodies in each round."""
+    bodies = [request.SerializeToString() for request in requests]
+    return lambda _: bodies
+
+
+async def _against_echo(
+    place: Place, id_: str, what: str, mine: Subject, answer_size: int, callers: int, goal: float, note: str = ""
+) -> Comparison:
+    """Against an echo with requests and answers of the same size. A lone caller sends one body only."""
+    bodies = mine.bodies(0)[:callers]
+    mine = Subject(mine.server, mine.method, lambda _: bodies)
+    body = echo.request(len(bodies[0]), answer_size)
+    base = Subject(await place.echo(), echo.METHOD, lambda _: [body] * len(bodies))
+    told = f"{what}, alone" if callers == 1 else what
+    return Comparison(id_, told, mine, base, _ECHO_IS, callers, goal, note)

@@ -1,121 +1,194 @@
-"""Rows of the report: an operation against the echo of the same sizes, interleaved, as the median of same-round ratios."""
+"""Rows of the report: one subject against another, interleaved, as the median of same-round ratios."""
 
 import json
 import os
 import platform
 import statistics
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import aiohttp
 
-from benchmarks import echo, load
+from benchmarks import load
 from benchmarks.load import Load, Measured
 
 ROUNDS = 5
 ROUND_S = 1
 SPREAD_MAX = 1.5
+# Another row than the ones that a round has: what the first, unmeasured calls are made with.
+WARM_UP = ROUNDS
+
+Json = dict[str, object]
+
+
+class Row(Protocol):
+    """A row of the report."""
+
+    def as_json(self) -> Json:
+        """The row for machines; for people, see `benchmarks.table`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
-    """What is measured. `goal` is a ratio of rates (at least), or of latencies (at most) for a lone caller."""
+class Server:
+    """A process that serves. `metrics_url` tells what it answered; without one nothing can be refused there."""
+
+    target: str
+    pid: int
+    metrics_url: str | None = None
+
+
+async def _nothing() -> None:
+    return
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Calls of one method of one server. `bodies` are those of a round; `settle` waits for what the server still does."""
+
+    server: Server
+    method: str
+    bodies: Callable[[int], Sequence[bytes]]
+    settle: Callable[[], Awaitable[None]] = _nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What is measured, and against what.
+
+    `goal` is a ratio of rates (at least), or of latencies (at most) for a lone caller; None: only reported.
+    """
 
     id: str
     what: str
-    method: str
-    bodies: Sequence[bytes]
+    mine: Subject
+    base: Subject
+    base_is: str
     callers: int
-    answer_size: int
-    target: str
-    metrics_url: str
-    pid: int
-    goal: float
+    goal: float | None
     note: str = ""
-
-
-@dataclass
-class Row:
-    """What was measured."""
-
-    operation: Operation
-    pairs: list[tuple[Measured, Measured]] = field(default_factory=list)
-    cpu_us: list[float] = field(default_factory=list)
-    echo_cpu_us: list[float] = field(default_factory=list)
 
     @property
     def alone(self) -> bool:
         """Whether it is about one caller's waiting time."""
-        return self.operation.callers == 1
+        return self.callers == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One subject in one round."""
+
+    measured: Measured
+    cpu_us: float
+
+
+@dataclass
+class Compared:
+    """What was measured: rounds of ours and of the baseline's, in pairs."""
+
+    comparison: Comparison
+    rounds: list[tuple[Round, Round]] = field(default_factory=list)
 
     @property
     def ratio(self) -> float:
-        """Rate over the echo's rate; for a lone caller, median latency over the echo's."""
-        if self.alone:
-            return statistics.median(mine.p50_ms / base.p50_ms for mine, base in self.pairs)
-        return statistics.median(mine.rate / base.rate for mine, base in self.pairs)
+        """Rate over the baseline's rate; for a lone caller, median latency over the baseline's."""
+        pairs = [(mine.measured, base.measured) for mine, base in self.rounds]
+        if self.comparison.alone:
+            return statistics.median(mine.p50_ms / base.p50_ms for mine, base in pairs)
+        return statistics.median(mine.rate / base.rate for mine, base in pairs)
 
     @property
-    def met(self) -> bool:
-        """Whether the goal is reached."""
-        return self.ratio <= self.operation.goal if self.alone else self.ratio >= self.operation.goal
+    def met(self) -> bool | None:
+        """Whether the goal is reached; None where there is none, or where the machine was too unsteady to say."""
+        goal = self.comparison.goal
+        if goal is None or self.unsteady:
+            return None
+        return self.ratio <= goal if self.comparison.alone else self.ratio >= goal
 
     @property
     def spread(self) -> float:
         """How much the baseline itself moved: the highest over the lowest of its rounds."""
-        rates = [base.rate for _, base in self.pairs]
+        rates = [base.measured.rate for _, base in self.rounds]
         return max(rates) / min(rates)
 
-    def as_json(self) -> dict[str, object]:
+    @property
+    def unsteady(self) -> bool:
+        """Whether the baseline moved too much for a ratio to mean anything."""
+        return self.spread > SPREAD_MAX
+
+    def as_json(self) -> Json:
         """The row for machines."""
-        mine, base = [pair[0] for pair in self.pairs], [pair[1] for pair in self.pairs]
+        comparison = self.comparison
         return {
-            "id": self.operation.id,
-            "what": self.operation.what,
-            "ratio": round(self.ratio, 3) if self.spread <= SPREAD_MAX else None,
-            "ratio_is": "p50 latency / echo's" if self.alone else "calls per second / echo's",
-            "goal": self.operation.goal,
-            "goal_is": "at most" if self.alone else "at least",
-            "met": self.met if self.spread <= SPREAD_MAX else None,
-            "baseline": "bare grpc.aio echo with the same sizes, same run",
+            "id": comparison.id,
+            "what": comparison.what,
+            "ratio": None if self.unsteady else round(self.ratio, 3),
+            "ratio_is": "p50 latency / baseline's" if comparison.alone else "calls per second / baseline's",
+            "goal": comparison.goal,
+            "goal_is": "at most" if comparison.alone else "at least",
+            "met": self.met,
+            "baseline": comparison.base_is,
             "baseline_spread": round(self.spread, 2),
-            "callers": self.operation.callers,
-            "rate_per_s": round(statistics.median(item.rate for item in mine), 1),
-            "echo_rate_per_s": round(statistics.median(item.rate for item in base), 1),
-            "p50_ms": round(statistics.median(item.p50_ms for item in mine), 3),
-            "p99_ms": round(statistics.median(item.p99_ms for item in mine), 3),
-            "echo_p50_ms": round(statistics.median(item.p50_ms for item in base), 3),
-            "echo_p99_ms": round(statistics.median(item.p99_ms for item in base), 3),
-            "service_cpu_us_per_call": round(statistics.median(self.cpu_us), 1),
-            "echo_cpu_us_per_call": round(statistics.median(self.echo_cpu_us), 1),
-            "rounds": len(self.pairs),
-            "note": self.operation.note,
+            "callers": comparison.callers,
+            **_medians("", [mine for mine, _ in self.rounds]),
+            **_medians("baseline_", [base for _, base in self.rounds]),
+            "rounds": len(self.rounds),
+            "note": comparison.note,
         }
 
 
-async def measure(operation: Operation, echo_target: str, echo_pid: int, *, told: Callable[[int], None]) -> Row:
-    """Measures one operation and its echo in turn, round by round."""
-    mine = Load(operation.target, operation.method, operation.bodies, operation.callers)
-    body = echo.request(len(operation.bodies[0]), operation.answer_size)
-    base = Load(echo_target, echo.METHOD, [body] * len(operation.bodies), operation.callers)
-    row = Row(operation)
-    await load.run(mine, 1)
-    await load.run(base, 1)
-    for number in range(ROUNDS):
-        handled, cpu = await _handled(operation), _cpu_s(operation.pid)
-        measured = await load.run(mine, ROUND_S)
-        row.cpu_us.append((_cpu_s(operation.pid) - cpu) / measured.calls * 1e6)
-        await _check(operation, handled, measured)
-        cpu = _cpu_s(echo_pid)
-        baseline = await load.run(base, ROUND_S)
-        row.echo_cpu_us.append((_cpu_s(echo_pid) - cpu) / baseline.calls * 1e6)
-        row.pairs.append((measured, baseline))
+def _medians(prefix: str, rounds: Sequence[Round]) -> Json:
+    return {
+        f"{prefix}rate_per_s": round(statistics.median(item.measured.rate for item in rounds), 1),
+        f"{prefix}p50_ms": round(statistics.median(item.measured.p50_ms for item in rounds), 3),
+        f"{prefix}p99_ms": round(statistics.median(item.measured.p99_ms for item in rounds), 3),
+        f"{prefix}cpu_us_per_call": round(statistics.median(item.cpu_us for item in rounds), 1),
+    }
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Something that was measured without a baseline, such as sizes."""
+
+    id: str
+    what: str
+    values: Json
+    note: str = ""
+    met: bool | None = None
+
+    def as_json(self) -> Json:
+        """The row for machines."""
+        return {"id": self.id, "what": self.what, "met": self.met, **self.values, "note": self.note}
+
+
+async def measure(comparison: Comparison, *, told: Callable[[int], None], rounds: int = ROUNDS) -> Compared:
+    """Measures both subjects in turn, round by round."""
+    compared = Compared(comparison)
+    for subject in (comparison.mine, comparison.base):
+        await _round(comparison, subject, WARM_UP)
+    for number in range(rounds):
+        mine = await _round(comparison, comparison.mine, number)
+        base = await _round(comparison, comparison.base, number)
+        compared.rounds.append((mine, base))
         told(number)
-    return row
+    return compared
 
 
-def machine() -> dict[str, object]:
+async def _round(comparison: Comparison, subject: Subject, number: int) -> Round:
+    answered, cpu_s = await _answered(subject), cpu_s_of(subject.server.pid)
+    asked = Load(subject.server.target, subject.method, subject.bodies(number), comparison.callers)
+    measured = await load.run(asked, ROUND_S)
+    cpu_us = (cpu_s_of(subject.server.pid) - cpu_s) / measured.calls * 1e6
+    if answered is not None:
+        check(comparison.id, answered, await _answered(subject) or {}, measured.calls)
+    await subject.settle()
+    return Round(measured, cpu_us)
+
+
+def machine() -> Json:
     """What it was measured on, and with what."""
     return {
         "cores": os.cpu_count(),
@@ -125,40 +198,59 @@ def machine() -> dict[str, object]:
     }
 
 
-def write(rows: Sequence[dict[str, object]], path: Path) -> None:
-    """The report for machines: a list of rows."""
+def write(rows: Sequence[Row], path: Path) -> None:
+    """The report for machines: a list of rows. Rows of earlier runs stay until they are measured anew."""
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    new = [row.as_json() | {"measured_at": now, "machine": machine()} for row in rows]
+    measured = {row["id"] for row in new}
+    kept = [row for row in read(path) if row["id"] not in measured]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rows, indent=2) + "\n")
+    path.write_text(json.dumps([*kept, *new], indent=2) + "\n")
 
 
-async def _handled(operation: Operation) -> dict[str, float]:
-    """Calls of the method that the server counted, by code."""
-    service, name = operation.method.lstrip("/").split("/")
+def read(path: Path) -> list[Json]:
+    """What `write` wrote; empty if there is nothing, or something else."""
+    try:
+        found: list[Json] = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return []
+    return found
+
+
+async def _answered(subject: Subject) -> dict[str, float] | None:
+    """Calls of the method that the server counted, by code; None where it does not count."""
+    if subject.server.metrics_url is None:
+        return None
+    async with aiohttp.ClientSession() as session, session.get(subject.server.metrics_url) as response:
+        return answered_of(await response.text(), subject.method)
+
+
+def answered_of(metrics: str, method: str) -> dict[str, float]:
+    """Calls of a method by code, out of a server's metrics."""
+    service, name = method.lstrip("/").split("/")
     counts: dict[str, float] = {}
-    async with aiohttp.ClientSession() as session, session.get(operation.metrics_url) as response:
-        for line in (await response.text()).splitlines():
-            if line.startswith("grpc_server_handled_total{") and f'"{service}"' in line and f'"{name}"' in line:
-                code = line.split('grpc_code="')[1].split('"')[0]
-                counts[code] = float(line.rsplit(" ", 1)[1])
+    for line in metrics.splitlines():
+        if line.startswith("grpc_server_handled_total{") and f'"{service}"' in line and f'"{name}"' in line:
+            code = line.split('grpc_code="')[1].split('"')[0]
+            counts[code] = float(line.rsplit(" ", 1)[1])
     return counts
 
 
-async def _check(operation: Operation, before: dict[str, float], measured: Measured) -> None:
-    """A generator takes a gRPC error for a success: what the server counted decides."""
-    after = await _handled(operation)
+def check(id_: str, before: dict[str, float], after: dict[str, float], calls: int) -> None:
+    """A generator takes a gRPC error for a success: what the server counted decides. Raises RuntimeError."""
     wrong = {
         code: count - before.get(code, 0)
         for code, count in after.items()
         if code not in ("OK", "Cancelled") and count > before.get(code, 0)
     }
     if wrong:
-        raise RuntimeError(f"{operation.id}: the server refused calls: {wrong}")
+        raise RuntimeError(f"{id_}: the server refused calls: {wrong}")
     done = after.get("OK", 0) - before.get("OK", 0)
-    if done < 0.95 * measured.calls:
-        raise RuntimeError(f"{operation.id}: the generator counted {measured.calls} calls, the server {done:.0f}")
+    if done < 0.95 * calls:
+        raise RuntimeError(f"{id_}: the generator counted {calls} calls, the server {done:.0f}")
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s_of(pid: int) -> float:
     """Processor time of a process (Linux)."""
     after_name = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
