@@ -67,10 +67,12 @@ async def wire(
 ) -> AsyncIterator[tuple[RedisWire, list[bool]]]:
     told: list[bool] = []
 
-    def connect() -> Connection:
-        return Connection(
+    async def connect() -> Connection:
+        connection = Connection(
             host="127.0.0.1", port=port, retry=Retry(NoBackoff(), 0), protocol=2, driver_info=None, password=password
         )
+        await connection.connect()  # type: ignore[no-untyped-call]
+        return connection
 
     made = RedisWire(connect, budget_s=budget_s, told=lambda answered, _: told.append(answered))
     yield made, told

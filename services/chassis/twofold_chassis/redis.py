@@ -5,38 +5,26 @@ away is told to operators once, in the log, with the reason that a wrong passwor
 """
 
 import hashlib
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import redis.asyncio
 import structlog
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import (
-    BusyLoadingError,
-    ClusterDownError,
-    MasterDownError,
-    NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-)
+from redis.exceptions import NoScriptError
 
 from twofold_chassis.breaker import Breaker
-from twofold_chassis.redis_wire import Argument, RedisUnavailable, RedisWire, Reply
+from twofold_chassis.redis_opening import About, Opening, UnfitRedis, at
+from twofold_chassis.redis_sentinel import masters
+from twofold_chassis.redis_server import RedisServer
+from twofold_chassis.redis_wire import Argument, RedisUnavailable, Reply
 from twofold_chassis.settings import RedisSettings
+from twofold_chassis.start import StartError
 
-__all__ = ["Argument", "RedisLink", "RedisUnavailable", "Reply", "Script", "losable"]
+__all__ = ["Argument", "RedisLink", "RedisUnavailable", "Reply", "Script", "losable", "open_link"]
 
 Value = TypeVar("Value")
 Otherwise = TypeVar("Otherwise")
-
-_CONNECT_S = 1.0
-# A server that is loading, read-only, out of memory or without its cluster answers, but cannot serve: as good as gone.
-_CANNOT_SERVE = (BusyLoadingError, ReadOnlyError, OutOfMemoryError, ClusterDownError, MasterDownError)
-_CANNOT_SERVE_WORDS = ("MISCONF", "BUSY", "NOAUTH")  # those that the library has no class for
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,54 +43,30 @@ class Script:
 
 
 class RedisLink:
-    """The way to one Redis (or Valkey).
+    """The way to Redis (or Valkey): one server, or the master that sentinels name.
 
     Commands of concurrent callers share round trips. A timed-out write is not repeated: it may have been executed, and only
-    who sent it knows whether twice is harmless.
+    who sent it knows whether twice is harmless. With `must_keep`, what has no TTL must not be evicted there.
     """
 
-    def __init__(self, settings: RedisSettings) -> None:
+    def __init__(self, settings: RedisSettings, *, must_keep: bool = False) -> None:
         self.budget_s = settings.budget_ms / 1000
-        self.breaker = Breaker()
-        self._away = False
+        self._must_keep = must_keep
+        self._may_evict = settings.allow_eviction
+        self._warned = False
         self._logger = structlog.get_logger("twofold.redis")
-        password = settings.password.get_secret_value() if settings.password else None
-        # Only the settings of connections are the pool's: it is asked for a new one, never for a free one.
-        self._pool = redis.asyncio.ConnectionPool(
-            host=settings.host,
-            port=settings.port,
-            db=settings.db,
-            username=settings.username,
-            password=password,
-            socket_timeout=_CONNECT_S,
-            socket_connect_timeout=_CONNECT_S,
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,
-            connection_class=redis.asyncio.SSLConnection if settings.tls else redis.asyncio.Connection,
-        )
-        self._wire = RedisWire(self._pool.make_connection, budget_s=self.budget_s, told=self._told)
+        self._servers = _server(settings, self)
 
-    async def call(self, *command: Argument) -> Reply:
+    def call(self, *command: Argument) -> Coroutine[Any, Any, Reply]:
         """One command. Raises RedisUnavailable."""
-        if not self.breaker.admits():
-            raise RedisUnavailable("not asked: it did not answer before")
-        try:
-            return await self._wire.send(command)
-        except NoScriptError:
-            raise
-        except RedisError as error:
-            reason = str(error)[:200]
-            if not (isinstance(error, _CANNOT_SERVE) or reason.startswith(_CANNOT_SERVE_WORDS)):
-                # A key of another type, a missing right, a script that fails: somebody must look, nobody shall suffer.
-                self._logger.error("redis refused a command", command=str(command[0]), reason=reason)
-            raise RedisUnavailable(reason) from None
+        return self._servers.call(command)
 
     async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Reply:
         """Runs a script by its hash; sends its text if the server does not know it (then nothing has run yet)."""
         try:
-            return await self.call("EVALSHA", script.sha, len(keys), *keys, *arguments)
+            return await self._servers.call(("EVALSHA", script.sha, len(keys), *keys, *arguments))
         except NoScriptError:
-            return await self.call("EVAL", script.source, len(keys), *keys, *arguments)
+            return await self._servers.call(("EVAL", script.source, len(keys), *keys, *arguments))
 
     async def answers(self) -> bool:
         """Whether Redis answers now."""
@@ -111,31 +75,64 @@ class RedisLink:
         except RedisUnavailable:
             return False
 
+    async def check(self) -> None:
+        """Raises StartError if what answers there must not be used. Whether anything does is not its question."""
+        try:
+            found = await self._servers.look()
+        except UnfitRedis as error:
+            raise StartError(str(error)) from None
+        for about in found:
+            if self._must_keep and not self._may_evict and not about.keeps:
+                raise StartError(about.danger)
+
+    @property
+    def weak(self) -> bool:
+        """Whether the server that is, or was last, connected may drop what shall stay."""
+        return self._servers.weak
+
+    @property
+    def breaker(self) -> Breaker:
+        """Open while Redis is believed to be gone."""
+        return self._servers.breaker
+
     @property
     def generation(self) -> int:
         """A number of the connection that is there now, and another one while there is none.
 
         Behind a new connection may be another server, or an older state.
         """
-        return self._wire.generation
+        return self._servers.generation
 
     async def close(self) -> None:
         """Waits for what is under way and closes the connection."""
-        await self._wire.close()
+        await self._servers.close()
 
-    def _told(self, answered: bool, reason: str) -> None:
-        if answered:
-            self.breaker.succeeded()
-        else:
-            self.breaker.failed()
-        self._tell(away=not answered, reason=reason)
+    def met(self, about: About) -> None:
+        """A new connection leads to this server. A service that runs goes on, whatever it is."""
+        if self._must_keep and not about.keeps and not self._warned:
+            self._warned = True
+            tell = self._logger.warning if self._may_evict else self._logger.error
+            tell("redis may evict what must stay", reason=about.danger)
 
-    def _tell(self, *, away: bool, reason: str = "") -> None:
-        if away and not self._away:
-            self._logger.warning("redis is away", reason=reason)
-        elif self._away and not away:
-            self._logger.info("redis is back")
-        self._away = away
+
+async def open_link(settings: RedisSettings, *, must_keep: bool = False) -> RedisLink:
+    """The link of a room. Raises StartError if Redis answers and must not be used; that it is away stops nobody.
+
+    `must_keep` says that the room keeps something there that no other store has for a while.
+    """
+    link = RedisLink(settings, must_keep=must_keep)
+    try:
+        await link.check()
+    except StartError:
+        await link.close()
+        raise
+    return link
+
+
+def _server(settings: RedisSettings, link: RedisLink) -> RedisServer:
+    places = masters(settings) if settings.sentinels else at((settings.host, settings.port))
+    opening = Opening(settings, places, masters_only=bool(settings.sentinels))
+    return RedisServer(opening, link.met, budget_s=link.budget_s)
 
 
 async def losable(answer: Awaitable[Value], otherwise: Otherwise) -> Value | Otherwise:

@@ -9,7 +9,7 @@ times the processor time, which on the hot path was most of a read.
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import hiredis
@@ -31,13 +31,13 @@ class RedisUnavailable(Exception):  # noqa: N818  (a state, not an error of ours
 class RedisWire:
     """Sends commands and hands out replies in order.
 
-    A caller waits at most `budget_s`. What waits is bounded in number and in bytes. A connection that stays silent for a
-    second beyond that is given up; the next command opens another. `told` hears of each reply (True) and of each command
-    without one (False).
+    `connect` returns a connection that is open. A caller waits at most `budget_s`. What waits is bounded in number and in
+    bytes. A connection that stays silent for a second beyond that is given up; the next command opens another. `told` hears
+    of each reply (True) and of each command without one (False).
     """
 
     def __init__(
-        self, connect: Callable[[], AbstractConnection], *, budget_s: float, told: Callable[[bool, str], None]
+        self, connect: Callable[[], Awaitable[AbstractConnection]], *, budget_s: float, told: Callable[[bool, str], None]
     ) -> None:
         self._connect = connect
         self._budget_s = budget_s
@@ -80,6 +80,10 @@ class RedisWire:
             loop.call_soon(self._flush)
         return future
 
+    def give_up(self, reason: str) -> None:
+        """Gives the connection up; the next command opens another. Who still waits for a reply gets none."""
+        self._lose(reason)
+
     async def close(self) -> None:
         """Waits for the replies that are still to come, within the budget, and closes the connection."""
         self._closed = True
@@ -104,8 +108,7 @@ class RedisWire:
     async def _open(self) -> None:
         reason = "it could not be connected"
         try:
-            connection = self._connect()
-            await connection.connect()  # type: ignore[no-untyped-call]
+            connection = await self._connect()
             self._connection = connection
             self.generation += 1
         except (RedisError, OSError, TimeoutError) as error:

@@ -4,10 +4,10 @@ Nested names are joined with two underscores: DATABASE__URL, REDIS__HOST, MEMORY
 groups it needs.
 """
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict, SettingsError
 
 from twofold_chassis.start import StartError
@@ -77,16 +77,52 @@ def _has_a_port(host: str) -> bool:
     return not colon or host.endswith("]") or not port or port.isdecimal()
 
 
-class RedisSettings(Group):
-    """Redis 6.2 or newer, or Valkey."""
+def _addresses(text: str) -> list[tuple[str, int]]:
+    found = []
+    for part in text.split(","):
+        host, _, port = part.strip().rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) <= 65535:
+            raise ValueError("must be host:port, or several of them separated by commas")
+        found.append((host.strip("[]"), int(port)))
+    return found
 
-    host: str = Field(default="127.0.0.1", description="name or address of the server")
+
+class RedisSettings(Group):
+    """Redis 6.2 or newer, or Valkey: one server, a master behind sentinels, or a cluster."""
+
+    host: str = Field(default="127.0.0.1", description="name or address of the server, or of any node of a cluster")
     port: Port = Field(default=6379, description="its port")
     username: str | None = Field(default=None, description="user of an ACL; default: the server's default user")
     password: SecretStr | None = Field(default=None, description="password of that user")
     db: int = Field(default=0, ge=0, description="number of the database")
     tls: bool = Field(default=False, description="whether to connect over TLS")
     budget_ms: float = Field(default=50.0, gt=0, le=5000, description="how long one call may wait for Redis")
+    allow_eviction: bool = Field(
+        default=False, description="whether to go on, with answers marked WEAK, where Redis may evict any key (allkeys-*)"
+    )
+    sentinels: str = Field(
+        default="", description="host:port of each sentinel, separated by commas; then REDIS__HOST is not used"
+    )
+    sentinel_master: str = Field(default="", description="the name under which the sentinels know the master")
+    sentinel_password: SecretStr | None = Field(default=None, description="password of the sentinels themselves")
+
+    @model_validator(mode="after")
+    def _is_one_kind(self) -> Self:
+        if bool(self.sentinels) != bool(self.sentinel_master):
+            raise ValueError("SENTINELS and SENTINEL_MASTER need each other")
+        return self
+
+    @field_validator("sentinels")
+    @classmethod
+    def _are_addresses(cls, value: str) -> str:
+        if value:
+            _addresses(value)
+        return value
+
+    @property
+    def sentinel_addresses(self) -> list[tuple[str, int]]:
+        """Host and port of each sentinel."""
+        return _addresses(self.sentinels)
 
 
 class ListenSettings(Group):

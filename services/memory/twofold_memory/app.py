@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from twofold.memory.v1 import context_pb2_grpc, conversation_pb2_grpc, preference_pb2_grpc
 from twofold_chassis import postgres
-from twofold_chassis.redis import RedisLink
+from twofold_chassis.redis import open_link
 from twofold_chassis.requests import Requests
 from twofold_chassis.server import Face, Running, serving
 from twofold_memory.appends import Appends
@@ -46,7 +46,7 @@ async def memory(settings: Settings) -> AsyncIterator[Running]:
         await postgres.require(pool, STATEMENTS["schema_is_there"], schema="memory")
         pulse = postgres.Pulse(pool, STATEMENTS["schema_is_there"])
         cleanup.push_async_callback(pulse.close)
-        link = RedisLink(settings.redis)
+        link = await open_link(settings.redis, must_keep=True)
         cleanup.push_async_callback(link.close)
 
         requests = Requests("memory")

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from prometheus_client import CollectorRegistry
 
 from twofold.router.v1 import routing_pb2, routing_pb2_grpc, turn_pb2, turn_pb2_grpc
-from twofold_chassis.redis import RedisLink
+from twofold_chassis.redis import open_link
 from twofold_chassis.server import Face, Running, serving
 from twofold_router import channels
 from twofold_router.agents_http import HttpAgents, http_session
@@ -36,7 +36,7 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
     collectors = CollectorRegistry()
     metrics = Metrics(collectors)
     async with contextlib.AsyncExitStack() as stack:
-        link = RedisLink(settings.redis)
+        link = await open_link(settings.redis)
         stack.push_async_callback(link.close)
         registry = await stack.enter_async_context(channels.channel(options.registry_target, channels.REGISTRY))
         memory = await stack.enter_async_context(channels.channel(options.memory_target, channels.MEMORY))
