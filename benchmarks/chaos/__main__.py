@@ -1,108 +1,118 @@
-"""`python -m benchmarks.chaos`: schedules of faults on Redis under load; writes build/chaos.json.
+"""`python -m benchmarks.chaos`: seeded schedules of faults under load; writes build/chaos.json.
 
-    make chaos SCHEDULES=20 SEED=7        the seed replays the same faults at the same moments, as far as a machine can
+    make chaos SCHEDULES=20 SEED=7        the same seed does the same faults at the same moments, as far as a machine can
+    python -m benchmarks.chaos --transcripts FILE     all conversations of the file go in meanwhile, and are compared
 
-A schedule is a few seconds of load with faults, then the comparison with Postgres. Exit status 1 if anything was violated.
+A schedule is some seconds of load with faults, then calm, then the comparison of what clients saw with what the stores hold.
+Exit status 1 if anything was violated.
 """
 
+import argparse
 import asyncio
 import json
 import os
 import random
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import asyncpg
 from rich.console import Console
 
-from benchmarks.chaos import faults
-from benchmarks.chaos.clients import WORKSPACE, Client
-from benchmarks.chaos.history import History, Row, judge
-from twofold.client import Twofold
+from benchmarks.chaos.run import Result, run
+from benchmarks.chaos.schedules import KINDS, planned
+from benchmarks.chaos.stack import raise_servers, raise_workers
+from benchmarks.chaos.transcripts import Import
 from twofold_chassis.start import StartError
-from twofold_cli.migrate import database_of
-from twofold_cli.stack import Stack, bare_environment, raise_stack
 
 REPORT = Path("build/chaos.json")
-_CLIENTS = 8
-_SHARED_THREADS = 3
-_LOAD_S = 6.0
+SCHEDULES_DEFAULT = 5
+LOAD_S = 9.0
 
 
-async def chaos(console: Console, seed: int, schedules: int) -> int:
+async def chaos(console: Console, asked: argparse.Namespace) -> int:
     """Runs the schedules; returns the exit status."""
-    violations: Counter[str] = Counter()
-    counts: Counter[str] = Counter()
-    acknowledged = 0
-    async with raise_stack(ephemeral=True, environment=bare_environment()) as stack:
-        for number in range(schedules):
-            with console.status(f"schedule {number + 1} of {schedules}, seed {seed + number}"):
-                found, told, done = await _schedule(stack, seed + number)
-            violations += found
-            counts += told
-            acknowledged += done
-            words = ", ".join(f"{count} {kind}" for kind, count in sorted(found.items())) or "nothing violated"
-            console.print(f"seed {seed + number}: {sum(told.values())} faults, {done} turns acknowledged: {words}")
-    report = {
-        "seed": seed,
-        "schedules": schedules,
-        "faults": dict(counts),
-        "acknowledged": acknowledged,
-        "violations": dict(violations),
-    }
+    results: list[Result] = []
+    async with raise_servers() as servers, raise_workers(servers, "chaos") as stack:
+        transcripts = Import(asked.transcripts, stack) if asked.transcripts else None
+        importing = asyncio.create_task(transcripts.run()) if transcripts else None
+        for number in range(asked.schedules):
+            plan = planned(asked.seed + number, LOAD_S, workers=len(stack.workers), kind=asked.kind)
+            with console.status(f"schedule {number + 1} of {asked.schedules}, seed {plan.seed}, {plan.kind}"):
+                results.append(await run(stack, plan))
+            _tell(console, results[-1])
+            _write(_report(asked, results, None))
+        compared = None
+        if transcripts is not None and importing is not None:
+            with console.status("the rest of the transcripts"):
+                await importing
+                compared = await transcripts.compared()
+            console.print(f"transcripts: {json.dumps(compared)}")
+    report = _report(asked, results, compared)
     _write(report)
-    console.print(f"{json.dumps(report)}\nwritten to {REPORT}")
-    return 1 if violations else 0
+    console.print(f"{json.dumps({name: report[name] for name in report if name != 'runs'})}\nwritten to {REPORT}")
+    return 1 if report["violations"] or (compared and compared["different"]) else 0
 
 
-async def _schedule(stack: Stack, seed: int) -> tuple[Counter[str], Counter[str], int]:
-    chance = random.Random(seed)
-    history, counts = History(), Counter[str]()
-    shared = [f"shared-{seed}-{index}" for index in range(_SHARED_THREADS)]
-    async with Twofold(registry=stack.registry.target, memory=stack.memory.target, router=stack.router.target) as twofold:
-        clients = [
-            Client(twofold, history, random.Random(chance.random()), [*shared, f"own-{seed}-{index}"])
-            for index in range(_CLIENTS)
-        ]
-        until = asyncio.get_running_loop().time() + _LOAD_S
-        async with asyncio.TaskGroup() as group:
-            group.create_task(faults.trouble(stack.redis, chance, _LOAD_S, counts))
-            for client in clients:
-                group.create_task(client.run(until))
-    threads = {append.thread for append in history.appends}
-    stored = await _stored(stack, threads)
-    return judge(history, stored), counts, sum(client.acknowledged for client in clients)
-
-
-async def _stored(stack: Stack, threads: set[str]) -> dict[str, list[Row]]:
-    connection = await asyncpg.connect(database_of(stack.environment).url.get_secret_value())
-    try:
-        rows = await connection.fetch(
-            "SELECT thread_id, seq, turn_id, turn_index, content FROM memory.messages"
-            " WHERE workspace_id = $1 AND thread_id = ANY ($2::text[]) ORDER BY thread_id, seq",
-            WORKSPACE,
-            list(threads),
+def _tell(console: Console, result: Result) -> None:
+    found = result.verdict.counts()
+    words = ", ".join(f"{count} {kind}" for kind, count in sorted(found.items())) or "nothing violated"
+    told = result.counts
+    console.print(
+        f"seed {result.plan.seed} {result.plan.kind:<5} {len(result.faults):>3} faults, {told['calls']:>5} calls, "
+        f"{told['appends committed']:>4} committed, {told['appends journaled']:>4} journaled "
+        f"(the last in Postgres after {result.settled_s:.1f} s): {words}"
+    )
+    for violation in result.verdict.violations[:20]:
+        console.print(
+            f"    {violation.kind} {violation.thread} {' '.join(violation.turns)}: {violation.detail}", markup=False
         )
-    finally:
-        await connection.close()
-    stored: dict[str, list[Row]] = {thread: [] for thread in threads}
-    for row in rows:
-        stored[row["thread_id"]].append(Row(row["seq"], row["turn_id"], row["turn_index"], row["content"]))
-    return stored
 
 
-def _write(report: dict[str, object]) -> None:
+def _report(asked: argparse.Namespace, results: Sequence[Result], transcripts: dict[str, Any] | None) -> dict[str, Any]:
+    violations, excused, counts, faults = (Counter[str]() for _ in range(4))
+    for result in results:
+        violations += result.verdict.counts()
+        excused += result.verdict.excused
+        counts += result.counts
+        faults.update(name for name, *_ in result.faults)
+    return {
+        "seed": asked.seed,
+        "schedules": len(results),
+        "kinds": dict(Counter(result.plan.kind for result in results)),
+        "violations": dict(violations),
+        "failing_seeds": [result.plan.seed for result in results if result.verdict.violations],
+        "excused": dict(excused),
+        "counts": dict(counts),
+        "faults": dict(faults),
+        "settled_s_max": round(max((result.settled_s for result in results), default=0.0), 2),
+        "transcripts": transcripts,
+        "runs": [result.report() for result in results],
+    }
+
+
+def _write(report: dict[str, Any]) -> None:
     REPORT.parent.mkdir(parents=True, exist_ok=True)
-    REPORT.write_text(json.dumps(report, indent=2) + "\n")
+    REPORT.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def asked_for(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """What is to be run: the environment speaks for make."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description="seeded schedules of faults under load")
+    schedules = int(os.environ.get("SCHEDULES") or SCHEDULES_DEFAULT)
+    seed = int(os.environ.get("SEED") or random.randrange(1_000_000))
+    parser.add_argument("--schedules", type=int, default=schedules, help="how many, with seeds in a row (or SCHEDULES)")
+    parser.add_argument("--seed", type=int, default=seed, help="of the first one (or SEED)")
+    parser.add_argument("--kind", choices=KINDS, default=os.environ.get("KIND") or None, help="instead of the seed's own")
+    parser.add_argument("--transcripts", type=Path, help="conversations to import meanwhile, one JSON object a line")
+    return parser.parse_args(arguments)
 
 
 def main() -> None:
     """The command."""
-    seed = int(os.environ.get("SEED") or random.randrange(1_000_000))
-    schedules = int(os.environ.get("SCHEDULES") or 3)
     console = Console(highlight=False, soft_wrap=True)
     try:
-        raise SystemExit(asyncio.run(chaos(console, seed, schedules)))
+        raise SystemExit(asyncio.run(chaos(console, asked_for())))
     except StartError as error:
         console.print(f"chaos: {error}", markup=False)
         raise SystemExit(1) from None

@@ -1,33 +1,152 @@
-"""What clients saw, and the judgement: pure, so that it can be tested without servers."""
+"""What clients saw, what was done to the servers, and what was found in the stores afterwards: nouns, without servers.
 
-from collections import Counter
+All times are of one clock.
+"""
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
+
+Texts = tuple[str, ...]
+
+
+class Told(Enum):
+    """What the answer to one attempt of an append said of the turn."""
+
+    COMMITTED = "committed"
+    JOURNALED = "journaled"
+    # Of this attempt nothing was kept, for sure.
+    NOT_STORED = "not stored"
+    # Stored or not: there was no answer, or one that says so.
+    UNKNOWN = "unknown"
+
+
+class Level(Enum):
+    """What was asked of a read."""
+
+    VERIFIED = "verified"
+    AT_LEAST = "at least"
+    ANY = "any"
+
+
+class Promise(Enum):
+    """What the answer to a read said of itself."""
+
+    COMPLETE = "complete"
+    # Complete for turns that are committed; journaled ones may be missing.
+    COMMITTED_ONLY = "committed only"
+    # A state up to some number: as of, unverified, partial.
+    SOME = "some"
+    # There is no such conversation (any more).
+    MISSING = "missing"
 
 
 @dataclass(frozen=True, slots=True)
-class Append:
-    """One append of one exchange, over all its attempts. Times are of one clock; `answered` is None without an answer."""
+class Attempt:
+    """One call of an append. `after` is the turn whose token it carried."""
 
     thread: str
     turn_id: str
-    texts: tuple[str, str]
+    texts: Texts
+    worker: int
     sent: float
     answered: float | None = None
+    told: Told = Told.UNKNOWN
     seqs: tuple[int, int] | None = None
+    unverified: bool = False
+    after: str = ""
+
+    @property
+    def acknowledged(self) -> bool:
+        """Whether the caller was promised that the turn is kept."""
+        return self.told in (Told.COMMITTED, Told.JOURNALED)
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A message of an answer. `seq` is 0 if the turn was waiting and had no number yet."""
+
+    seq: int
+    turn_id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """What a read's token promised: this turn, and this number."""
+
+    turn_id: str
+    seq: int
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """One window that was read: what it said, and whether it said COMPLETE, or carried a token's promise."""
+    """One window that was read."""
+
+    thread: str
+    worker: int
+    sent: float
+    answered: float
+    promise: Promise
+    asked: int
+    messages: tuple[Shown, ...]
+    token: Token | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """A conversation that was asked to be deleted; `answered` is None if nobody knows whether it is."""
 
     thread: str
     sent: float
-    answered: float
-    complete: bool
-    at_least_seq: int
-    asked: int
-    messages: tuple[tuple[int, str], ...]
+    answered: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What Redis held of a thread at one moment, taken in one step; `problem` says what could not even be read."""
+
+    thread: str
+    at: float
+    epoch: int
+    first_seq: int
+    messages: tuple[Shown, ...]
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """From when to when."""
+
+    since: float
+    until: float
+
+    def meets(self, since: float, until: float) -> bool:
+        """Whether any moment is in both."""
+        return self.since <= until and since <= self.until
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """A worker that was killed."""
+
+    worker: int
+    at: float
+
+
+@dataclass
+class History:
+    """Everything that one schedule saw. `losses` are when Redis lost data."""
+
+    attempts: list[Attempt] = field(default_factory=list)
+    reads: list[Read] = field(default_factory=list)
+    deletions: list[Deletion] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    losses: list[Span] = field(default_factory=list)
+    deaths: list[Death] = field(default_factory=list)
+    # Calls that were neither answered nor refused in time, and calls that were refused for what no fault explains.
+    stuck: list[tuple[str, str]] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,99 +159,33 @@ class Row:
     text: str
 
 
-@dataclass
-class History:
-    """Everything that one schedule saw."""
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One turn as Postgres knows it."""
 
-    appends: list[Append] = field(default_factory=list)
-    reads: list[Read] = field(default_factory=list)
-    stuck: int = 0
-    refused: int = 0
-
-
-def judge(history: History, stored: Mapping[str, Sequence[Row]]) -> Counter[str]:
-    """Violations by kind; empty if all is well.
-
-    LOST: an acknowledged turn is not stored as it was sent. DUPLICATED: a turn is stored twice, or acknowledged under two
-    numbers. HOLE: numbers of a thread are not 1..n, or a window has a gap. ORDER: acknowledged before sent, yet the larger
-    number. PHANTOM: something is stored, or read, that nobody sent. STALE: a COMPLETE window, or one with a token, lacks
-    what it promised. FALSE-EMPTY: a COMPLETE window of a thread with acknowledged messages is empty. TENANT: a thread's
-    window shows another thread's message. STUCK: a call was neither answered nor refused in time. REFUSED: a call was
-    refused for a reason that no fault of Redis gives.
-    """
-    found: Counter[str] = Counter()
-    found["STUCK"] += history.stuck
-    found["REFUSED"] += history.refused
-    by_thread: dict[str, list[Append]] = {}
-    for append in history.appends:
-        by_thread.setdefault(append.thread, []).append(append)
-    for thread in by_thread.keys() | stored.keys():
-        found.update(_judge_thread(by_thread.get(thread, []), stored.get(thread, [])))
-    owners = {text: append.thread for append in history.appends for text in append.texts}
-    for read in history.reads:
-        found.update(_judge_read(read, by_thread.get(read.thread, []), owners))
-    return Counter({kind: count for kind, count in found.items() if count})
+    first_seq: int
+    last_seq: int
+    unverified: bool = False
 
 
-def _judge_thread(appends: Sequence[Append], rows: Sequence[Row]) -> Counter[str]:
-    found: Counter[str] = Counter()
-    if [row.seq for row in rows] != list(range(1, len(rows) + 1)):
-        found["HOLE"] += 1
-    turns: dict[str, list[Row]] = {}
-    for row in rows:
-        turns.setdefault(row.turn_id, []).append(row)
-    known = {append.turn_id: append for append in appends}
-    for turn_id, kept in turns.items():
-        append = known.get(turn_id)
-        if append is None:
-            found["PHANTOM"] += 1
-        elif [row.text for row in kept] != list(append.texts) or [row.index for row in kept] != [0, 1]:
-            found["DUPLICATED" if len(kept) > len(append.texts) else "LOST"] += 1
-        elif kept[1].seq != kept[0].seq + 1:
-            found["HOLE"] += 1
-    acknowledged = [append for append in appends if append.seqs is not None]
-    for append in acknowledged:
-        kept = turns.get(append.turn_id, [])
-        if not kept:
-            found["LOST"] += 1
-        elif (kept[0].seq, kept[-1].seq) != append.seqs:
-            found["DUPLICATED"] += 1
-    found["ORDER"] += _overtaken(acknowledged)
-    return found
+@dataclass(frozen=True, slots=True)
+class Thread:
+    """A thread at the end: what Postgres holds, what was given up with its reason, and what waits in Redis even now."""
+
+    rows: Sequence[Row] = ()
+    turns: Mapping[str, Kept] = field(default_factory=dict)
+    dead: frozenset[tuple[str, Texts]] = frozenset()
+    waiting: frozenset[str] = frozenset()
+    epoch: int = 1
+    next_seq: int = 1
+    deleted: bool = False
 
 
-def _overtaken(acknowledged: Sequence[Append]) -> int:
-    """Pairs of which the earlier one was answered before the later one was sent, and yet has the larger number."""
-    by_sent = sorted(acknowledged, key=lambda append: append.sent)
-    by_answer = sorted(acknowledged, key=lambda append: append.answered or 0)
-    highest, next_answer, count = 0, 0, 0
-    for append in by_sent:
-        while next_answer < len(by_answer) and (by_answer[next_answer].answered or 0) < append.sent:
-            highest = max(highest, (by_answer[next_answer].seqs or (0, 0))[1])
-            next_answer += 1
-        if append.seqs is not None and append.seqs[0] < highest:
-            count += 1
-    return count
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """Something that must never happen, and where it did."""
 
-
-def _judge_read(read: Read, appends: Sequence[Append], owners: Mapping[str, str]) -> Counter[str]:
-    found: Counter[str] = Counter()
-    seqs = [seq for seq, _ in read.messages]
-    if seqs != list(range(seqs[0], seqs[0] + len(seqs)) if seqs else []):
-        found["HOLE"] += 1
-    for _, text in read.messages:
-        if text not in owners:
-            found["PHANTOM"] += 1
-        elif owners[text] != read.thread:
-            found["TENANT"] += 1
-    promised = read.at_least_seq
-    if read.complete:
-        before = [append.seqs[1] for append in appends if append.seqs and (append.answered or 0) < read.sent]
-        promised = max([promised, *before])
-        if promised and not seqs:
-            found["FALSE-EMPTY"] += 1
-    if promised and (not seqs or seqs[-1] < promised):
-        found["STALE"] += 1
-    if read.complete and seqs and seqs[0] != 1 and len(seqs) < read.asked - 1:
-        found["HOLE"] += 1  # turns have two messages: a window that does not reach the beginning is at most one short
-    return found
+    kind: str
+    thread: str
+    turns: tuple[str, ...]
+    detail: str

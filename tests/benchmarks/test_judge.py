@@ -1,81 +1,252 @@
-"""The checker of `make chaos` must see what it is there to see."""
+"""The checker of `make chaos` must see what it is there to see, and accuse nobody else."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
-from benchmarks.chaos.history import Append, History, Read, Row, judge
+from benchmarks.chaos.history import (
+    Attempt,
+    Death,
+    Deletion,
+    History,
+    Kept,
+    Promise,
+    Read,
+    Row,
+    Sample,
+    Shown,
+    Span,
+    Thread,
+    Token,
+    Told,
+)
+from benchmarks.chaos.judge import judge
 
 THREAD = "t"
 
 
-def append(name: str, sent: float, answered: float | None, first: int | None) -> Append:
+def texts(name: str) -> tuple[str, str]:
+    return f"q {name}", f"a {name}"
+
+
+def sent(
+    name: str, at: float, first: int | None = None, *, told: Told = Told.COMMITTED, after: str = "", worker: int = 0
+) -> Attempt:
+    """An attempt that took one second."""
     seqs = None if first is None else (first, first + 1)
-    return Append(THREAD, name, (f"q {name}", f"a {name}"), sent, answered, seqs)
+    answered = None if told is Told.UNKNOWN else at + 1
+    return Attempt(THREAD, name, texts(name), worker, at, answered, told, seqs, after=after)
+
+
+def journaled(name: str, at: float, *, worker: int = 0) -> Attempt:
+    return sent(name, at, told=Told.JOURNALED, worker=worker)
 
 
 def rows(*names: str) -> list[Row]:
     return [
-        Row(2 * place + index + 1, name, index, f"{letter} {name}")
+        Row(2 * place + index + 1, name, index, text)
         for place, name in enumerate(names)
-        for index, letter in enumerate("qa")
+        for index, text in enumerate(texts(name))
     ]
 
 
-def read(seqs: Sequence[int], *, complete: bool = True, at_least: int = 0, sent: float = 9, thread: str = THREAD) -> Read:
-    texts = [row.text for row in rows("one", "two", "three")]
-    return Read(thread, sent, sent + 1, complete, at_least, 20, tuple((seq, texts[seq - 1]) for seq in seqs))
+def thread(*names: str, unverified: Iterable[str] = (), waiting: Iterable[str] = (), dead: Iterable[str] = ()) -> Thread:
+    """A thread that holds these turns in this order."""
+    turns = {name: Kept(2 * place + 1, 2 * place + 2, name in unverified) for place, name in enumerate(names)}
+    gone = frozenset((name, texts(name)) for name in dead)
+    return Thread(rows(*names), turns, gone, frozenset(waiting), next_seq=2 * len(names) + 1)
 
 
-GOOD = [append("one", 1, 2, 1), append("two", 3, 4, 3), append("three", 5, None, None)]
+def shown(seqs: Sequence[int], *names: str, waiting: Sequence[str] = ()) -> tuple[Shown, ...]:
+    """Messages of a window: those with these numbers in a thread of these turns, then what waits."""
+    all_rows = rows(*names)
+    numbered = [Shown(seq, all_rows[seq - 1].turn_id, all_rows[seq - 1].text) for seq in seqs]
+    return (*numbered, *(Shown(0, name, text) for name in waiting for text in texts(name)))
+
+
+def read(
+    messages: tuple[Shown, ...],
+    *,
+    promise: Promise = Promise.COMPLETE,
+    token: Token | None = None,
+    asked: int = 20,
+    at: float = 9,
+) -> Read:
+    return Read(THREAD, 0, at, at + 1, promise, asked, messages, token)
+
+
+def kinds(history: History, stored: Thread | Mapping[str, Thread]) -> dict[str, int]:
+    return dict(judge(history, {THREAD: stored} if isinstance(stored, Thread) else stored).counts())
+
+
+TWO = [sent("one", 1, 1), sent("two", 3, 3)]
 
 
 def test_a_history_in_which_all_is_well_is_not_accused() -> None:
-    history = History(GOOD, [read([1, 2, 3, 4, 5, 6]), read([], complete=False)])
-    assert not judge(history, {THREAD: rows("one", "two", "three")})
+    attempts = [*TWO, sent("two", 5, 3), sent("three", 5, told=Told.UNKNOWN), journaled("four", 7)]
+    reads = [
+        read(shown([1, 2, 3, 4, 5, 6], "one", "two", "three", waiting=["four"])),
+        read(shown([3, 4, 5, 6, 7, 8], "one", "two", "three", "four"), asked=6),
+        read((), at=0),
+        read((), promise=Promise.SOME),
+        read(shown([1, 2], "one"), promise=Promise.SOME, token=Token("one", 2)),
+        read(shown([1, 2, 3, 4], "one", "two"), promise=Promise.COMMITTED_ONLY),
+        read(shown([], waiting=["four"]), asked=2),
+    ]
+    samples = [Sample(THREAD, 5, 1, 3, shown([3, 4], "one", "two"))]
+    verdict = judge(History(attempts, reads, samples=samples), {THREAD: thread("one", "two", "three", "four")})
+    assert (verdict.violations, verdict.excused) == ([], {})
 
 
 @pytest.mark.parametrize(
-    ("stored", "kind"),
+    ("stored", "expected"),
     [
-        (rows("one"), "LOST"),
-        (rows("two", "one"), "DUPLICATED"),
-        (rows("one", "two", "one"), "DUPLICATED"),
-        ([*rows("one", "two")[:3], rows("one", "two", "x")[4]], "HOLE"),
-        (rows("one", "two", "nobody"), "PHANTOM"),
+        (thread("one"), {"LOST": 1}),
+        (thread("two", "one"), {"DUPLICATED": 2, "ORDER": 1}),
+        (replace(thread("one", "two"), rows=rows("one", "two", "one"), next_seq=7), {"DUPLICATED": 1}),
+        (replace(thread("one", "two"), next_seq=7), {"HOLE": 1}),
+        (replace(thread("one", "two"), rows=rows("one", "two")[:3], next_seq=4), {"LOST": 2}),
+        (thread("one", "two", "nobody"), {"PHANTOM": 1}),
+        (thread("one", "two", dead=["two"]), {"DUPLICATED": 1}),
+        (replace(thread("one", "two"), turns={"one": Kept(1, 2), "two": Kept(3, 5)}), {"DUPLICATED": 2}),
+        (
+            Thread(
+                [Row(1, "one", 0, "q one"), Row(2, "two", 0, "q two"), Row(3, "one", 1, "a one"), Row(4, "two", 1, "a two")],
+                {"one": Kept(1, 3), "two": Kept(2, 4)},
+                next_seq=5,
+            ),
+            {"HOLE": 2, "DUPLICATED": 2},
+        ),
     ],
 )
-def test_what_is_wrong_with_the_store_is_named(stored: list[Row], kind: str) -> None:
-    assert kind in judge(History(GOOD), {THREAD: stored})
+def test_what_is_wrong_with_the_store_is_named(stored: Thread, expected: dict[str, int]) -> None:
+    assert kinds(History(TWO), stored) == expected
+
+
+def test_two_answers_with_different_numbers_are_a_duplicate() -> None:
+    assert kinds(History([*TWO, sent("two", 5, 5)]), thread("one", "two")) == {"DUPLICATED": 1}
+
+
+def test_another_payload_that_was_acknowledged_is_lost() -> None:
+    other = replace(sent("two", 5, 3), texts=("another", "payload"))
+    assert kinds(History([*TWO, other]), thread("one", "two")) == {"LOST": 1}
+    refused = replace(other, told=Told.NOT_STORED, seqs=None)
+    assert not kinds(History([*TWO, refused]), thread("one", "two"))
+
+
+def test_a_turn_that_was_refused_for_sure_must_not_be_stored() -> None:
+    refused = sent("two", 3, told=Told.NOT_STORED)
+    assert kinds(History([TWO[0], refused]), thread("one", "two")) == {"PHANTOM": 1}
+    assert not kinds(History([TWO[0], refused, sent("two", 5, told=Told.UNKNOWN)]), thread("one", "two"))
+    assert not kinds(History([TWO[0], refused]), thread("one"))
+
+
+def test_a_journaled_turn_is_stored_or_given_up_or_overdue_or_lost() -> None:
+    history = History([TWO[0], journaled("two", 3)])
+    assert not kinds(history, thread("one", "two"))
+    assert not kinds(history, thread("one", dead=["two"]))
+    assert kinds(history, thread("one", waiting=["two"])) == {"OVERDUE": 1}
+    assert kinds(history, thread("one")) == {"LOST": 1}
+
+
+def test_a_journaled_turn_may_be_lost_only_with_every_holder_and_with_redis() -> None:
+    attempts = [TWO[0], journaled("two", 3, worker=0), journaled("two", 5, worker=1)]
+    both, one, loss = [Death(0, 6), Death(1, 7)], [Death(0, 6), Death(1, 4)], [Span(8, 8)]
+    for deaths, losses in ((both, []), (one, loss), ([], loss), (both, [Span(1, 2)])):
+        assert kinds(History(attempts, deaths=deaths, losses=losses), thread("one")) == {"LOST": 1}
+    verdict = judge(History(attempts, deaths=both, losses=loss), {THREAD: thread("one")})
+    assert (verdict.violations, verdict.excused) == ([], {"lost with every holder and with Redis": 1})
+    committed = [*attempts, sent("two", 9, 3)]
+    assert kinds(History(committed, deaths=both, losses=loss), thread("one")) == {"LOST": 1}
 
 
 def test_a_turn_that_was_acknowledged_before_another_was_sent_has_the_smaller_number() -> None:
-    appends = [append("one", 1, 2, 3), append("two", 3, 4, 1)]
-    assert judge(History(appends), {THREAD: rows("two", "one")}) == {"ORDER": 1}
-    overlapping = [append("one", 1, 4, 3), append("two", 3, 5, 1)]
-    assert not judge(History(overlapping), {THREAD: rows("two", "one")})
+    stored = thread("two", "one")
+    assert kinds(History([sent("one", 1, 3), sent("two", 3, 1)]), stored) == {"ORDER": 1}
+    assert kinds(History([journaled("one", 1), sent("two", 3, 1)]), stored) == {"ORDER": 1}
+    assert not kinds(History([sent("one", 1, 3), sent("two", 1.5, 1)]), stored)
+    assert not kinds(History([sent("one", 1, told=Told.UNKNOWN), sent("two", 3, 1)]), stored)
+
+
+def test_a_marked_turn_excuses_its_order_only_if_who_was_told_its_number_was_told_so() -> None:
+    stored = thread("two", "one", unverified=["two"])
+    silent = sent("two", 3, 1)
+    assert kinds(History([journaled("one", 1), silent]), stored) == {"ORDER": 1}
+    verdict = judge(History([journaled("one", 1), replace(silent, unverified=True)]), {THREAD: stored})
+    assert (verdict.violations, verdict.excused) == ([], {"order_unverified": 1})
+
+
+def test_after_redis_lost_data_a_turn_without_token_may_overtake_one_that_waited() -> None:
+    stored, losses = thread("two", "one"), [Span(2.5, 2.5)]
+    overtaking = [journaled("one", 1), sent("two", 3, 1)]
+    assert judge(History(overtaking, losses=losses), {THREAD: stored}).excused == {"overtaken after Redis lost data": 1}
+    for attempts, when in (
+        ([journaled("one", 1), sent("two", 3, 1, after="one")], losses),
+        ([sent("one", 1, 3), sent("two", 3, 1)], losses),
+        (overtaking, [Span(0, 0.5)]),
+        (overtaking, [Span(5, 6)]),
+    ):
+        assert kinds(History(attempts, losses=when), stored) == {"ORDER": 1}
 
 
 @pytest.mark.parametrize(
     ("seen", "kind"),
     [
-        (read([1, 2]), "STALE"),
-        (read([1, 2], complete=False, at_least=4), "STALE"),
-        (read([], complete=False, at_least=4), "STALE"),
-        (read([]), "FALSE-EMPTY"),
-        (read([1, 3, 4]), "HOLE"),
-        (read([3, 4]), "HOLE"),
-        (read([1, 2], thread="other"), "TENANT"),
+        (read(shown([1, 2], "one")), "STALE"),
+        (read(shown([1, 2], "one"), promise=Promise.COMMITTED_ONLY), "STALE"),
+        (read(shown([1, 2], "one"), promise=Promise.SOME, token=Token("two", 4)), "STALE"),
+        (read((), promise=Promise.SOME, token=Token("two", 4)), "STALE"),
+        (read(shown([1, 2, 3], "one", "two"), promise=Promise.SOME, token=Token("two", 4)), "STALE"),
+        (read(()), "FALSE-EMPTY"),
+        (read((), promise=Promise.MISSING), "FALSE-EMPTY"),
+        (read(shown([1, 2, 4], "one", "two")), "HOLE"),
+        (read(shown([3, 4], "one", "two")), "HOLE"),
+        (read(shown([1, 2, 3, 4], "one", "two", waiting=["two"])), "DUPLICATED"),
+        (read(shown([1, 2, 3, 4], "one", "two", waiting=["three", "three"])), "DUPLICATED"),
+        (read((*shown([1, 2, 3, 4], "one", "two"), Shown(5, "x", "invented"))), "PHANTOM"),
+        (read((*shown([1, 2], "one"), Shown(3, "two", "a two"), Shown(4, "two", "q two"))), "PHANTOM"),
+        (read((*shown([1, 2, 3, 4], "one", "two"), Shown(5, "x", "q elsewhere"))), "TENANT"),
     ],
 )
 def test_what_is_wrong_with_a_window_is_named(seen: Read, kind: str) -> None:
-    assert kind in judge(History(GOOD, [seen]), {THREAD: rows("one", "two")})
+    elsewhere = replace(sent("elsewhere", 1, 1), thread="other")
+    history = History([*TWO, sent("three", 5, told=Told.UNKNOWN), elsewhere], [seen])
+    stored = {THREAD: thread("one", "two"), "other": thread("elsewhere")}
+    assert set(kinds(history, stored)) == {kind}
 
 
-def test_a_window_that_shows_what_nobody_said_is_a_phantom() -> None:
-    seen = Read(THREAD, 9, 10, False, 0, 20, ((1, "invented"),))
-    assert judge(History(GOOD, [seen]), {THREAD: rows("one", "two")}) == {"PHANTOM": 1}
+def test_a_complete_window_shows_what_waits_and_one_of_committed_turns_need_not() -> None:
+    attempts, stored = [*TWO, journaled("three", 5)], thread("one", "two", "three")
+    without = shown([1, 2, 3, 4], "one", "two")
+    assert kinds(History(attempts, [read(without)]), stored) == {"STALE": 1}
+    assert not kinds(History(attempts, [read(without, promise=Promise.COMMITTED_ONLY)]), stored)
+    verdict = judge(History(attempts, [read(without)], losses=[Span(7, 8)]), {THREAD: stored})
+    assert (verdict.violations, len(verdict.excused)) == ([], 1)
+    with_token = read(without, token=Token("three", 0))
+    assert kinds(History(attempts, [with_token], losses=[Span(7, 8)]), stored) == {"STALE": 1}
 
 
-def test_calls_without_an_answer_are_counted() -> None:
-    assert judge(History([], [], stuck=2, refused=1), {}) == {"STUCK": 2, "REFUSED": 1}
+def test_what_is_deleted_is_not_shown_as_complete() -> None:
+    seen, stored = read(shown([1, 2, 3, 4], "one", "two")), thread("one", "two")
+    assert kinds(History(TWO, [seen], [Deletion(THREAD, 6, 7)]), stored) == {"STALE": 1}
+    assert not kinds(History(TWO, [seen], [Deletion(THREAD, 6, None)]), stored)
+    assert not kinds(History(TWO, [read((), promise=Promise.MISSING)], [Deletion(THREAD, 6, None)]), stored)
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [
+        Sample(THREAD, 5, 1, 1, shown([3, 4], "one", "two")),
+        Sample(THREAD, 5, 1, 3, shown([3, 4, 5], "one", "two", "three")),
+        Sample(THREAD, 5, 1, 1, (*shown([1, 2], "one"), *shown([1, 2], "one"))),
+        Sample(THREAD, 5, 2, 1, shown([1, 2], "one")),
+        Sample(THREAD, 5, 1, 1, (), problem="no time to live"),
+    ],
+)
+def test_a_copy_that_is_no_run_of_the_thread_is_named(sample: Sample) -> None:
+    assert kinds(History(TWO, samples=[sample]), thread("one", "two")) == {"WINDOW": 1}
+
+
+def test_calls_without_an_answer_or_with_a_wrong_one_are_named() -> None:
+    assert kinds(History(stuck=[(THREAD, "append")], refused=[(THREAD, "INTERNAL")]), {}) == {"STUCK": 1, "REFUSED": 1}
