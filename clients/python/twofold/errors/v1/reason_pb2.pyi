@@ -57,6 +57,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """NOT_FOUND. No such tool run in this workspace, or its conversation is deleted or another user's."""
     REASON_CHECKPOINT_UNKNOWN: _Reason.ValueType  # 17
     """NOT_FOUND. The conversation has no such checkpoint (any more), or the line has none at all."""
+    REASON_MESSAGE_UNKNOWN: _Reason.ValueType  # 18
+    """NOT_FOUND. The conversation has no message with this number, or it was erased."""
     REASON_WORKSPACE_EXISTS: _Reason.ValueType  # 20
     """ALREADY_EXISTS. The workspace id is taken (a deleted workspace keeps its id)."""
     REASON_USER_EXISTS: _Reason.ValueType  # 21
@@ -107,6 +109,12 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """FAILED_PRECONDITION. The conversation has no message with this number yet."""
     REASON_TOOL_RUN_STATE: _Reason.ValueType  # 55
     """FAILED_PRECONDITION. The tool run is in a state (metadata["state"]) in which what is wished (metadata["wish"]) cannot be done."""
+    REASON_MESSAGE_DELETED: _Reason.ValueType  # 56
+    """FAILED_PRECONDITION. The message is deleted (or redacted), and cannot be changed like this any more."""
+    REASON_MESSAGE_SHARED: _Reason.ValueType  # 57
+    """FAILED_PRECONDITION. The message was said in the conversation that this one was branched off: metadata["owner_thread_id"]
+    names it, and there it can be changed.
+    """
     REASON_OVERLOADED: _Reason.ValueType  # 60
     """RESOURCE_EXHAUSTED. Too much at once for this process; RetryInfo says when to try again."""
     REASON_TOO_MANY: _Reason.ValueType  # 61
@@ -167,6 +175,8 @@ REASON_TOOL_RUN_UNKNOWN: Reason.ValueType  # 16
 """NOT_FOUND. No such tool run in this workspace, or its conversation is deleted or another user's."""
 REASON_CHECKPOINT_UNKNOWN: Reason.ValueType  # 17
 """NOT_FOUND. The conversation has no such checkpoint (any more), or the line has none at all."""
+REASON_MESSAGE_UNKNOWN: Reason.ValueType  # 18
+"""NOT_FOUND. The conversation has no message with this number, or it was erased."""
 REASON_WORKSPACE_EXISTS: Reason.ValueType  # 20
 """ALREADY_EXISTS. The workspace id is taken (a deleted workspace keeps its id)."""
 REASON_USER_EXISTS: Reason.ValueType  # 21
@@ -217,6 +227,12 @@ REASON_SEQ_NOT_REACHED: Reason.ValueType  # 54
 """FAILED_PRECONDITION. The conversation has no message with this number yet."""
 REASON_TOOL_RUN_STATE: Reason.ValueType  # 55
 """FAILED_PRECONDITION. The tool run is in a state (metadata["state"]) in which what is wished (metadata["wish"]) cannot be done."""
+REASON_MESSAGE_DELETED: Reason.ValueType  # 56
+"""FAILED_PRECONDITION. The message is deleted (or redacted), and cannot be changed like this any more."""
+REASON_MESSAGE_SHARED: Reason.ValueType  # 57
+"""FAILED_PRECONDITION. The message was said in the conversation that this one was branched off: metadata["owner_thread_id"]
+names it, and there it can be changed.
+"""
 REASON_OVERLOADED: Reason.ValueType  # 60
 """RESOURCE_EXHAUSTED. Too much at once for this process; RetryInfo says when to try again."""
 REASON_TOO_MANY: Reason.ValueType  # 61

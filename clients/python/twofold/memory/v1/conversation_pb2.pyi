@@ -71,6 +71,9 @@ class Conversation(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    PARENT_THREAD_ID_FIELD_NUMBER: _builtins.int
+    FORK_SEQ_FIELD_NUMBER: _builtins.int
+    FIRST_SEQ_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """The workspace it belongs to. Required."""
     thread_id: _builtins.str
@@ -80,9 +83,19 @@ class Conversation(_message.Message):
     title: _builtins.str
     """Title for people. Optional, up to 1,024 bytes, no control characters."""
     message_count: _builtins.int
-    """How many messages it has; they are numbered 1 to message_count. Output only."""
+    """Number of its newest message: first_seq to message_count are there, deleted ones and those that a branch shares
+    included. Output only.
+    """
     etag: _builtins.str
     """Version of title and metadata (appends do not change it). Output only; given on update it must be the current one."""
+    parent_thread_id: _builtins.str
+    """The conversation that it was branched off; empty if it is no branch. That one may be deleted or erased by now. Output only."""
+    fork_seq: _builtins.int
+    """The last message that it shares with its parent: its own begin behind it. 0 for one that shares none. Output only."""
+    first_seq: _builtins.int
+    """Number of its oldest message: 1, unless it is a branch and the messages before were erased with the conversation that it
+    shared them with. Output only.
+    """
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels of the caller's. Up to 32; a key 1 to 255 bytes, a value up to 1,024 bytes."""
@@ -107,10 +120,13 @@ class Conversation(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        parent_thread_id: _builtins.str = ...,
+        fork_seq: _builtins.int = ...,
+        first_seq: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "etag", b"etag", "message_count", b"message_count", "metadata", b"metadata", "thread_id", b"thread_id", "title", b"title", "update_time", b"update_time", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "etag", b"etag", "first_seq", b"first_seq", "fork_seq", b"fork_seq", "message_count", b"message_count", "metadata", b"metadata", "parent_thread_id", b"parent_thread_id", "thread_id", b"thread_id", "title", b"title", "update_time", b"update_time", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -202,19 +218,23 @@ class GetConversationRequest(_message.Message):
 
     WORKSPACE_ID_FIELD_NUMBER: _builtins.int
     THREAD_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """The workspace. Required."""
     thread_id: _builtins.str
     """The conversation. Required."""
+    user_id: _builtins.str
+    """If given, the conversation must belong to this user or to nobody. Optional."""
     def __init__(
         self,
         *,
         workspace_id: _builtins.str = ...,
         thread_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["thread_id", b"thread_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["thread_id", b"thread_id", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -250,10 +270,33 @@ class ListConversationsRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     WORKSPACE_ID_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    UPDATED_FROM_FIELD_NUMBER: _builtins.int
+    UPDATED_BEFORE_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """The workspace. Required."""
     user_id: _builtins.str
@@ -262,6 +305,18 @@ class ListConversationsRequest(_message.Message):
     """How many to return at most: 0 means 50, at most 500."""
     page_token: _builtins.str
     """The next_page_token of the page before. Empty for the first page."""
+    @_builtins.property
+    def updated_from(self) -> _timestamp_pb2.Timestamp:
+        """Only conversations that were last changed (update_time) at this time or later. Optional."""
+
+    @_builtins.property
+    def updated_before(self) -> _timestamp_pb2.Timestamp:
+        """Only conversations that were last changed before this time. Optional; must be later than updated_from."""
+
+    @_builtins.property
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Only conversations that have all of these labels among their metadata, with exactly these values. Optional, up to 32."""
+
     def __init__(
         self,
         *,
@@ -269,10 +324,13 @@ class ListConversationsRequest(_message.Message):
         user_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        updated_from: _timestamp_pb2.Timestamp | None = ...,
+        updated_before: _timestamp_pb2.Timestamp | None = ...,
+        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["updated_before", b"updated_before", "updated_from", b"updated_from"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "page_size", b"page_size", "page_token", b"page_token", "updated_before", b"updated_before", "updated_from", b"updated_from", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -414,6 +472,60 @@ class DeleteConversationResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteConversationResponse: _TypeAlias = DeleteConversationResponse  # noqa: Y015
+
+@_typing.final
+class UndeleteConversationRequest(_message.Message):
+    """Request of UndeleteConversation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    THREAD_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    workspace_id: _builtins.str
+    """The workspace. Required."""
+    thread_id: _builtins.str
+    """The conversation. Required."""
+    request_id: _builtins.str
+    """Makes a repeat harmless. Optional."""
+    def __init__(
+        self,
+        *,
+        workspace_id: _builtins.str = ...,
+        thread_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "thread_id", b"thread_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndeleteConversationRequest: _TypeAlias = UndeleteConversationRequest  # noqa: Y015
+
+@_typing.final
+class UndeleteConversationResponse(_message.Message):
+    """Response of UndeleteConversation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONVERSATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def conversation(self) -> Global___Conversation:
+        """The conversation as it is now."""
+
+    def __init__(
+        self,
+        *,
+        conversation: Global___Conversation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndeleteConversationResponse: _TypeAlias = UndeleteConversationResponse  # noqa: Y015
 
 @_typing.final
 class AppendTurnRequest(_message.Message):
@@ -594,6 +706,64 @@ class GetTurnResponse(_message.Message):
 Global___GetTurnResponse: _TypeAlias = GetTurnResponse  # noqa: Y015
 
 @_typing.final
+class GetMessageRequest(_message.Message):
+    """Request of GetMessage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    THREAD_ID_FIELD_NUMBER: _builtins.int
+    SEQ_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    workspace_id: _builtins.str
+    """The workspace. Required."""
+    thread_id: _builtins.str
+    """The conversation. Required."""
+    seq: _builtins.int
+    """Number of the message, from 1. Required."""
+    user_id: _builtins.str
+    """If given, the conversation must belong to this user or to nobody. Optional."""
+    def __init__(
+        self,
+        *,
+        workspace_id: _builtins.str = ...,
+        thread_id: _builtins.str = ...,
+        seq: _builtins.int = ...,
+        user_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["seq", b"seq", "thread_id", b"thread_id", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMessageRequest: _TypeAlias = GetMessageRequest  # noqa: Y015
+
+@_typing.final
+class GetMessageResponse(_message.Message):
+    """Response of GetMessage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def message(self) -> _message_pb2.Message:
+        """The message."""
+
+    def __init__(
+        self,
+        *,
+        message: _message_pb2.Message | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMessageResponse: _TypeAlias = GetMessageResponse  # noqa: Y015
+
+@_typing.final
 class ReadWindowRequest(_message.Message):
     """Request of ReadWindow."""
 
@@ -605,18 +775,25 @@ class ReadWindowRequest(_message.Message):
     READ_LEVEL_FIELD_NUMBER: _builtins.int
     THREAD_TOKEN_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_COUNT_MAX_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """The workspace. Required."""
     thread_id: _builtins.str
     """The conversation. Required."""
     message_count_max: _builtins.int
-    """How many messages to return at most: 0 means 20, at most 500. More than the copy holds is read from Postgres."""
+    """How many messages to return at most: 0 means 20, with token_count_max 100; at most 500. More than the copy holds is read
+    from Postgres.
+    """
     read_level: _message_pb2.ReadLevel.ValueType
     """What must be known of the answer's newness. Default: READ_LEVEL_VERIFIED."""
     thread_token: _builtins.bytes
     """With READ_LEVEL_AT_LEAST: the answer must hold the turn of this token. Required then, not allowed otherwise."""
     user_id: _builtins.str
     """If given, the conversation must belong to this user or to nobody. Optional."""
+    token_count_max: _builtins.int
+    """How many tokens they may cost together, at most 1,000,000; 0 means any number. A message costs its token_count or, without
+    one, a quarter of the bytes of its line in a context's text, rounded up.
+    """
     def __init__(
         self,
         *,
@@ -626,10 +803,11 @@ class ReadWindowRequest(_message.Message):
         read_level: _message_pb2.ReadLevel.ValueType = ...,
         thread_token: _builtins.bytes = ...,
         user_id: _builtins.str = ...,
+        token_count_max: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_count_max", b"message_count_max", "read_level", b"read_level", "thread_id", b"thread_id", "thread_token", b"thread_token", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_count_max", b"message_count_max", "read_level", b"read_level", "thread_id", b"thread_id", "thread_token", b"thread_token", "token_count_max", b"token_count_max", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -647,6 +825,7 @@ class ReadWindowResponse(_message.Message):
     AS_OF_SEQ_FIELD_NUMBER: _builtins.int
     TRUNCATED_FIELD_NUMBER: _builtins.int
     THREAD_TOKEN_FIELD_NUMBER: _builtins.int
+    TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     source: _message_pb2.ReadSource.ValueType
     """Where they came from."""
     completeness: _message_pb2.Completeness.ValueType
@@ -654,9 +833,11 @@ class ReadWindowResponse(_message.Message):
     as_of_seq: _builtins.int
     """Number of the newest message that the answer knows of; 0 for an empty conversation."""
     truncated: _builtins.bool
-    """Whether older messages were left out to keep the answer within 3 MiB."""
+    """Whether older messages were left out to keep the answer within 3 MiB, or within token_count_max."""
     thread_token: _builtins.bytes
     """How new a later read must be not to fall behind this answer. Empty if the conversation does not exist."""
+    token_count: _builtins.int
+    """What the messages cost together, if token_count_max was given."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Message]:
         """The messages, in order."""
@@ -670,10 +851,11 @@ class ReadWindowResponse(_message.Message):
         as_of_seq: _builtins.int = ...,
         truncated: _builtins.bool = ...,
         thread_token: _builtins.bytes = ...,
+        token_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_seq", b"as_of_seq", "completeness", b"completeness", "messages", b"messages", "source", b"source", "thread_token", b"thread_token", "truncated", b"truncated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_seq", b"as_of_seq", "completeness", b"completeness", "messages", b"messages", "source", b"source", "thread_token", b"thread_token", "token_count", b"token_count", "truncated", b"truncated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -690,6 +872,8 @@ class ListMessagesRequest(_message.Message):
     NEWEST_FIRST_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FROM_SEQ_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """The workspace. Required."""
     thread_id: _builtins.str
@@ -700,6 +884,12 @@ class ListMessagesRequest(_message.Message):
     """How many to return at most: 0 means 50, at most 500. A page ends earlier when it reaches 3 MiB."""
     page_token: _builtins.str
     """The next_page_token of the page before. Empty for the first page."""
+    from_seq: _builtins.int
+    """The message to begin with, itself included, in either direction; beyond the end it is the end. 0 means from the beginning
+    or, with newest_first, from the newest.
+    """
+    user_id: _builtins.str
+    """If given, the conversation must belong to this user or to nobody. Optional."""
     def __init__(
         self,
         *,
@@ -708,10 +898,12 @@ class ListMessagesRequest(_message.Message):
         newest_first: _builtins.bool = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        from_seq: _builtins.int = ...,
+        user_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["newest_first", b"newest_first", "page_size", b"page_size", "page_token", b"page_token", "thread_id", b"thread_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_seq", b"from_seq", "newest_first", b"newest_first", "page_size", b"page_size", "page_token", b"page_token", "thread_id", b"thread_id", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

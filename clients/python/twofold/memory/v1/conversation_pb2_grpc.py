@@ -60,6 +60,11 @@ class ConversationServiceStub:
                 request_serializer=twofold_dot_memory_dot_v1_dot_conversation__pb2.DeleteConversationRequest.SerializeToString,
                 response_deserializer=twofold_dot_memory_dot_v1_dot_conversation__pb2.DeleteConversationResponse.FromString,
                 _registered_method=True)
+        self.UndeleteConversation = channel.unary_unary(
+                '/twofold.memory.v1.ConversationService/UndeleteConversation',
+                request_serializer=twofold_dot_memory_dot_v1_dot_conversation__pb2.UndeleteConversationRequest.SerializeToString,
+                response_deserializer=twofold_dot_memory_dot_v1_dot_conversation__pb2.UndeleteConversationResponse.FromString,
+                _registered_method=True)
         self.AppendTurn = channel.unary_unary(
                 '/twofold.memory.v1.ConversationService/AppendTurn',
                 request_serializer=twofold_dot_memory_dot_v1_dot_conversation__pb2.AppendTurnRequest.SerializeToString,
@@ -69,6 +74,11 @@ class ConversationServiceStub:
                 '/twofold.memory.v1.ConversationService/GetTurn',
                 request_serializer=twofold_dot_memory_dot_v1_dot_conversation__pb2.GetTurnRequest.SerializeToString,
                 response_deserializer=twofold_dot_memory_dot_v1_dot_conversation__pb2.GetTurnResponse.FromString,
+                _registered_method=True)
+        self.GetMessage = channel.unary_unary(
+                '/twofold.memory.v1.ConversationService/GetMessage',
+                request_serializer=twofold_dot_memory_dot_v1_dot_conversation__pb2.GetMessageRequest.SerializeToString,
+                response_deserializer=twofold_dot_memory_dot_v1_dot_conversation__pb2.GetMessageResponse.FromString,
                 _registered_method=True)
         self.ReadWindow = channel.unary_unary(
                 '/twofold.memory.v1.ConversationService/ReadWindow',
@@ -104,7 +114,7 @@ class ConversationServiceServicer:
 
     def ListConversations(self, request, context):
         """ListConversations returns a workspace's or a user's conversations, the one with the newest change first, to
-        the minute: an append within a minute of the last change does not move its conversation.
+        the minute: an append within a minute of the last change does not move its conversation. Branches stand in it like all others.
         Errors: INVALID_ARGUMENT (REASON_INVALID_PAGE_TOKEN).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -121,8 +131,17 @@ class ConversationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteConversation(self, request, context):
-        """DeleteConversation hides a conversation: reads answer NOT_FOUND, appends are refused. Rows are kept.
+        """DeleteConversation hides a conversation: reads answer NOT_FOUND, appends are refused. Rows are kept, and its branches go on.
         Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN), ABORTED (REASON_ETAG_MISMATCH), ALREADY_EXISTS
+        (REASON_REQUEST_REUSED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndeleteConversation(self, request, context):
+        """UndeleteConversation brings a hidden conversation back as it was. Of one that is not hidden it changes nothing.
+        Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN), FAILED_PRECONDITION (REASON_CONVERSATION_ERASED), ALREADY_EXISTS
         (REASON_REQUEST_REUSED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -153,10 +172,19 @@ class ConversationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetMessage(self, request, context):
+        """GetMessage returns one message as it is now, e.g. to learn its revision.
+        Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN, REASON_MESSAGE_UNKNOWN).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReadWindow(self, request, context):
-        """ReadWindow returns the newest messages, in order. A window keeps turns whole: it begins at the start of a turn, unless
-        the newest turn alone is larger than what was asked for; and it never begins with tool results whose call is cut off
-        (so it may hold fewer messages than asked for, even none).
+        """ReadWindow returns the newest messages, in order: so many at most, and if asked for within a budget of tokens. A window
+        keeps turns whole: it begins at the start of a turn, unless the newest turn alone is larger than what was asked for; and it
+        never begins with tool results whose call is cut off (so it may hold fewer messages than asked for, even none). Deleted
+        messages stand in it without their content.
         Of a conversation that does not exist (yet) it is empty and COMPLETE.
         Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN: deleted, or another user's), INVALID_ARGUMENT
         (REASON_INVALID_TOKEN), ABORTED (REASON_HISTORY_CHANGED), UNAVAILABLE (REASON_STORE_UNAVAILABLE: the copy
@@ -167,7 +195,7 @@ class ConversationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListMessages(self, request, context):
-        """ListMessages pages through all messages of a conversation, from Postgres.
+        """ListMessages pages through the messages of a conversation, from Postgres: all of them, or from one on, in either direction.
         Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN), INVALID_ARGUMENT (REASON_INVALID_PAGE_TOKEN).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -202,6 +230,11 @@ def add_ConversationServiceServicer_to_server(servicer, server):
                     request_deserializer=twofold_dot_memory_dot_v1_dot_conversation__pb2.DeleteConversationRequest.FromString,
                     response_serializer=twofold_dot_memory_dot_v1_dot_conversation__pb2.DeleteConversationResponse.SerializeToString,
             ),
+            'UndeleteConversation': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeleteConversation,
+                    request_deserializer=twofold_dot_memory_dot_v1_dot_conversation__pb2.UndeleteConversationRequest.FromString,
+                    response_serializer=twofold_dot_memory_dot_v1_dot_conversation__pb2.UndeleteConversationResponse.SerializeToString,
+            ),
             'AppendTurn': grpc.unary_unary_rpc_method_handler(
                     servicer.AppendTurn,
                     request_deserializer=twofold_dot_memory_dot_v1_dot_conversation__pb2.AppendTurnRequest.FromString,
@@ -211,6 +244,11 @@ def add_ConversationServiceServicer_to_server(servicer, server):
                     servicer.GetTurn,
                     request_deserializer=twofold_dot_memory_dot_v1_dot_conversation__pb2.GetTurnRequest.FromString,
                     response_serializer=twofold_dot_memory_dot_v1_dot_conversation__pb2.GetTurnResponse.SerializeToString,
+            ),
+            'GetMessage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMessage,
+                    request_deserializer=twofold_dot_memory_dot_v1_dot_conversation__pb2.GetMessageRequest.FromString,
+                    response_serializer=twofold_dot_memory_dot_v1_dot_conversation__pb2.GetMessageResponse.SerializeToString,
             ),
             'ReadWindow': grpc.unary_unary_rpc_method_handler(
                     servicer.ReadWindow,
@@ -370,6 +408,33 @@ class ConversationService:
             _registered_method=True)
 
     @staticmethod
+    def UndeleteConversation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twofold.memory.v1.ConversationService/UndeleteConversation',
+            twofold_dot_memory_dot_v1_dot_conversation__pb2.UndeleteConversationRequest.SerializeToString,
+            twofold_dot_memory_dot_v1_dot_conversation__pb2.UndeleteConversationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def AppendTurn(request,
             target,
             options=(),
@@ -413,6 +478,33 @@ class ConversationService:
             '/twofold.memory.v1.ConversationService/GetTurn',
             twofold_dot_memory_dot_v1_dot_conversation__pb2.GetTurnRequest.SerializeToString,
             twofold_dot_memory_dot_v1_dot_conversation__pb2.GetTurnResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMessage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twofold.memory.v1.ConversationService/GetMessage',
+            twofold_dot_memory_dot_v1_dot_conversation__pb2.GetMessageRequest.SerializeToString,
+            twofold_dot_memory_dot_v1_dot_conversation__pb2.GetMessageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,7 +41,7 @@ class ConversationServiceStub:
     """
     ListConversations: _aio.UnaryUnaryMultiCallable[_conversation_pb2.ListConversationsRequest, _conversation_pb2.ListConversationsResponse]
     """ListConversations returns a workspace's or a user's conversations, the one with the newest change first, to
-    the minute: an append within a minute of the last change does not move its conversation.
+    the minute: an append within a minute of the last change does not move its conversation. Branches stand in it like all others.
     Errors: INVALID_ARGUMENT (REASON_INVALID_PAGE_TOKEN).
     """
     UpdateConversation: _aio.UnaryUnaryMultiCallable[_conversation_pb2.UpdateConversationRequest, _conversation_pb2.UpdateConversationResponse]
@@ -50,8 +50,13 @@ class ConversationServiceStub:
     (REASON_REQUEST_REUSED).
     """
     DeleteConversation: _aio.UnaryUnaryMultiCallable[_conversation_pb2.DeleteConversationRequest, _conversation_pb2.DeleteConversationResponse]
-    """DeleteConversation hides a conversation: reads answer NOT_FOUND, appends are refused. Rows are kept.
+    """DeleteConversation hides a conversation: reads answer NOT_FOUND, appends are refused. Rows are kept, and its branches go on.
     Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN), ABORTED (REASON_ETAG_MISMATCH), ALREADY_EXISTS
+    (REASON_REQUEST_REUSED).
+    """
+    UndeleteConversation: _aio.UnaryUnaryMultiCallable[_conversation_pb2.UndeleteConversationRequest, _conversation_pb2.UndeleteConversationResponse]
+    """UndeleteConversation brings a hidden conversation back as it was. Of one that is not hidden it changes nothing.
+    Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN), FAILED_PRECONDITION (REASON_CONVERSATION_ERASED), ALREADY_EXISTS
     (REASON_REQUEST_REUSED).
     """
     AppendTurn: _aio.UnaryUnaryMultiCallable[_conversation_pb2.AppendTurnRequest, _conversation_pb2.AppendTurnResponse]
@@ -70,17 +75,22 @@ class ConversationServiceStub:
     """GetTurn returns the messages of one turn, e.g. to learn whether an append whose answer was lost has been stored.
     Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN, REASON_TURN_UNKNOWN).
     """
+    GetMessage: _aio.UnaryUnaryMultiCallable[_conversation_pb2.GetMessageRequest, _conversation_pb2.GetMessageResponse]
+    """GetMessage returns one message as it is now, e.g. to learn its revision.
+    Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN, REASON_MESSAGE_UNKNOWN).
+    """
     ReadWindow: _aio.UnaryUnaryMultiCallable[_conversation_pb2.ReadWindowRequest, _conversation_pb2.ReadWindowResponse]
-    """ReadWindow returns the newest messages, in order. A window keeps turns whole: it begins at the start of a turn, unless
-    the newest turn alone is larger than what was asked for; and it never begins with tool results whose call is cut off
-    (so it may hold fewer messages than asked for, even none).
+    """ReadWindow returns the newest messages, in order: so many at most, and if asked for within a budget of tokens. A window
+    keeps turns whole: it begins at the start of a turn, unless the newest turn alone is larger than what was asked for; and it
+    never begins with tool results whose call is cut off (so it may hold fewer messages than asked for, even none). Deleted
+    messages stand in it without their content.
     Of a conversation that does not exist (yet) it is empty and COMPLETE.
     Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN: deleted, or another user's), INVALID_ARGUMENT
     (REASON_INVALID_TOKEN), ABORTED (REASON_HISTORY_CHANGED), UNAVAILABLE (REASON_STORE_UNAVAILABLE: the copy
     cannot answer either).
     """
     ListMessages: _aio.UnaryUnaryMultiCallable[_conversation_pb2.ListMessagesRequest, _conversation_pb2.ListMessagesResponse]
-    """ListMessages pages through all messages of a conversation, from Postgres.
+    """ListMessages pages through the messages of a conversation, from Postgres: all of them, or from one on, in either direction.
     Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN), INVALID_ARGUMENT (REASON_INVALID_PAGE_TOKEN).
     """
 
@@ -114,7 +124,7 @@ class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_conversation_pb2.ListConversationsRequest, _abc.Awaitable[_conversation_pb2.ListConversationsResponse]],
     ) -> _abc.Awaitable[_conversation_pb2.ListConversationsResponse]:
         """ListConversations returns a workspace's or a user's conversations, the one with the newest change first, to
-        the minute: an append within a minute of the last change does not move its conversation.
+        the minute: an append within a minute of the last change does not move its conversation. Branches stand in it like all others.
         Errors: INVALID_ARGUMENT (REASON_INVALID_PAGE_TOKEN).
         """
 
@@ -135,8 +145,19 @@ class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _conversation_pb2.DeleteConversationRequest,
         context: _aio.ServicerContext[_conversation_pb2.DeleteConversationRequest, _abc.Awaitable[_conversation_pb2.DeleteConversationResponse]],
     ) -> _abc.Awaitable[_conversation_pb2.DeleteConversationResponse]:
-        """DeleteConversation hides a conversation: reads answer NOT_FOUND, appends are refused. Rows are kept.
+        """DeleteConversation hides a conversation: reads answer NOT_FOUND, appends are refused. Rows are kept, and its branches go on.
         Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN), ABORTED (REASON_ETAG_MISMATCH), ALREADY_EXISTS
+        (REASON_REQUEST_REUSED).
+        """
+
+    @_abc_1.abstractmethod
+    def UndeleteConversation(
+        self,
+        request: _conversation_pb2.UndeleteConversationRequest,
+        context: _aio.ServicerContext[_conversation_pb2.UndeleteConversationRequest, _abc.Awaitable[_conversation_pb2.UndeleteConversationResponse]],
+    ) -> _abc.Awaitable[_conversation_pb2.UndeleteConversationResponse]:
+        """UndeleteConversation brings a hidden conversation back as it was. Of one that is not hidden it changes nothing.
+        Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN), FAILED_PRECONDITION (REASON_CONVERSATION_ERASED), ALREADY_EXISTS
         (REASON_REQUEST_REUSED).
         """
 
@@ -169,14 +190,25 @@ class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def GetMessage(
+        self,
+        request: _conversation_pb2.GetMessageRequest,
+        context: _aio.ServicerContext[_conversation_pb2.GetMessageRequest, _abc.Awaitable[_conversation_pb2.GetMessageResponse]],
+    ) -> _abc.Awaitable[_conversation_pb2.GetMessageResponse]:
+        """GetMessage returns one message as it is now, e.g. to learn its revision.
+        Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN, REASON_MESSAGE_UNKNOWN).
+        """
+
+    @_abc_1.abstractmethod
     def ReadWindow(
         self,
         request: _conversation_pb2.ReadWindowRequest,
         context: _aio.ServicerContext[_conversation_pb2.ReadWindowRequest, _abc.Awaitable[_conversation_pb2.ReadWindowResponse]],
     ) -> _abc.Awaitable[_conversation_pb2.ReadWindowResponse]:
-        """ReadWindow returns the newest messages, in order. A window keeps turns whole: it begins at the start of a turn, unless
-        the newest turn alone is larger than what was asked for; and it never begins with tool results whose call is cut off
-        (so it may hold fewer messages than asked for, even none).
+        """ReadWindow returns the newest messages, in order: so many at most, and if asked for within a budget of tokens. A window
+        keeps turns whole: it begins at the start of a turn, unless the newest turn alone is larger than what was asked for; and it
+        never begins with tool results whose call is cut off (so it may hold fewer messages than asked for, even none). Deleted
+        messages stand in it without their content.
         Of a conversation that does not exist (yet) it is empty and COMPLETE.
         Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN: deleted, or another user's), INVALID_ARGUMENT
         (REASON_INVALID_TOKEN), ABORTED (REASON_HISTORY_CHANGED), UNAVAILABLE (REASON_STORE_UNAVAILABLE: the copy
@@ -189,7 +221,7 @@ class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _conversation_pb2.ListMessagesRequest,
         context: _aio.ServicerContext[_conversation_pb2.ListMessagesRequest, _abc.Awaitable[_conversation_pb2.ListMessagesResponse]],
     ) -> _abc.Awaitable[_conversation_pb2.ListMessagesResponse]:
-        """ListMessages pages through all messages of a conversation, from Postgres.
+        """ListMessages pages through the messages of a conversation, from Postgres: all of them, or from one on, in either direction.
         Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN), INVALID_ARGUMENT (REASON_INVALID_PAGE_TOKEN).
         """
 

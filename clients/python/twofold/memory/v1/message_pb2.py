@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftwofold/memory/v1/message.proto\x12\x11twofold.memory.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf5\x03\n\x07Message\x12%\n\x04role\x18\x01 \x01(\x0e\x32\x17.twofold.memory.v1.Role\x12\x14\n\x07\x63ontent\x18\x02 \x01(\tH\x00\x88\x01\x01\x12/\n\ntool_calls\x18\x03 \x03(\x0b\x32\x1b.twofold.memory.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x0e\n\x06\x61uthor\x18\x06 \x01(\t\x12\x18\n\x0btoken_count\x18\x07 \x01(\x05H\x01\x88\x01\x01\x12:\n\x08metadata\x18\x08 \x03(\x0b\x32(.twofold.memory.v1.Message.MetadataEntry\x12\x0b\n\x03seq\x18\x10 \x01(\x03\x12\x0f\n\x07turn_id\x18\x11 \x01(\t\x12\x12\n\nturn_index\x18\x12 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x06status\x18\x14 \x01(\x0e\x32 .twofold.memory.v1.MessageStatus\x12\x10\n\x08revision\x18\x15 \x01(\x05\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\n\n\x08_contentB\x0e\n\x0c_token_count\"E\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\targuments\x18\x04 \x01(\t*_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x12\r\n\tROLE_TOOL\x10\x04*\x88\x01\n\rMessageStatus\x12\x1e\n\x1aMESSAGE_STATUS_UNSPECIFIED\x10\x00\x12\x1e\n\x1aMESSAGE_STATUS_INTERRUPTED\x10\x01\x12\x1a\n\x16MESSAGE_STATUS_DELETED\x10\x02\x12\x1b\n\x17MESSAGE_STATUS_REDACTED\x10\x03*\\\n\nDurability\x12\x1a\n\x16\x44URABILITY_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44URABILITY_COMMITTED\x10\x01\x12\x18\n\x14\x44URABILITY_JOURNALED\x10\x02*m\n\tReadLevel\x12\x1a\n\x16READ_LEVEL_UNSPECIFIED\x10\x00\x12\x17\n\x13READ_LEVEL_VERIFIED\x10\x01\x12\x17\n\x13READ_LEVEL_AT_LEAST\x10\x02\x12\x12\n\x0eREAD_LEVEL_ANY\x10\x03*i\n\nReadSource\x12\x1b\n\x17READ_SOURCE_UNSPECIFIED\x10\x00\x12\x12\n\x0eREAD_SOURCE_L1\x10\x01\x12\x12\n\x0eREAD_SOURCE_L2\x10\x02\x12\x16\n\x12READ_SOURCE_MERGED\x10\x03*\xb7\x01\n\x0c\x43ompleteness\x12\x1c\n\x18\x43OMPLETENESS_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43OMPLETENESS_COMPLETE\x10\x01\x12\x16\n\x12\x43OMPLETENESS_AS_OF\x10\x02\x12\x1b\n\x17\x43OMPLETENESS_UNVERIFIED\x10\x03\x12\x1f\n\x1b\x43OMPLETENESS_COMMITTED_ONLY\x10\x04\x12\x18\n\x14\x43OMPLETENESS_PARTIAL\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftwofold/memory/v1/message.proto\x12\x11twofold.memory.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9d\x04\n\x07Message\x12%\n\x04role\x18\x01 \x01(\x0e\x32\x17.twofold.memory.v1.Role\x12\x14\n\x07\x63ontent\x18\x02 \x01(\tH\x00\x88\x01\x01\x12/\n\ntool_calls\x18\x03 \x03(\x0b\x32\x1b.twofold.memory.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x0e\n\x06\x61uthor\x18\x06 \x01(\t\x12\x18\n\x0btoken_count\x18\x07 \x01(\x05H\x01\x88\x01\x01\x12:\n\x08metadata\x18\x08 \x03(\x0b\x32(.twofold.memory.v1.Message.MetadataEntry\x12&\n\x05parts\x18\t \x03(\x0b\x32\x17.twofold.memory.v1.Part\x12\x0b\n\x03seq\x18\x10 \x01(\x03\x12\x0f\n\x07turn_id\x18\x11 \x01(\t\x12\x12\n\nturn_index\x18\x12 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x06status\x18\x14 \x01(\x0e\x32 .twofold.memory.v1.MessageStatus\x12\x10\n\x08revision\x18\x15 \x01(\x05\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\n\n\x08_contentB\x0e\n\x0c_token_count\"\xa1\x01\n\x04Part\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12*\n\x04\x66ile\x18\x02 \x01(\x0b\x32\x1a.twofold.memory.v1.FileRefH\x00\x12,\n\x05image\x18\x03 \x01(\x0b\x32\x1b.twofold.memory.v1.ImageRefH\x00\x12\'\n\x04\x64\x61ta\x18\x04 \x01(\x0b\x32\x17.twofold.memory.v1.DataH\x00\x42\x06\n\x04kind\"]\n\x07\x46ileRef\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x0f\n\x07\x66ile_id\x18\x02 \x01(\t\x12\x12\n\nmedia_type\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\"Z\n\x08ImageRef\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x0f\n\x07\x66ile_id\x18\x02 \x01(\t\x12\x12\n\nmedia_type\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\"(\n\x04\x44\x61ta\x12\x12\n\nmedia_type\x18\x01 \x01(\t\x12\x0c\n\x04json\x18\x02 \x01(\t\"E\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\targuments\x18\x04 \x01(\t*_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x12\r\n\tROLE_TOOL\x10\x04*\x88\x01\n\rMessageStatus\x12\x1e\n\x1aMESSAGE_STATUS_UNSPECIFIED\x10\x00\x12\x1e\n\x1aMESSAGE_STATUS_INTERRUPTED\x10\x01\x12\x1a\n\x16MESSAGE_STATUS_DELETED\x10\x02\x12\x1b\n\x17MESSAGE_STATUS_REDACTED\x10\x03*\\\n\nDurability\x12\x1a\n\x16\x44URABILITY_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44URABILITY_COMMITTED\x10\x01\x12\x18\n\x14\x44URABILITY_JOURNALED\x10\x02*m\n\tReadLevel\x12\x1a\n\x16READ_LEVEL_UNSPECIFIED\x10\x00\x12\x17\n\x13READ_LEVEL_VERIFIED\x10\x01\x12\x17\n\x13READ_LEVEL_AT_LEAST\x10\x02\x12\x12\n\x0eREAD_LEVEL_ANY\x10\x03*i\n\nReadSource\x12\x1b\n\x17READ_SOURCE_UNSPECIFIED\x10\x00\x12\x12\n\x0eREAD_SOURCE_L1\x10\x01\x12\x12\n\x0eREAD_SOURCE_L2\x10\x02\x12\x16\n\x12READ_SOURCE_MERGED\x10\x03*\xb7\x01\n\x0c\x43ompleteness\x12\x1c\n\x18\x43OMPLETENESS_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43OMPLETENESS_COMPLETE\x10\x01\x12\x16\n\x12\x43OMPLETENESS_AS_OF\x10\x02\x12\x1b\n\x17\x43OMPLETENESS_UNVERIFIED\x10\x03\x12\x1f\n\x1b\x43OMPLETENESS_COMMITTED_ONLY\x10\x04\x12\x18\n\x14\x43OMPLETENESS_PARTIAL\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,22 +34,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MESSAGE_METADATAENTRY']._loaded_options = None
   _globals['_MESSAGE_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_ROLE']._serialized_start=662
-  _globals['_ROLE']._serialized_end=757
-  _globals['_MESSAGESTATUS']._serialized_start=760
-  _globals['_MESSAGESTATUS']._serialized_end=896
-  _globals['_DURABILITY']._serialized_start=898
-  _globals['_DURABILITY']._serialized_end=990
-  _globals['_READLEVEL']._serialized_start=992
-  _globals['_READLEVEL']._serialized_end=1101
-  _globals['_READSOURCE']._serialized_start=1103
-  _globals['_READSOURCE']._serialized_end=1208
-  _globals['_COMPLETENESS']._serialized_start=1211
-  _globals['_COMPLETENESS']._serialized_end=1394
+  _globals['_ROLE']._serialized_start=1095
+  _globals['_ROLE']._serialized_end=1190
+  _globals['_MESSAGESTATUS']._serialized_start=1193
+  _globals['_MESSAGESTATUS']._serialized_end=1329
+  _globals['_DURABILITY']._serialized_start=1331
+  _globals['_DURABILITY']._serialized_end=1423
+  _globals['_READLEVEL']._serialized_start=1425
+  _globals['_READLEVEL']._serialized_end=1534
+  _globals['_READSOURCE']._serialized_start=1536
+  _globals['_READSOURCE']._serialized_end=1641
+  _globals['_COMPLETENESS']._serialized_start=1644
+  _globals['_COMPLETENESS']._serialized_end=1827
   _globals['_MESSAGE']._serialized_start=88
-  _globals['_MESSAGE']._serialized_end=589
-  _globals['_MESSAGE_METADATAENTRY']._serialized_start=514
-  _globals['_MESSAGE_METADATAENTRY']._serialized_end=561
-  _globals['_TOOLCALL']._serialized_start=591
-  _globals['_TOOLCALL']._serialized_end=660
+  _globals['_MESSAGE']._serialized_end=629
+  _globals['_MESSAGE_METADATAENTRY']._serialized_start=554
+  _globals['_MESSAGE_METADATAENTRY']._serialized_end=601
+  _globals['_PART']._serialized_start=632
+  _globals['_PART']._serialized_end=793
+  _globals['_FILEREF']._serialized_start=795
+  _globals['_FILEREF']._serialized_end=888
+  _globals['_IMAGEREF']._serialized_start=890
+  _globals['_IMAGEREF']._serialized_end=980
+  _globals['_DATA']._serialized_start=982
+  _globals['_DATA']._serialized_end=1022
+  _globals['_TOOLCALL']._serialized_start=1024
+  _globals['_TOOLCALL']._serialized_end=1093
 # @@protoc_insertion_point(module_scope)

@@ -238,6 +238,7 @@ class Message(_message.Message):
     AUTHOR_FIELD_NUMBER: _builtins.int
     TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
     SEQ_FIELD_NUMBER: _builtins.int
     TURN_ID_FIELD_NUMBER: _builtins.int
     TURN_INDEX_FIELD_NUMBER: _builtins.int
@@ -248,7 +249,7 @@ class Message(_message.Message):
     """Who speaks. Required."""
     content: _builtins.str
     """The text. Absent is not the same as empty: a message that only calls tools has none. Up to 1 MiB.
-    Required except with tool_calls.
+    Required except with tool_calls or parts; not allowed with parts.
     """
     tool_call_id: _builtins.str
     """The call that this is the result of. Required with ROLE_TOOL, not allowed otherwise. Up to 255 bytes."""
@@ -277,6 +278,12 @@ class Message(_message.Message):
         """Labels of the caller's. Up to 32; a key 1 to 255 bytes, a value up to 1,024 bytes."""
 
     @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Part]:
+        """What was said, in pieces, where it is more than text: images, files, structured data. Instead of content. Up to 64; they come
+        back as they were given and in their order. Files and images are references: the service neither fetches nor keeps them.
+        """
+
+    @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was stored, by the database's clock. Order follows seq, never time. Output only."""
 
@@ -291,6 +298,7 @@ class Message(_message.Message):
         author: _builtins.str = ...,
         token_count: _builtins.int | None = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        parts: _abc.Iterable[Global___Part] | None = ...,
         seq: _builtins.int = ...,
         turn_id: _builtins.str = ...,
         turn_index: _builtins.int = ...,
@@ -300,7 +308,7 @@ class Message(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_content", b"_content", "_token_count", b"_token_count", "content", b"content", "create_time", b"create_time", "token_count", b"token_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_content", b"_content", "_token_count", b"_token_count", "author", b"author", "content", b"content", "create_time", b"create_time", "metadata", b"metadata", "name", b"name", "revision", b"revision", "role", b"role", "seq", b"seq", "status", b"status", "token_count", b"token_count", "tool_call_id", b"tool_call_id", "tool_calls", b"tool_calls", "turn_id", b"turn_id", "turn_index", b"turn_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_content", b"_content", "_token_count", b"_token_count", "author", b"author", "content", b"content", "create_time", b"create_time", "metadata", b"metadata", "name", b"name", "parts", b"parts", "revision", b"revision", "role", b"role", "seq", b"seq", "status", b"status", "token_count", b"token_count", "tool_call_id", b"tool_call_id", "tool_calls", b"tool_calls", "turn_id", b"turn_id", "turn_index", b"turn_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__content: _TypeAlias = _typing.Literal["content"]  # noqa: Y015
     _WhichOneofArgType__content: _TypeAlias = _typing.Literal["_content", b"_content"]  # noqa: Y015
@@ -312,6 +320,150 @@ class Message(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__token_count) -> _WhichOneofReturnType__token_count | None: ...
 
 Global___Message: _TypeAlias = Message  # noqa: Y015
+
+@_typing.final
+class Part(_message.Message):
+    """Part is one piece of a message: exactly one of its fields is set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """Text. Up to 1 MiB, without NUL; may be empty."""
+    @_builtins.property
+    def file(self) -> Global___FileRef:
+        """A file, by reference."""
+
+    @_builtins.property
+    def image(self) -> Global___ImageRef:
+        """An image, by reference."""
+
+    @_builtins.property
+    def data(self) -> Global___Data:
+        """Structured data."""
+
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        file: Global___FileRef | None = ...,
+        image: Global___ImageRef | None = ...,
+        data: Global___Data | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "file", b"file", "image", b"image", "kind", b"kind", "text", b"text"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "file", b"file", "image", b"image", "kind", b"kind", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["text", "file", "image", "data"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___Part: _TypeAlias = Part  # noqa: Y015
+
+@_typing.final
+class FileRef(_message.Message):
+    """FileRef names a file that is kept elsewhere."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URL_FIELD_NUMBER: _builtins.int
+    FILE_ID_FIELD_NUMBER: _builtins.int
+    MEDIA_TYPE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    url: _builtins.str
+    """Where it is. One line, up to 1 MiB, so that a "data:" URL can hold what is small. Required except with file_id."""
+    file_id: _builtins.str
+    """Its id where it is kept. Up to 255 bytes. Required except with url."""
+    media_type: _builtins.str
+    """What it is, e.g. "application/pdf". Optional, up to 255 bytes."""
+    name: _builtins.str
+    """Its name for people. Optional, up to 255 bytes."""
+    size_bytes: _builtins.int
+    """How many bytes it has; 0 when nobody said. Not negative."""
+    def __init__(
+        self,
+        *,
+        url: _builtins.str = ...,
+        file_id: _builtins.str = ...,
+        media_type: _builtins.str = ...,
+        name: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_id", b"file_id", "media_type", b"media_type", "name", b"name", "size_bytes", b"size_bytes", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FileRef: _TypeAlias = FileRef  # noqa: Y015
+
+@_typing.final
+class ImageRef(_message.Message):
+    """ImageRef names an image that is kept elsewhere."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URL_FIELD_NUMBER: _builtins.int
+    FILE_ID_FIELD_NUMBER: _builtins.int
+    MEDIA_TYPE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    url: _builtins.str
+    """Where it is. One line, up to 1 MiB, so that a "data:" URL can hold what is small. Required except with file_id."""
+    file_id: _builtins.str
+    """Its id where it is kept. Up to 255 bytes. Required except with url."""
+    media_type: _builtins.str
+    """What it is, e.g. "image/png". Optional, up to 255 bytes."""
+    name: _builtins.str
+    """Its name for people. Optional, up to 255 bytes."""
+    detail: _builtins.str
+    """How closely the model is to look: "low", "high", "auto". Optional, up to 255 bytes, not interpreted."""
+    def __init__(
+        self,
+        *,
+        url: _builtins.str = ...,
+        file_id: _builtins.str = ...,
+        media_type: _builtins.str = ...,
+        name: _builtins.str = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "file_id", b"file_id", "media_type", b"media_type", "name", b"name", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImageRef: _TypeAlias = ImageRef  # noqa: Y015
+
+@_typing.final
+class Data(_message.Message):
+    """Data is a JSON value, kept as text."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEDIA_TYPE_FIELD_NUMBER: _builtins.int
+    JSON_FIELD_NUMBER: _builtins.int
+    media_type: _builtins.str
+    """What it is. Optional, up to 255 bytes; empty means "application/json"."""
+    json: _builtins.str
+    """The value as JSON text (RFC 8259), kept byte for byte. Up to 1 MiB. Required."""
+    def __init__(
+        self,
+        *,
+        media_type: _builtins.str = ...,
+        json: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["json", b"json", "media_type", b"media_type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Data: _TypeAlias = Data  # noqa: Y015
 
 @_typing.final
 class ToolCall(_message.Message):
