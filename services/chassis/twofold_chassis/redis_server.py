@@ -25,6 +25,7 @@ _RENEW_S = 1.0
 # A server that is loading, read-only, out of memory or without its cluster answers, but cannot serve: as good as gone.
 _CANNOT_SERVE = (BusyLoadingError, ReadOnlyError, OutOfMemoryError, ClusterDownError, MasterDownError, TryAgainError)
 _CANNOT_SERVE_WORDS = ("MISCONF", "BUSY", "NOAUTH")  # those that the library has no class for
+_INSIDE_A_SCRIPT = ("-READONLY ", "-OOM ", "-MISCONF ")  # as Redis 6.2 tells of what one of its commands got
 
 
 class RedisServer:
@@ -106,10 +107,10 @@ class RedisServer:
     def _reason(self, error: RedisError, command: Sequence[Argument]) -> str:
         """Why a command was refused; operators are told if it is not the server's state."""
         reason = str(error)[:200]
-        # Redis 6.2 tells of a replica's refusal inside a script in words only.
-        if isinstance(error, ReadOnlyError) or "-READONLY" in reason:
+        told = next((word for word in _INSIDE_A_SCRIPT if word in reason), "")
+        if isinstance(error, ReadOnlyError) or told == "-READONLY ":
             self._renew()
-        elif not (isinstance(error, _CANNOT_SERVE) or reason.startswith(_CANNOT_SERVE_WORDS)):
+        elif not (told or isinstance(error, _CANNOT_SERVE) or reason.startswith(_CANNOT_SERVE_WORDS)):
             # A key of another type, a missing right, a script that fails: somebody must look, nobody shall suffer.
             self._logger.error("redis refused a command", command=str(command[0]), reason=reason)
         return reason

@@ -1,0 +1,110 @@
+"""A master that sentinels name: whoever has to connect again finds the one that is master now."""
+
+import asyncio
+import uuid
+from pathlib import Path
+
+import pytest
+from redis.exceptions import RedisError
+from structlog.testing import capture_logs
+
+from tests.chassis.redis_servers import MASTER, SENTINEL_PASSWORD, Sentinel, Server, running, settings_of, until, watched
+from twofold_chassis.redis import RedisUnavailable, losable, open_link
+from twofold_chassis.redis_opening import Address, Opening, at
+from twofold_chassis.redis_server import RedisServer
+from twofold_chassis.settings import RedisSettings
+from twofold_chassis.start import StartError
+
+SET = "return redis.call('SET', KEYS[1], ARGV[1])"
+
+
+@pytest.fixture
+def folder(servers_folder: Path) -> Path:
+    return servers_folder / f"sentinel-{uuid.uuid4().hex[:8]}"
+
+
+def through(*sentinels: Sentinel, master: Server, **others: object) -> RedisSettings:
+    places = ",".join(["127.0.0.1:1", *(f"{sentinel.host}:{sentinel.port}" for sentinel in sentinels)])
+    own = {"port": 1, "sentinels": places, "sentinel_master": MASTER, "sentinel_password": SENTINEL_PASSWORD}
+    return settings_of(master, **own | others)
+
+
+async def test_when_the_master_is_killed_commands_go_to_the_one_that_is_promoted(folder: Path) -> None:
+    async with watched(folder) as (master, replica, sentinel):
+        link = await open_link(through(sentinel, master=master), must_keep=True)
+        assert await link.call("SET", "kept", "1") == b"OK"
+        assert await master.asked("WAIT", 1, 5000) == 1
+        before = link.generation
+        await master.kill()
+
+        async def written() -> bool:
+            return await losable(link.call("SET", "more", "2"), otherwise=None) == b"OK"
+
+        await until(written)
+        assert link.generation > before
+        assert await link.call("GET", "kept") == b"1"
+        assert await replica.asked("GET", "more") == b"2"
+        await link.close()
+
+
+async def test_a_master_that_has_become_a_replica_is_left(folder: Path) -> None:
+    """It stays connected and refuses writes only; in a script, Redis 6.2 says so in words alone."""
+    one, other = Server(folder / "one"), Server(folder / "other")
+
+    async def places() -> list[Address]:
+        return [(one.host, one.port), (other.host, other.port)]
+
+    async with running(one, other):
+        opening = Opening(settings_of(one), places, masters_only=True)
+        server = RedisServer(opening, lambda _: None, budget_s=2)
+        assert await server.call(("SET", "a", "1")) == b"OK"
+        before = server.generation
+        await one.asked("REPLICAOF", other.host, other.port)
+        with pytest.raises(RedisUnavailable):
+            await server.call(("EVAL", SET, 1, "a", "2"))
+
+        async def written() -> bool:
+            return await losable(server.call(("SET", "a", "2")), otherwise=None) == b"OK"
+
+        await until(written)
+        assert server.generation > before
+        assert await other.asked("GET", "a") == b"2"
+        await server.close()
+
+
+async def test_sentinels_that_do_not_know_the_master_or_are_not_there_stop_no_start(folder: Path) -> None:
+    async with watched(folder) as (master, _, sentinel):
+        for settings in (through(master=master), through(sentinel, master=master, sentinel_master="another")):
+            with capture_logs() as logs:
+                link = await open_link(settings, must_keep=True)
+                with pytest.raises(RedisUnavailable):
+                    await link.call("PING")
+                await link.close()
+            assert [line["event"] for line in logs] == ["redis is away"]
+            assert "no sentinel that answers knows" in logs[0]["reason"]
+
+
+async def test_the_policy_of_the_master_counts_behind_sentinels_too(folder: Path) -> None:
+    async with watched(folder) as (master, _, sentinel):
+        await master.asked("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+        with pytest.raises(StartError, match="allkeys-lru"):
+            await open_link(through(sentinel, master=master), must_keep=True)
+
+
+async def test_opening_is_bounded_and_leaves_nothing_open(folder: Path) -> None:
+    connected: list[asyncio.StreamWriter] = []
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected.append(writer)
+        await reader.read()
+        writer.close()
+
+    listening = await asyncio.start_server(silent, "127.0.0.1", 0)
+    address: Address = listening.sockets[0].getsockname()[:2]
+    with pytest.raises((RedisError, OSError, TimeoutError)):
+        await Opening(RedisSettings(), at(address)).open()
+    async with asyncio.timeout(10):
+        for writer in connected:
+            await writer.wait_closed()
+    assert connected
+    listening.close()
