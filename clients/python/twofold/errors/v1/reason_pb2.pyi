@@ -77,8 +77,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """ALREADY_EXISTS. This usage event id was recorded before with another body; nothing was recorded."""
     REASON_TOOL_RUN_EXISTS: _Reason.ValueType  # 28
     """ALREADY_EXISTS. The tool run id is taken by a run that was made with another body."""
-    REASON_CHECKPOINT_EXISTS: _Reason.ValueType  # 29
-    """ALREADY_EXISTS. The conversation has a checkpoint with this id."""
+    REASON_RECORD_EXISTS: _Reason.ValueType  # 29
+    """ALREADY_EXISTS. The conversation has a summary or a checkpoint with this id."""
     REASON_ETAG_MISMATCH: _Reason.ValueType  # 30
     """ABORTED. The etag is not the current one: somebody else changed the resource. Read again, then decide."""
     REASON_BUSY: _Reason.ValueType  # 31
@@ -95,6 +95,14 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """ABORTED. The line has another head than the expected one (metadata["head_id"], empty if there is no line). Read again, then decide."""
     REASON_LEASE_LOST: _Reason.ValueType  # 36
     """ABORTED. Somebody else has taken over since: what a former holder of the lease says changes nothing any more."""
+    REASON_TURN_HELD: _Reason.ValueType  # 37
+    """ABORTED. Another turn is open on the conversation, or others wait for it in front. metadata: turn_id, holder and lease_end
+    (RFC 3339) of the turn that is open.
+    """
+    REASON_TURN_SUPERSEDED: _Reason.ValueType  # 38
+    """ABORTED. The turn is not open under this fence any more: somebody took the conversation over, or its lease had ended and it
+    was closed. Nothing was changed; what was said is kept as an interrupted turn.
+    """
     REASON_NOT_PERMITTED: _Reason.ValueType  # 40
     """PERMISSION_DENIED. The user may not use this agent (or there is none: see REASON_AGENT_UNKNOWN)."""
     REASON_AGENT_NOT_PUBLISHED: _Reason.ValueType  # 50
@@ -121,6 +129,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """RESOURCE_EXHAUSTED. A bound of the product is reached (it is named in the message), e.g. preference keys per user."""
     REASON_JOURNAL_FULL: _Reason.ValueType  # 62
     """RESOURCE_EXHAUSTED. Too much waits in the journal for Postgres; nothing was kept. RetryInfo says when to try again."""
+    REASON_SEARCH_TOO_BROAD: _Reason.ValueType  # 63
+    """RESOURCE_EXHAUSTED. The search finds too much to be done in its time (5 s): narrow it by words, conversation, user or time."""
     REASON_STORE_UNAVAILABLE: _Reason.ValueType  # 70
     """UNAVAILABLE. The durable store does not answer. ErrorInfo.metadata["outcome"] of a write is
     NOT_STORED (nothing was kept) or UNKNOWN (retry with the same request_id to learn which).
@@ -195,8 +205,8 @@ REASON_EVENT_REUSED: Reason.ValueType  # 27
 """ALREADY_EXISTS. This usage event id was recorded before with another body; nothing was recorded."""
 REASON_TOOL_RUN_EXISTS: Reason.ValueType  # 28
 """ALREADY_EXISTS. The tool run id is taken by a run that was made with another body."""
-REASON_CHECKPOINT_EXISTS: Reason.ValueType  # 29
-"""ALREADY_EXISTS. The conversation has a checkpoint with this id."""
+REASON_RECORD_EXISTS: Reason.ValueType  # 29
+"""ALREADY_EXISTS. The conversation has a summary or a checkpoint with this id."""
 REASON_ETAG_MISMATCH: Reason.ValueType  # 30
 """ABORTED. The etag is not the current one: somebody else changed the resource. Read again, then decide."""
 REASON_BUSY: Reason.ValueType  # 31
@@ -213,6 +223,14 @@ REASON_HEAD_MOVED: Reason.ValueType  # 35
 """ABORTED. The line has another head than the expected one (metadata["head_id"], empty if there is no line). Read again, then decide."""
 REASON_LEASE_LOST: Reason.ValueType  # 36
 """ABORTED. Somebody else has taken over since: what a former holder of the lease says changes nothing any more."""
+REASON_TURN_HELD: Reason.ValueType  # 37
+"""ABORTED. Another turn is open on the conversation, or others wait for it in front. metadata: turn_id, holder and lease_end
+(RFC 3339) of the turn that is open.
+"""
+REASON_TURN_SUPERSEDED: Reason.ValueType  # 38
+"""ABORTED. The turn is not open under this fence any more: somebody took the conversation over, or its lease had ended and it
+was closed. Nothing was changed; what was said is kept as an interrupted turn.
+"""
 REASON_NOT_PERMITTED: Reason.ValueType  # 40
 """PERMISSION_DENIED. The user may not use this agent (or there is none: see REASON_AGENT_UNKNOWN)."""
 REASON_AGENT_NOT_PUBLISHED: Reason.ValueType  # 50
@@ -239,6 +257,8 @@ REASON_TOO_MANY: Reason.ValueType  # 61
 """RESOURCE_EXHAUSTED. A bound of the product is reached (it is named in the message), e.g. preference keys per user."""
 REASON_JOURNAL_FULL: Reason.ValueType  # 62
 """RESOURCE_EXHAUSTED. Too much waits in the journal for Postgres; nothing was kept. RetryInfo says when to try again."""
+REASON_SEARCH_TOO_BROAD: Reason.ValueType  # 63
+"""RESOURCE_EXHAUSTED. The search finds too much to be done in its time (5 s): narrow it by words, conversation, user or time."""
 REASON_STORE_UNAVAILABLE: Reason.ValueType  # 70
 """UNAVAILABLE. The durable store does not answer. ErrorInfo.metadata["outcome"] of a write is
 NOT_STORED (nothing was kept) or UNKNOWN (retry with the same request_id to learn which).
