@@ -132,7 +132,7 @@ def connection_to(address: Address, settings: RedisSettings, **identity: Any) ->
 async def asked(connection: AbstractConnection, *command: Argument) -> Reply:
     """The reply to one command on a connection that nobody else uses."""
     await connection.send_command(*command)
-    return await connection.read_response(disable_decoding=True, timeout=_CONNECT_S)
+    return await connection.read_response(disable_decoding=True)
 
 
 async def _about(connection: AbstractConnection, address: Address, cluster: bool) -> About:
