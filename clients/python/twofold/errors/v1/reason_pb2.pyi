@@ -59,6 +59,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """NOT_FOUND. The conversation has no such checkpoint (any more), or the line has none at all."""
     REASON_MESSAGE_UNKNOWN: _Reason.ValueType  # 18
     """NOT_FOUND. The conversation has no message with this number, or it was erased."""
+    REASON_ERASURE_UNKNOWN: _Reason.ValueType  # 19
+    """NOT_FOUND. No such erasure in this workspace."""
     REASON_WORKSPACE_EXISTS: _Reason.ValueType  # 20
     """ALREADY_EXISTS. The workspace id is taken (a deleted workspace keeps its id)."""
     REASON_USER_EXISTS: _Reason.ValueType  # 21
@@ -187,6 +189,8 @@ REASON_CHECKPOINT_UNKNOWN: Reason.ValueType  # 17
 """NOT_FOUND. The conversation has no such checkpoint (any more), or the line has none at all."""
 REASON_MESSAGE_UNKNOWN: Reason.ValueType  # 18
 """NOT_FOUND. The conversation has no message with this number, or it was erased."""
+REASON_ERASURE_UNKNOWN: Reason.ValueType  # 19
+"""NOT_FOUND. No such erasure in this workspace."""
 REASON_WORKSPACE_EXISTS: Reason.ValueType  # 20
 """ALREADY_EXISTS. The workspace id is taken (a deleted workspace keeps its id)."""
 REASON_USER_EXISTS: Reason.ValueType  # 21
