@@ -64,6 +64,16 @@ class Gathering(Generic[Item, Answer]):
             task.add_done_callback(self._tasks.discard)
         return future
 
+    def withdraw(self, future: "asyncio.Future[Answer]") -> bool:
+        """Takes an item out again; False if its batch is under way (or done) already."""
+        for place, (item, waiting) in enumerate(self._waiting):
+            if waiting is future:
+                del self._waiting[place]
+                self._waiting_weight -= self._weigh(item) if self._weigh is not None else 0
+                future.cancel()
+                return True
+        return False
+
     async def drain(self) -> None:
         """Returns when everything that was asked has its answer."""
         while self._tasks:

@@ -8,15 +8,17 @@ from prometheus_client import CollectorRegistry
 
 from twofold.memory.v1 import context_pb2_grpc, conversation_pb2_grpc, preference_pb2_grpc
 from twofold_chassis import postgres
-from twofold_chassis.redis import open_link
+from twofold_chassis.redis import RedisUnavailable, open_link
 from twofold_chassis.requests import Requests
 from twofold_chassis.server import Face, Running, serving
 from twofold_memory.appends import Appends
+from twofold_memory.cache.journal import RedisJournal
 from twofold_memory.cache.preferences import RedisPreferences
 from twofold_memory.cache.threads import RedisThreads
 from twofold_memory.context_service import ContextService
 from twofold_memory.conversation_service import ConversationService
 from twofold_memory.history import History
+from twofold_memory.journal import Journal
 from twofold_memory.migrate import migrate
 from twofold_memory.preference_service import PreferenceService
 from twofold_memory.preferences import PreferenceRecall
@@ -24,6 +26,7 @@ from twofold_memory.purges import Purges
 from twofold_memory.recall import Recall
 from twofold_memory.settings import Settings
 from twofold_memory.store.conversations import PostgresConversations
+from twofold_memory.store.journal import PostgresJournal
 from twofold_memory.store.preferences import PostgresPreferences
 from twofold_memory.store.purges import PostgresPurges
 from twofold_memory.store.statements import STATEMENTS
@@ -61,11 +64,27 @@ async def memory(settings: Settings) -> AsyncIterator[Running]:
 
         purges = Purges(PostgresPurges(pool, window_ttl_s=service.thread_ttl_hours * 3600), windows)
         await cleanup.enter_async_context(purges.repeated())
-        appends = Appends(turns, windows, lanes=service.commit_lanes, metrics=metrics)
+        journal = Journal(
+            PostgresJournal(pool),
+            RedisJournal(link, ttl_s=service.thread_ttl_hours * 3600, messages_max=service.window_messages_max),
+            put_s=service.journal_ms / 1000,
+            metrics=metrics,
+            unreachable=RedisUnavailable,
+        )
+        await cleanup.enter_async_context(journal.drained())
+        appends = Appends(
+            turns,
+            windows,
+            journal,
+            lanes=service.commit_lanes,
+            commit_s=service.commit_ms / 1000,
+            metrics=metrics,
+        )
         cleanup.push_async_callback(appends.drain)
         recall = Recall(
             turns,
             windows,
+            journal,
             copies_are_settled=lambda: purges.settled,
             confirm_s=service.confirm_ms / 1000,
             metrics=metrics,

@@ -73,7 +73,7 @@ class ConversationService(stubs.ConversationServiceServicer):
 
     async def AppendTurn(self, request: pb.AppendTurnRequest, context: Context) -> pb.AppendTurnResponse:
         turn = messages.appended_turn(request)
-        kept = await self._appends.append(turn)
+        kept = await self._appends.append(turn, messages.wanted(request))
         return messages.append_turn_response(turn, kept)
 
     async def GetTurn(self, request: pb.GetTurnRequest, context: Context) -> pb.GetTurnResponse:

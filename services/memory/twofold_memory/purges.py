@@ -20,10 +20,11 @@ _AT_ONCE = 256
 
 
 class Purge(NamedTuple):
-    """A thread whose windows of epochs before this one must go."""
+    """A thread whose windows of epochs before this one must go; of one that is erased, all there is."""
 
     key: ThreadKey
     epoch: int
+    erased: bool = False
 
 
 class Store(Protocol):
@@ -58,8 +59,8 @@ class Cache(Protocol):
         """A number of the connection that is there now, and another one while there is none."""
         ...
 
-    async def fence(self, key: ThreadKey, epoch: int) -> bool:
-        """Drops a window that is older than `epoch`; whether that is sure."""
+    async def fence(self, key: ThreadKey, epoch: int, erased: bool) -> bool:
+        """Drops a window that is older than `epoch`, of an erased thread all there is; whether that is sure."""
         ...
 
 

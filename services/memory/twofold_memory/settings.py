@@ -15,6 +15,12 @@ class MemorySettings(ListenSettings):
         default=50, ge=1, le=250, description="exchanges in a thread's window; it holds twice as many messages"
     )
     commit_lanes: int = Field(default=1, ge=1, le=8, description="group commits under way at a time")
+    commit_ms: float = Field(
+        default=150, gt=0, le=10_000, description="how long an append waits for Postgres before it goes into the journal"
+    )
+    journal_ms: float = Field(
+        default=150, gt=0, le=10_000, description="how long an append may take to go into the journal; then it is refused"
+    )
     confirm_ms: float = Field(
         default=150, gt=0, le=10_000, description="how long a warm read waits for Postgres before it says UNVERIFIED"
     )

@@ -30,6 +30,12 @@ class TurnUnknown(NotFound):
     reason = Reason.REASON_TURN_UNKNOWN
 
 
+class MessageUnknown(NotFound):
+    """The conversation has no message with this number (any more)."""
+
+    reason = Reason.REASON_MESSAGE_UNKNOWN
+
+
 class ConversationExists(AlreadyExists):
     """The thread id is taken."""
 
@@ -148,12 +154,29 @@ class KeptTurn:
 
 @dataclass(frozen=True, slots=True)
 class JournaledTurn:
-    """A turn that waits in the journal, and has no numbers yet."""
+    """A turn that waits in the journal, and has no numbers yet. `weak`: in one that may be evicted."""
 
     duplicate: bool
+    weak: bool = False
 
 
 Outcome = Literal["STORED", "DUPLICATE", "CONFLICT", "DEAD", "DELETED", "ERASED", "FOREIGN", "AFTER_MISSING", "MISSING"]
+
+
+Refused = Literal["KEY_CONFLICT", "INVALID", "DELETED", "FOREIGN", "ERASED"]
+"""Why a journaled turn is never stored. All but the last are dead letters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A turn id that Postgres knows; a dead one has numbers 0."""
+
+    payload_hash: bytes
+    first_seq: int
+    last_seq: int
+    dead: bool
+    created_at: datetime
+    order_unverified: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,16 +292,12 @@ class Copy:
         return sum(len(entry.frame) for entry in self.entries) > ANSWER_BYTES_MAX
 
 
-class Looked(NamedTuple):
-    """What a look at L1 showed: the copy, if there is one, and whether L1 answered at all."""
-
-    copy: Copy | None
-    answered: bool
-
-
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The newest messages of a thread. `epoch` 0 means that the thread does not exist (yet)."""
+    """The newest messages of a thread, those of journaled turns last. `epoch` 0: nothing of it is known to be stored.
+
+    `waiting_turn` is the last of the journaled turns, if there are any.
+    """
 
     entries: Sequence[Entry]
     epoch: int
@@ -286,6 +305,7 @@ class Window:
     source: Source
     completeness: Completeness
     truncated: bool = False
+    waiting_turn: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +316,13 @@ class Conversation:
     user_id: str | None
     title: str
     metadata: Mapping[str, str] = field(default_factory=dict)
+    # Number of its newest message.
     message_count: int = 0
+    # Of its oldest one: those before went with a conversation that it shared them with.
+    first_seq: int = 1
+    parent_thread_id: str | None = None
+    # The last message that it shares with the conversation it was branched off.
+    fork_seq: int = 0
     version: int = 0
     created_at: datetime | None = None
     updated_at: datetime | None = None

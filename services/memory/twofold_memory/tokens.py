@@ -8,25 +8,26 @@ from twofold_chassis import fields
 from twofold_chassis.refusals import InvalidField, InvalidToken
 from twofold_memory.threads import ThreadKey
 
-_FORM = struct.Struct(">IQQ")
+_FORM = struct.Struct(">IQQ?")
 
 
 class ThreadToken(NamedTuple):
-    """The thread had the message `seq` in this epoch, and the turn, which may have no number yet.
+    """The thread had the message `seq` in this epoch, and the turn; that waited in the journal then, if it says so.
 
-    Epoch and seq are 0 where nothing of it was known to be committed, the turn is empty where none was of interest.
+    Epoch and seq are 0 where nothing of the thread was known to be stored.
     """
 
     epoch: int
     seq: int
     turn_id: str = ""
+    waits: bool = False
 
 
-def seal(key: ThreadKey, epoch: int, seq: int, turn_id: str = "") -> bytes:
+def seal(key: ThreadKey, epoch: int, seq: int, turn_id: str = "", *, waits: bool = False) -> bytes:
     """The token of a state of a thread; empty for a thread of which there is nothing."""
     if not epoch and not turn_id:
         return b""
-    return fields.seal("thread", _FORM.pack(_mark(key), epoch, seq) + turn_id.encode())
+    return fields.seal("thread", _FORM.pack(_mark(key), epoch, seq, waits) + turn_id.encode())
 
 
 def unseal(key: ThreadKey, token: bytes, field: str) -> ThreadToken:
@@ -34,7 +35,7 @@ def unseal(key: ThreadKey, token: bytes, field: str) -> ThreadToken:
     content = fields.unseal("thread", token, field)
     if len(content) < _FORM.size:
         raise InvalidToken(field, "is not a token of this service")
-    mark, epoch, seq = _FORM.unpack(content[: _FORM.size])
+    mark, epoch, seq, waits = _FORM.unpack(content[: _FORM.size])
     if mark != _mark(key):
         raise InvalidToken(field, "is a token of another conversation")
     try:
@@ -43,7 +44,7 @@ def unseal(key: ThreadKey, token: bytes, field: str) -> ThreadToken:
             fields.identifier(turn_id, field)
     except (UnicodeDecodeError, InvalidField):
         raise InvalidToken(field, "is damaged") from None
-    return ThreadToken(epoch, seq, turn_id)
+    return ThreadToken(epoch, seq, turn_id, waits)
 
 
 def _mark(key: ThreadKey) -> int:

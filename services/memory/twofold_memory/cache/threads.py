@@ -6,10 +6,11 @@ from prometheus_client import CollectorRegistry, Counter
 
 from twofold_chassis.redis import RedisLink, RedisUnavailable, Reply, Script, losable
 from twofold_memory import keys
+from twofold_memory.cache.journal import waiting_of
+from twofold_memory.cache.scripts import script
 from twofold_memory.encoding import element, entry_of
-from twofold_memory.threads import WINDOW_BYTES_MAX, Copy, Entry, KeptTurn, Looked, Snapshot, ThreadKey
-
-_LUA = "twofold_memory.cache.lua"
+from twofold_memory.journaled import Looked
+from twofold_memory.threads import WINDOW_BYTES_MAX, Copy, Entry, KeptTurn, Snapshot, ThreadKey
 
 
 class RedisThreads:
@@ -22,10 +23,10 @@ class RedisThreads:
         self._told = Counter(
             "twofold_memory_window_writes", "Writes to L1 windows.", ("script", "outcome"), registry=metrics
         )
-        self._look = Script.load(_LUA, "look")
-        self._extend = Script.load(_LUA, "extend")
-        self._fill = Script.load(_LUA, "fill")
-        self._fence = Script.load(_LUA, "fence")
+        self._look = script("look")
+        self._extend = script("extend", behind="window")
+        self._fill = script("fill")
+        self._fence = script("fence")
 
     @property
     def is_away(self) -> bool:
@@ -33,12 +34,12 @@ class RedisThreads:
         return self._link.breaker.open
 
     async def look(self, key: ThreadKey, count: int) -> Looked:
-        """The window's newest messages. No copy means there is no window, never that the thread is empty."""
+        """The window's newest messages and what waits. No copy means there is no window, never that the thread is empty."""
         try:
-            reply = await self._link.run(self._look, self._keys(key), (count,))
+            window, waiting = await self._link.run(self._look, keys.all_of_thread(key), (count,))
         except RedisUnavailable:
-            return Looked(None, answered=False)
-        return Looked(_copy(reply), answered=True)
+            return Looked(None, (), answered=False)
+        return Looked(_copy(window), waiting_of(key, waiting) if waiting else (), answered=True)
 
     async def extend(self, key: ThreadKey, turn: KeptTurn, entries: Sequence[Entry]) -> None:
         """Appends a committed turn to the window; without entries it only tells that the turn exists."""
@@ -52,9 +53,9 @@ class RedisThreads:
             self._fill, key, head.epoch, head.next_seq, self._ttl_ms, head.owner or "", *map(element, newest)
         )
 
-    async def fence(self, key: ThreadKey, epoch: int) -> bool:
-        """Drops a window that is older than `epoch`; whether that is sure."""
-        return await self._tell(self._fence, key, epoch, self._ttl_ms)
+    async def fence(self, key: ThreadKey, epoch: int, erased: bool) -> bool:
+        """Drops a window that is older than `epoch`, of an erased thread all there is; whether that is sure."""
+        return await self._tell(self._fence, key, epoch, self._ttl_ms, int(erased))
 
     @property
     def generation(self) -> int:
@@ -67,12 +68,9 @@ class RedisThreads:
 
     async def _tell(self, script: Script, key: ThreadKey, *arguments: str | bytes | int) -> bool:
         """Whether the script has run for sure."""
-        outcome: bytes | None = await losable(self._link.run(script, self._keys(key), arguments), otherwise=None)
+        outcome: bytes | None = await losable(self._link.run(script, keys.all_of_thread(key), arguments), otherwise=None)
         self._told.labels(script.name, outcome.decode() if outcome else "UNAVAILABLE").inc()
         return outcome is not None
-
-    def _keys(self, key: ThreadKey) -> tuple[str, str]:
-        return keys.thread_messages(key), keys.thread_head(key)
 
 
 def _copy(reply: Reply) -> Copy | None:

@@ -43,4 +43,4 @@ class PostgresPurges:
 
 
 def _purge(row: asyncpg.Record) -> Purge:
-    return Purge(ThreadKey(row["workspace_id"], row["thread_id"]), row["epoch"])
+    return Purge(ThreadKey(row["workspace_id"], row["thread_id"]), row["epoch"], row["erased"])

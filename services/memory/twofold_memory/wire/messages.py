@@ -15,12 +15,14 @@ from twofold_memory.threads import (
     TURN_BYTES_MAX,
     TURN_MESSAGES_MAX,
     Entry,
+    JournaledTurn,
     KeptTurn,
     NewMessage,
     NewTurn,
     StoredTurn,
     ThreadKey,
     Usage,
+    Wanted,
     Window,
 )
 
@@ -69,23 +71,41 @@ def _turn(
 ) -> NewTurn:
     key = thread_key(request.workspace_id, request.thread_id)
     user_id = fields.optional_identifier(request.user_id, "user_id")
+    after = tokens.unseal(key, request.after_token, "after_token").turn_id if request.after_token else ""
     turn_id = fields.optional_identifier(request.request_id, "request_id") or fields.new_id()
+    spent = given_usage(usage)
     if not 1 <= len(messages) <= TURN_MESSAGES_MAX:
         raise InvalidField(field, f"a turn has {len(messages)} messages, must have 1 to {TURN_MESSAGES_MAX}")
+    new, digest, size = new_messages(messages, repr(spent).encode(), field, TURN_BYTES_MAX)
+    return NewTurn(key, user_id, turn_id, digest, new, size, spent, after or None)
+
+
+def wanted(request: conversation_pb2.AppendTurnRequest | context_pb2.InvokedRequest) -> Wanted:
+    """What is to be done with a turn before the answer."""
+    try:
+        return Wanted(request.durability)
+    except ValueError:
+        raise InvalidField("durability", "must be one of the durabilities of the contract") from None
+
+
+def new_messages(
+    messages: Sequence[tuple[Path, message_pb2.Message]], besides: bytes, field: str, bytes_max: int
+) -> tuple[list[NewMessage], bytes, int]:
+    """Messages that are to be stored, a hash of them and of what is given `besides`, and their bytes together."""
     new = [_message(message, path) for path, message in messages]
-    spent = _usage(usage)
-    digest, size = sha256(repr(spent).encode()), 0
+    digest, size = sha256(besides), 0
     for _, message in messages:
         body = message.SerializeToString(deterministic=True)
         digest.update(len(body).to_bytes(8, "big"))
         digest.update(body)
         size += len(body)
-    if size > TURN_BYTES_MAX:
-        raise InvalidField(field, f"have {size} bytes together, at most {TURN_BYTES_MAX} are allowed")
-    return NewTurn(key, user_id, turn_id, digest.digest(), new, size, spent)
+    if size > bytes_max:
+        raise InvalidField(field, f"have {size} bytes together, at most {bytes_max} are allowed")
+    return new, digest.digest(), size
 
 
-def _usage(usage: conversation_pb2.TurnUsage | None) -> Usage | None:
+def given_usage(usage: conversation_pb2.TurnUsage | None) -> Usage | None:
+    """What a turn consumed, if that is said."""
     if usage is None:
         return None
     return Usage(
@@ -192,24 +212,30 @@ def _spoken(message: message_pb2.Message) -> str:
     return f"{message.content} {calls}" if message.content else calls
 
 
-def append_turn_response(turn: NewTurn, kept: KeptTurn) -> conversation_pb2.AppendTurnResponse:
+def append_turn_response(turn: NewTurn, kept: KeptTurn | JournaledTurn) -> conversation_pb2.AppendTurnResponse:
     """The answer of an append."""
     return _kept(conversation_pb2.AppendTurnResponse(), turn, kept)
 
 
-def invoked_response(turn: NewTurn, kept: KeptTurn) -> context_pb2.InvokedResponse:
+def invoked_response(turn: NewTurn, kept: KeptTurn | JournaledTurn) -> context_pb2.InvokedResponse:
     """The answer of an exchange that was kept."""
     return _kept(context_pb2.InvokedResponse(), turn, kept)
 
 
-def _kept(response: KeptResponse, turn: NewTurn, kept: KeptTurn) -> KeptResponse:
+def _kept(response: KeptResponse, turn: NewTurn, kept: KeptTurn | JournaledTurn) -> KeptResponse:
     response.turn_id = turn.turn_id
+    response.duplicate = kept.duplicate
+    if isinstance(kept, JournaledTurn):
+        response.durability = message_pb2.DURABILITY_JOURNALED
+        response.weak = kept.weak
+        response.thread_token = tokens.seal(turn.key, 0, 0, turn.turn_id, waits=True)
+        return response
     response.first_seq = kept.first_seq
     response.last_seq = kept.last_seq
     response.durability = message_pb2.DURABILITY_COMMITTED
-    response.duplicate = kept.duplicate
-    response.thread_token = tokens.seal(turn.key, kept.epoch, kept.last_seq)
+    response.thread_token = tokens.seal(turn.key, kept.epoch, kept.last_seq, turn.turn_id)
     response.create_time.FromDatetime(kept.created_at)
+    response.order_unverified = kept.order_unverified
     return response
 
 
@@ -244,6 +270,8 @@ class EncodedWindow:
             completeness=message_pb2.Completeness.ValueType(window.completeness.value),
             as_of_seq=window.as_of_seq,
             truncated=window.truncated,
-            thread_token=tokens.seal(self._key, window.epoch, window.as_of_seq),
+            thread_token=tokens.seal(
+                self._key, window.epoch, window.as_of_seq, window.waiting_turn, waits=bool(window.waiting_turn)
+            ),
         )
         return b"".join((*[entry.frame for entry in window.entries], remainder.SerializeToString()))

@@ -1,17 +1,18 @@
 -- name: ask_purge
 INSERT INTO memory.window_purges (workspace_id, thread_id, epoch)
 VALUES ($1, $2, $3)
-ON CONFLICT (workspace_id, thread_id) DO UPDATE SET epoch = excluded.epoch, asked_at = now(), done = false;
+ON CONFLICT (workspace_id, thread_id)
+DO UPDATE SET epoch = excluded.epoch, asked_at = now(), done = false, erased = false;
 
 -- name: due_purges
-SELECT workspace_id, thread_id, epoch FROM memory.window_purges WHERE NOT done ORDER BY asked_at LIMIT $1;
+SELECT workspace_id, thread_id, epoch, erased FROM memory.window_purges WHERE NOT done ORDER BY asked_at LIMIT $1;
 
 -- name: purge_done
 UPDATE memory.window_purges SET done = true WHERE workspace_id = $1 AND thread_id = $2 AND epoch = $3;
 
 -- name: recent_purges
 -- $1, $2 the thread to begin behind, $3 how long a window can live, $4 how many
-SELECT workspace_id, thread_id, epoch FROM memory.window_purges
+SELECT workspace_id, thread_id, epoch, erased FROM memory.window_purges
 WHERE (workspace_id, thread_id) > ($1, $2) AND asked_at > now() - $3::interval
 ORDER BY workspace_id, thread_id LIMIT $4;
 
