@@ -21,6 +21,7 @@ help:
 	@echo "make up      the stack, left running:                            $(BIN)/twofold up"
 	@echo "make check   lint, types, import rules, contract, formats:       $(BIN)/python tools/check.py"
 	@echo "make bench   what it costs, to build/bench.json:                 $(BIN)/python -m benchmarks"
+	@echo "             (longer parts: ARGS=--peers, ARGS=--curve; one row: ARGS=P3; docs/performance.md says more)"
 	@echo "make chaos   what survives, to build/chaos.json:                 $(BIN)/python -m benchmarks.chaos"
 	@echo "make stubs   the Python stubs of the contract, anew:             $(BIN)/python tools/generate_stubs.py"
 	@echo "make settings  docs/settings.md, anew:                           $(BIN)/python tools/settings_table.py"

@@ -85,7 +85,9 @@ def _report(console: Console, measured: Sequence[Row]) -> None:
     console.print()
     if compared := [row for row in told if table.is_compared(row)]:
         console.print(table.compared(compared))
-    if figures := [row for row in told if not table.is_compared(row)]:
+    if of_peers := [row for row in told if table.is_peer(row)]:
+        console.print(table.peers(of_peers))
+    if figures := [row for row in told if not (table.is_compared(row) or table.is_peer(row))]:
         console.print(table.figures(figures))
     console.print(f"written to {REPORT}", style="dim")
 

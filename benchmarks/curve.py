@@ -19,7 +19,7 @@ VERIFIED = "Window of 20, verified"
 POSTGRES = "Window of 20 from Postgres"
 OPERATIONS = (APPEND, TOKEN, VERIFIED, POSTGRES)
 _ROUNDS = 5
-_CALLS = 100
+_CALLS = 200
 # Appends make a thread longer: each gets so few that it stays within a tenth of its length, or two exchanges.
 _GROWTH = 20
 

@@ -1,7 +1,7 @@
 """docs/performance.md: the parts between its markers are written from what was measured."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -35,14 +35,13 @@ def write_curve(points: Sequence[Point]) -> None:
 
 
 def write_rows(report: Sequence[Json]) -> None:
-    """The tables of the page, from a report."""
+    """The tables of the page, from a report. Rows that it does not have yet are left out."""
     compared = [row for row in report if table.is_compared(row)]
-    figures = [row for row in report if not table.is_compared(row)]
-    _replace("rows", table.markdown(_ROW_COLUMNS, [table.cells_of(row) for row in compared]) + _machines(compared))
-    for name, beginning in (("peers", "P11-"), ("sizes", "P12-")):
-        of_this = [row for row in figures if str(row["id"]).startswith(beginning)]
-        cells = [[str(row["id"]), str(row["what"]), table.figures_of(row)] for row in of_this]
-        _replace(name, table.markdown(("row", "what", "measured"), cells) + _machines(of_this))
+    peers = [row for row in report if table.is_peer(row)]
+    sizes = [row for row in report if not (table.is_compared(row) or table.is_peer(row))]
+    _replace("rows", _table(_ROW_COLUMNS, compared, table.cells_of))
+    _replace("peers", _table(table.PEER_COLUMNS, peers, table.peer_cells_of))
+    _replace("sizes", _table(("row", "what", "measured"), sizes, _size_cells))
 
 
 def picture(points: Sequence[Point]) -> str:
@@ -95,8 +94,13 @@ def replaced(page: str, name: str, body: str) -> str:
     return pattern.sub(lambda _: f"{begin}\n{body}\n{end}", page)
 
 
-def _machines(report: Sequence[Json]) -> str:
-    return "\n" + "\n".join(dict.fromkeys(machine_line(row["machine"]) for row in report)) + "\n"
+def _table(columns: Sequence[str], report: Sequence[Json], cells: Callable[[Json], list[str]]) -> str:
+    machines = "\n".join(dict.fromkeys(machine_line(row["machine"]) for row in report))
+    return f"{table.markdown(columns, [cells(row) for row in report])}\n{machines}\n"
+
+
+def _size_cells(row: Json) -> list[str]:
+    return [str(row["id"]), str(row["what"]), table.figures_of(row)]
 
 
 def _replace(name: str, body: str) -> None:

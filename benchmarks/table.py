@@ -24,6 +24,41 @@ def figures_of(row: Json) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in row.items() if name not in known)
 
 
+PEER_COLUMNS = (
+    "row",
+    "durable",
+    "their calls/s",
+    "p50 ms",
+    "Twofold's",
+    "p50 ms",
+    "ours / theirs",
+    "with a token",
+)
+
+
+def peer_cells_of(row: Json) -> list[str]:
+    """A row of P11 as it is shown."""
+    if "not_run" in row:
+        return [str(row["id"]), "not run here:", str(row["not_run"]), "", "", "", "", ""]
+    met = {True: " ✔", False: " ✘", None: ""}[row["met"]]  # type: ignore[index]
+    with_token = row.get("twofold_with_token_over_peer", "")
+    return [
+        str(row["id"]),
+        "yes" if row["durable"] else "no",
+        *(str(row[name]) for name in ("rate_per_s", "p50_ms", "twofold_rate_per_s", "twofold_p50_ms")),
+        f"{row['twofold_over_peer']}{met}",
+        str(with_token),
+    ]
+
+
+def peers(rows: Sequence[Json]) -> Table:
+    """Rows of P11, for the terminal."""
+    table = Table(*PEER_COLUMNS)
+    for row in rows:
+        table.add_row(*peer_cells_of(row))
+    return table
+
+
 def compared(rows: Sequence[Json]) -> Table:
     """Comparisons, for the terminal."""
     table = Table(*_COLUMNS)
@@ -41,8 +76,13 @@ def figures(rows: Sequence[Json]) -> Table:
 
 
 def is_compared(row: Json) -> bool:
-    """Whether it is a comparison; else a figure."""
+    """Whether it is a comparison with a baseline."""
     return "ratio" in row
+
+
+def is_peer(row: Json) -> bool:
+    """Whether it is a row of P11."""
+    return str(row["id"]).startswith("P11-")
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
