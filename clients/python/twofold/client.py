@@ -6,9 +6,13 @@ from typing import Self
 import grpc
 
 from twofold import channels
+from twofold.memory.v1.checkpoint_pb2_grpc import CheckpointServiceStub
 from twofold.memory.v1.context_pb2_grpc import ContextServiceStub
 from twofold.memory.v1.conversation_pb2_grpc import ConversationServiceStub
+from twofold.memory.v1.event_pb2_grpc import EventLogServiceStub
 from twofold.memory.v1.preference_pb2_grpc import PreferenceServiceStub
+from twofold.memory.v1.summary_pb2_grpc import SummaryServiceStub
+from twofold.memory.v1.tool_run_pb2_grpc import ToolRunServiceStub
 from twofold.registry.v1.agent_pb2_grpc import AgentServiceStub
 from twofold.registry.v1.audit_pb2_grpc import AuditServiceStub
 from twofold.registry.v1.permission_pb2_grpc import PermissionServiceStub
@@ -26,7 +30,10 @@ _REGISTRY_CONFIG = channels.service_config(
     [f"twofold.registry.v1.{name}Service" for name in ("Workspace", "User", "Agent", "Permission", "Usage", "Audit")]
 )
 _MEMORY_CONFIG = channels.service_config(
-    [f"twofold.memory.v1.{name}Service" for name in ("Conversation", "Context", "Preference")]
+    [
+        f"twofold.memory.v1.{name}Service"
+        for name in ("Conversation", "Context", "Preference", "Summary", "ToolRun", "Checkpoint", "EventLog")
+    ]
 )
 _ROUTER_CONFIG = channels.service_config(
     ["twofold.router.v1.RoutingService", "twofold.router.v1.TurnService"],
@@ -71,6 +78,10 @@ class Twofold:
     conversations: ConversationServiceStub
     context: ContextServiceStub
     preferences: PreferenceServiceStub
+    summaries: SummaryServiceStub
+    tool_runs: ToolRunServiceStub
+    checkpoints: CheckpointServiceStub
+    events: EventLogServiceStub
 
     routing: RoutingServiceStub
     turns: TurnServiceStub
@@ -87,6 +98,10 @@ class Twofold:
         self.conversations = ConversationServiceStub(memory)
         self.context = ContextServiceStub(memory)
         self.preferences = PreferenceServiceStub(memory)
+        self.summaries = SummaryServiceStub(memory)
+        self.tool_runs = ToolRunServiceStub(memory)
+        self.checkpoints = CheckpointServiceStub(memory)
+        self.events = EventLogServiceStub(memory)
         self.routing = RoutingServiceStub(router)
         self.turns = TurnServiceStub(router)
         return self

@@ -8,10 +8,11 @@ import binascii
 import json
 import zlib
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import uuid_utils
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from twofold_chassis.refusals import InvalidField, InvalidPageToken, InvalidToken
@@ -103,6 +104,14 @@ def moment(value: Timestamp, field: str) -> datetime:
         return value.ToDatetime(tzinfo=UTC)
     except (ValueError, OverflowError):
         raise InvalidField(field, "is not a valid time") from None
+
+
+def span(value: Duration, field: str, *, most: timedelta) -> timedelta:
+    """A length of time, more than 0 and at most `most`, rounded up to microseconds: it never becomes nothing."""
+    microseconds = -(-(value.seconds * 1_000_000_000 + value.nanos) // 1000)
+    if not 0 <= value.nanos < 1_000_000_000 or not 0 < microseconds <= most // timedelta(microseconds=1):
+        raise InvalidField(field, f"must be more than 0 and at most {most.total_seconds():.0f} s")
+    return timedelta(microseconds=microseconds)
 
 
 def timestamp(value: datetime) -> Timestamp:

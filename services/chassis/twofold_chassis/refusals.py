@@ -31,6 +31,7 @@ __all__ = [
     "ResourceExhausted",
     "StoreUnavailable",
     "Unavailable",
+    "VersionMismatch",
 ]
 
 
@@ -112,6 +113,12 @@ class EtagMismatch(Aborted):
     """The etag is not the current one."""
 
     reason = Reason.REASON_ETAG_MISMATCH
+
+
+class VersionMismatch(Aborted):
+    """The version is not the current one."""
+
+    reason = Reason.REASON_VERSION_MISMATCH
 
 
 class HistoryChanged(Aborted):

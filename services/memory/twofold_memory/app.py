@@ -6,7 +6,15 @@ from operator import methodcaller
 
 from prometheus_client import CollectorRegistry
 
-from twofold.memory.v1 import context_pb2_grpc, conversation_pb2_grpc, preference_pb2_grpc
+from twofold.memory.v1 import (
+    checkpoint_pb2_grpc,
+    context_pb2_grpc,
+    conversation_pb2_grpc,
+    event_pb2_grpc,
+    preference_pb2_grpc,
+    summary_pb2_grpc,
+    tool_run_pb2_grpc,
+)
 from twofold_chassis import postgres
 from twofold_chassis.redis import RedisUnavailable, open_link
 from twofold_chassis.requests import Requests
@@ -14,9 +22,12 @@ from twofold_chassis.server import Face, Running, serving
 from twofold_memory.appends import Appends
 from twofold_memory.cache.journal import RedisJournal
 from twofold_memory.cache.preferences import RedisPreferences
+from twofold_memory.cache.summaries import RedisSummaries
 from twofold_memory.cache.threads import RedisThreads
+from twofold_memory.checkpoint_service import CheckpointService
 from twofold_memory.context_service import ContextService
 from twofold_memory.conversation_service import ConversationService
+from twofold_memory.event_log_service import EventLogService
 from twofold_memory.history import History
 from twofold_memory.journal import Journal
 from twofold_memory.migrate import migrate
@@ -25,12 +36,20 @@ from twofold_memory.preferences import PreferenceRecall
 from twofold_memory.purges import Purges
 from twofold_memory.recall import Recall
 from twofold_memory.settings import Settings
+from twofold_memory.store.checkpoints import PostgresCheckpoints
 from twofold_memory.store.conversations import PostgresConversations
+from twofold_memory.store.events import PostgresEvents
 from twofold_memory.store.journal import PostgresJournal
 from twofold_memory.store.preferences import PostgresPreferences
 from twofold_memory.store.purges import PostgresPurges
 from twofold_memory.store.statements import STATEMENTS
+from twofold_memory.store.summaries import PostgresSummaries
+from twofold_memory.store.tool_runs import PostgresToolRuns
 from twofold_memory.store.turns import PostgresTurns
+from twofold_memory.summaries import SummaryRecall
+from twofold_memory.summary_service import SummaryService
+from twofold_memory.sweeps import Sweeps
+from twofold_memory.tool_run_service import ToolRunService
 
 _PACKAGE = "twofold.memory.v1"
 
@@ -57,10 +76,13 @@ async def memory(settings: Settings) -> AsyncIterator[Running]:
         cleanup.push_async_callback(turns.close)
         conversations = PostgresConversations(pool, requests)
         preferences = PostgresPreferences(pool, requests)
+        summaries = PostgresSummaries(pool, requests)
+        tool_runs = PostgresToolRuns(pool, requests)
         windows = RedisThreads(
             link, ttl_s=service.thread_ttl_hours * 3600, messages_max=service.window_messages_max, metrics=metrics
         )
         copies = RedisPreferences(link, ttl_s=service.user_ttl_days * 86400)
+        summary_copies = RedisSummaries(link, ttl_s=service.thread_ttl_hours * 3600)
 
         purges = Purges(PostgresPurges(pool, window_ttl_s=service.thread_ttl_hours * 3600), windows)
         await cleanup.enter_async_context(purges.repeated())
@@ -92,6 +114,9 @@ async def memory(settings: Settings) -> AsyncIterator[Running]:
         cleanup.push_async_callback(recall.drain)
         preference_recall = PreferenceRecall(preferences, copies, confirm_s=service.confirm_ms / 1000)
         cleanup.push_async_callback(preference_recall.drain)
+        summary_recall = SummaryRecall(summaries, summary_copies)
+        cleanup.push_async_callback(summary_recall.drain)
+        await cleanup.enter_async_context(Sweeps([preferences.sweep, tool_runs.give_up]).repeated())
         history = History(turns, conversations, purges)
         cleanup.push_async_callback(history.drain)
 
@@ -103,13 +128,33 @@ async def memory(settings: Settings) -> AsyncIterator[Running]:
             ),
             Face(
                 f"{_PACKAGE}.ContextService",
-                ContextService(appends, recall, preference_recall),
+                ContextService(appends, recall, summary_recall, preference_recall),
                 context_pb2_grpc.add_ContextServiceServicer_to_server,
             ),
             Face(
                 f"{_PACKAGE}.PreferenceService",
                 PreferenceService(preferences, preference_recall),
                 preference_pb2_grpc.add_PreferenceServiceServicer_to_server,
+            ),
+            Face(
+                f"{_PACKAGE}.SummaryService",
+                SummaryService(summaries, summary_recall),
+                summary_pb2_grpc.add_SummaryServiceServicer_to_server,
+            ),
+            Face(
+                f"{_PACKAGE}.ToolRunService",
+                ToolRunService(tool_runs),
+                tool_run_pb2_grpc.add_ToolRunServiceServicer_to_server,
+            ),
+            Face(
+                f"{_PACKAGE}.CheckpointService",
+                CheckpointService(PostgresCheckpoints(pool, requests)),
+                checkpoint_pb2_grpc.add_CheckpointServiceServicer_to_server,
+            ),
+            Face(
+                f"{_PACKAGE}.EventLogService",
+                EventLogService(PostgresEvents(pool, requests)),
+                event_pb2_grpc.add_EventLogServiceServicer_to_server,
             ),
         ]
         running = await cleanup.enter_async_context(

@@ -3,12 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from twofold_chassis.lines import escaped
+from twofold_memory import summaries
 from twofold_memory.preferences import Preference
+from twofold_memory.summaries import Summary
 from twofold_memory.threads import ANSWER_BYTES_MAX
 
 _FRAMES_BYTES = 16
+_NOWHERE = 2**63
+SUMMARY_HEADING = "Summary of the earlier conversation:"
 CONVERSATION_HEADING = "Previous conversation:"
 PREFERENCES_HEADING = "User preferences:"
 
@@ -33,12 +38,12 @@ class Line:
         """The line, with all that could end it escaped, so that content cannot forge another."""
         return f"{escaped(self.speaker)}: {escaped(self.text)}"
 
-    @property
+    @cached_property
     def cost(self) -> int:
         """Tokens: as counted by the caller, else a quarter of the line's bytes, rounded up."""
         return self.tokens if self.tokens is not None else estimate(self.rendered)
 
-    @property
+    @cached_property
     def answer_bytes(self) -> int:
         """Bytes in an answer, where it stands as a message and as a line."""
         return self.bytes + len(self.rendered.encode()) + _FRAMES_BYTES
@@ -46,12 +51,40 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Which lines a context holds (indices, in order), which preferences, and what they cost together."""
+    """Which lines a context holds (indices, in order), which preferences, whether the summary, and what they cost together."""
 
     lines: Sequence[int]
     preferences: Sequence[Preference]
     tokens: int
     truncated: bool
+    summary: Summary | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A cut with the summary that belongs before it, and what neither tells of: the first and last such message, or 0 and 0."""
+
+    cut: Cut
+    gap: tuple[int, int]
+
+
+class _Size(NamedTuple):
+    """Tokens of the text, and bytes of the answer."""
+
+    tokens: int
+    bytes: int
+
+    def within(self, other: "_Size") -> bool:
+        return self.tokens <= other.tokens and self.bytes <= other.bytes
+
+    def plus(self, other: "_Size") -> "_Size":
+        return _Size(self.tokens + other.tokens, self.bytes + other.bytes)
+
+    def minus(self, other: "_Size") -> "_Size":
+        return _Size(self.tokens - other.tokens, self.bytes - other.bytes)
+
+
+_NOTHING = _Size(0, 0)
 
 
 def estimate(text: str) -> int:
@@ -59,29 +92,75 @@ def estimate(text: str) -> int:
     return -(-len(text.encode()) // 4)
 
 
-def cut(lines: Sequence[Line], preferences: Sequence[Preference], budget: int, *, bytes_max: int = ANSWER_BYTES_MAX) -> Cut:
+def joined(
+    lines: Sequence[Line],
+    seqs: Sequence[int],
+    preferences: Sequence[Preference],
+    known: Sequence[Summary],
+    budget: int,
+    *,
+    newest_seq: int,
+    bytes_max: int = ANSWER_BYTES_MAX,
+) -> Joined:
+    """The newest lines that fit the budget, and before them the newest of the `known` summaries that joins them.
+
+    `seqs` are the lines' numbers, 0 where one has none yet; `newest_seq` is that of the newest message there is. What both
+    tell of is shown as a message and stays in the summary: an overlap is harmless, a hole is not.
+    """
+    cuts: dict[str, Cut] = {}
+
+    def first_seq(summary: Summary) -> int:
+        made = cuts[summary.summary_id] = cut(lines, preferences, budget, bytes_max=bytes_max, summary=summary)
+        return _first_seq(made, seqs, newest_seq) if made.summary else _NOWHERE
+
+    chosen = summaries.newest_joining(known, first_seq)
+    made = cuts[chosen.summary_id] if chosen else cut(lines, preferences, budget, bytes_max=bytes_max)
+    return Joined(made, summaries.gap(made.summary, _first_seq(made, seqs, newest_seq)))
+
+
+def _first_seq(made: Cut, seqs: Sequence[int], newest_seq: int) -> int:
+    return next((seqs[index] for index in made.lines if seqs[index]), newest_seq + 1)
+
+
+def cut(
+    lines: Sequence[Line],
+    preferences: Sequence[Preference],
+    budget: int,
+    *,
+    bytes_max: int = ANSWER_BYTES_MAX,
+    summary: Summary | None = None,
+) -> Cut:
     """The newest whole turns, and before them the preferences, that fit the budget; open tool calls are left out.
 
     The budget is of tokens. `bytes_max` bounds the answer besides, which may be large for few tokens: callers count them.
 
+    The summary is kept, whole, if it and the newest turn fit together: it never takes the place of what was said last.
     If not even the newest turn fits, as much of its end as does, from a place where no tool pair is cut.
     """
     kept_preferences, spent = _preferences_within(preferences, budget)
     taken = sum(len(entry.value.encode()) + len(_preference_line(entry).encode()) for entry in kept_preferences)
+    room = _Size(budget, bytes_max).minus(_Size(spent, taken))
     paired = _paired(lines)
-    begin = _begin(lines, paired, budget - spent, bytes_max - taken)
+    kept_summary = summary
+    if summary is not None and not _summary_size(summary).plus(_newest_turn_size(lines, paired)).within(room):
+        kept_summary = None
+    size = _summary_size(kept_summary) if kept_summary else _NOTHING
+    begin = _begin(lines, paired, *room.minus(size))
     chosen = [index for index in paired if index >= begin]
     return Cut(
         chosen,
         kept_preferences,
-        spent + sum(lines[index].cost for index in chosen),
-        len(chosen) < len(paired) or len(kept_preferences) < len(preferences),
+        spent + size.tokens + sum(lines[index].cost for index in chosen),
+        len(chosen) < len(paired) or len(kept_preferences) < len(preferences) or kept_summary is not summary,
+        kept_summary,
     )
 
 
-def text_of(lines: Sequence[Line], preferences: Sequence[Preference]) -> str:
+def text_of(lines: Sequence[Line], preferences: Sequence[Preference], summary: Summary | None = None) -> str:
     """The text block; empty if there is nothing to say."""
     blocks = []
+    if summary is not None:
+        blocks.append(f"{SUMMARY_HEADING}\n{escaped(summary.text)}")
     if lines:
         blocks.append("\n".join([CONVERSATION_HEADING, *(line.rendered for line in lines)]))
     if preferences:
@@ -137,6 +216,23 @@ def _begin(lines: Sequence[Line], paired: Sequence[int], budget: int, bytes_max:
         if lines[index].starts_turn:
             start = index
     return 0
+
+
+def _newest_turn_size(lines: Sequence[Line], paired: Sequence[int]) -> _Size:
+    """What the lines from the last start of a turn on take; all of them, if none is one."""
+    size = _NOTHING
+    for index in reversed(paired):
+        size = size.plus(_Size(lines[index].cost, lines[index].answer_bytes))
+        if lines[index].starts_turn and lines[index].answers is None:
+            break
+    return size
+
+
+def _summary_size(summary: Summary) -> _Size:
+    line = escaped(summary.text)
+    labels = sum(len(key.encode()) + len(value.encode()) + _FRAMES_BYTES for key, value in summary.metadata.items())
+    tokens = summary.token_count if summary.token_count is not None else estimate(line)
+    return _Size(tokens, len(summary.text.encode()) + len(line.encode()) + labels + _FRAMES_BYTES)
 
 
 def _preference_line(preference: Preference) -> str:

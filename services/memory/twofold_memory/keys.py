@@ -64,7 +64,7 @@ def thread_summary(key: ThreadKey) -> str:
 
 
 def user_preferences(workspace_id: str, user_id: str) -> str:
-    """Hash: key → `version:microseconds:value`, and the version of the whole. Lives MEMORY__USER_TTL_DAYS.
+    """Hash: key → `version:microseconds[@expiry]:value`, and the version of the whole. Lives MEMORY__USER_TTL_DAYS.
 
     Lost: the next read asks Postgres once and fills it again.
     """

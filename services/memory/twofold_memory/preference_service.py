@@ -1,5 +1,7 @@
 """PreferenceService: read, ask, answer."""
 
+from datetime import UTC, datetime
+
 from twofold.memory.v1 import preference_pb2 as pb
 from twofold.memory.v1 import preference_pb2_grpc as stubs
 from twofold_chassis.edge import Context
@@ -30,4 +32,4 @@ class PreferenceService(stubs.PreferenceServiceServicer):
         )
         if changed is not None:
             await self._recall.changed(user, changed)
-        return pb.UpdatePreferencesResponse.FromString(answer)
+        return wire.repeated(answer, datetime.now(UTC))

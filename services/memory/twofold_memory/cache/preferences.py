@@ -13,7 +13,7 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 class RedisPreferences:
-    """One hash a user: key → version:microseconds:value."""
+    """One hash a user: key → version:microseconds:value, the microseconds with @ and those of its expiry if it expires."""
 
     def __init__(self, link: RedisLink, *, ttl_s: float) -> None:
         self._link = link
@@ -43,9 +43,12 @@ class RedisPreferences:
 
 
 def _value(entry: Preference) -> str:
-    return f"{entry.version}:{(entry.updated_at - _EPOCH) // _MICROSECOND}:{entry.value}"
+    expiry = "" if entry.expires_at is None else f"@{(entry.expires_at - _EPOCH) // _MICROSECOND}"
+    return f"{entry.version}:{(entry.updated_at - _EPOCH) // _MICROSECOND}{expiry}:{entry.value}"
 
 
 def _preference(key: str, value: str) -> Preference:
-    version, micros, text = value.split(":", 2)
-    return Preference(key, text, int(version), _EPOCH + int(micros) * _MICROSECOND)
+    version, times, text = value.split(":", 2)
+    micros, _, expiry = times.partition("@")
+    expires_at = _EPOCH + int(expiry) * _MICROSECOND if expiry else None
+    return Preference(key, text, int(version), _EPOCH + int(micros) * _MICROSECOND, expires_at)

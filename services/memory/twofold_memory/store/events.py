@@ -57,7 +57,11 @@ class PostgresEvents:
                 rows = await connection.fetch(
                     STATEMENTS["events_of_kind_after"], *key, after, size + 1, ANSWER_BYTES_MAX, kind
                 )
-        return _page([_event(row) for row in rows], size, head)
+        kept = records.fitting(rows, size, lambda row: len(row["payload"].encode()))
+        events = [_event(row) for row in rows[:kept]]
+        if kept < len(rows):
+            return EventPage(events, events[-1].offset, more=True)
+        return EventPage(events, max([head, *(event.offset for event in events)]), more=False)
 
 
 async def _record(connection: Connection, key: ThreadKey, events: Sequence[NewEvent], *, by_service: bool) -> Recorded:
@@ -65,19 +69,6 @@ async def _record(connection: Connection, key: ThreadKey, events: Sequence[NewEv
     rows = await connection.fetch(STATEMENTS["record_events"], *key, kinds, payloads, by_service)
     offsets = [row["event_offset"] for row in rows]
     return Recorded(min(offsets), max(offsets), rows[0]["created_at"])
-
-
-def _page(found: Sequence[Event], size: int, head: int) -> EventPage:
-    kept: list[Event] = []
-    taken = 0
-    for event in found[:size]:
-        taken += len(event.payload.encode())
-        if kept and taken > ANSWER_BYTES_MAX:
-            break
-        kept.append(event)
-    if len(kept) < len(found):
-        return EventPage(kept, kept[-1].offset, more=True)
-    return EventPage(kept, max([head, *(event.offset for event in kept)]), more=False)
 
 
 def _event(row: asyncpg.Record) -> Event:

@@ -1,12 +1,13 @@
 """The conversations that records belong to, in Postgres: they must be there, and stay while something is written."""
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import asyncpg
 
 from twofold_chassis.postgres import Connection
 from twofold_memory.store.statements import STATEMENTS
-from twofold_memory.threads import ThreadKey, may_see, unknown
+from twofold_memory.threads import ANSWER_BYTES_MAX, ThreadKey, may_see, unknown
 
 
 class Place(NamedTuple):
@@ -33,3 +34,13 @@ def _place(key: ThreadKey, user_id: str | None, row: asyncpg.Record | None) -> P
     if row is None or not may_see(row["owner"], user_id):
         raise unknown(key)
     return Place(row["next_seq"], row["epoch"])
+
+
+def fitting(rows: Sequence[asyncpg.Record], size: int, weigh: Callable[[asyncpg.Record], int]) -> int:
+    """How many of the first rows make a page: at most `size`, and not more bytes than an answer holds, but at least one."""
+    taken = 0
+    for index, row in enumerate(rows[:size]):
+        taken += weigh(row)
+        if taken > ANSWER_BYTES_MAX and index:
+            return index
+    return min(size, len(rows))

@@ -1,6 +1,7 @@
 """Preferences on the wire."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from twofold.memory.v1 import message_pb2
 from twofold.memory.v1 import preference_pb2 as pb
@@ -27,14 +28,35 @@ def change(request: pb.UpdatePreferencesRequest) -> Change:
     for index, key in enumerate(removed):
         if key in values:
             raise InvalidField(f"remove[{index}]", "is also in set")
-    return Change(values, removed)
+    for key in request.expire_times:
+        if key not in values:
+            raise InvalidField(f"expire_times[{key!r}]", "is not in set")
+    expiries = {key: fields.moment(time, f"expire_times[{key!r}]") for key, time in request.expire_times.items()}
+    return Change(values, removed, expiries, _expected(request))
+
+
+def _expected(request: pb.UpdatePreferencesRequest) -> dict[str, int]:
+    if len(request.expected_versions) > PREFERENCES_MAX:
+        raise InvalidField(
+            "expected_versions", f"has {len(request.expected_versions)} entries, at most {PREFERENCES_MAX} are allowed"
+        )
+    return {
+        fields.identifier(key, "expected_versions.key"): fields.whole(
+            version, f"expected_versions[{key!r}]", least=0, most=2**63 - 1
+        )
+        for key, version in request.expected_versions.items()
+    }
 
 
 def messages(preferences: Sequence[Preference]) -> list[pb.Preference]:
     """Preferences as they go out."""
     return [
         pb.Preference(
-            key=entry.key, value=entry.value, version=entry.version, update_time=fields.timestamp(entry.updated_at)
+            key=entry.key,
+            value=entry.value,
+            version=entry.version,
+            update_time=fields.timestamp(entry.updated_at),
+            expire_time=None if entry.expires_at is None else fields.timestamp(entry.expires_at),
         )
         for entry in preferences
     ]
@@ -53,3 +75,16 @@ def get_response(recalled: Recalled) -> pb.GetPreferencesResponse:
 def update_response(preferences: Preferences) -> pb.UpdatePreferencesResponse:
     """All preferences after a change."""
     return pb.UpdatePreferencesResponse(preferences=messages(preferences.entries), version=preferences.version)
+
+
+def repeated(answer: bytes, now: datetime) -> pb.UpdatePreferencesResponse:
+    """An answer as it was written down, perhaps a day ago, without what has expired since."""
+    response = pb.UpdatePreferencesResponse.FromString(answer)
+    alive = [entry for entry in response.preferences if not entry.HasField("expire_time") or _is_to_come(entry, now)]
+    del response.preferences[:]
+    response.preferences.extend(alive)
+    return response
+
+
+def _is_to_come(entry: pb.Preference, now: datetime) -> bool:
+    return entry.expire_time.ToDatetime(tzinfo=UTC) > now

@@ -97,22 +97,13 @@ def _tokens_max(draft: pb.AgentSettings) -> int:
 def _first_token_timeout(draft: pb.AgentSettings) -> timedelta:
     if not draft.HasField("first_token_timeout"):
         return _FIRST_TOKEN_DEFAULT
-    return _timeout(draft.first_token_timeout, "agent.settings.first_token_timeout", _FIRST_TOKEN_MAX)
+    return fields.span(draft.first_token_timeout, "agent.settings.first_token_timeout", most=_FIRST_TOKEN_MAX)
 
 
 def _turn_timeout(draft: pb.AgentSettings) -> timedelta:
     if not draft.HasField("turn_timeout"):
         return _TURN_DEFAULT
-    return _timeout(draft.turn_timeout, "agent.settings.turn_timeout", _TURN_MAX)
-
-
-def _timeout(value: Duration, field: str, most: timedelta) -> timedelta:
-    # Rounded up to microseconds, which is what is kept: a timeout never becomes nothing.
-    nanoseconds = value.seconds * 1_000_000_000 + value.nanos
-    microseconds = -(-nanoseconds // 1000)
-    if not 0 <= value.nanos < 1_000_000_000 or not 0 < microseconds <= most // timedelta(microseconds=1):
-        raise InvalidField(field, f"must be more than 0 and at most {most.total_seconds():.0f} s")
-    return timedelta(microseconds=microseconds)
+    return fields.span(draft.turn_timeout, "agent.settings.turn_timeout", most=_TURN_MAX)
 
 
 def _duration(value: timedelta) -> Duration:

@@ -79,7 +79,7 @@ class CheckpointServiceServicer:
         """PutCheckpoint adds a checkpoint at the head of a line; the first one makes the line.
         Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN: there is none, it is deleted, or it is another user's;
         REASON_CHECKPOINT_UNKNOWN: of parent_id), ABORTED (REASON_HEAD_MOVED: the head is not expected_head_id), ALREADY_EXISTS
-        (REASON_CHECKPOINT_EXISTS: the id is taken; REASON_REQUEST_REUSED).
+        (REASON_RECORD_EXISTS: the id is taken; REASON_REQUEST_REUSED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -105,7 +105,7 @@ class CheckpointServiceServicer:
         """ForkCheckpoint begins a new line with the state of any checkpoint of the conversation. It costs the same however long the
         line is that the checkpoint stands in.
         Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN, REASON_CHECKPOINT_UNKNOWN), ABORTED (REASON_HEAD_MOVED: there is a line
-        of this name), ALREADY_EXISTS (REASON_CHECKPOINT_EXISTS, REASON_REQUEST_REUSED).
+        of this name), ALREADY_EXISTS (REASON_RECORD_EXISTS, REASON_REQUEST_REUSED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -23,7 +23,7 @@ class CheckpointServiceStub:
     """PutCheckpoint adds a checkpoint at the head of a line; the first one makes the line.
     Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN: there is none, it is deleted, or it is another user's;
     REASON_CHECKPOINT_UNKNOWN: of parent_id), ABORTED (REASON_HEAD_MOVED: the head is not expected_head_id), ALREADY_EXISTS
-    (REASON_CHECKPOINT_EXISTS: the id is taken; REASON_REQUEST_REUSED).
+    (REASON_RECORD_EXISTS: the id is taken; REASON_REQUEST_REUSED).
     """
     GetCheckpoint: _aio.UnaryUnaryMultiCallable[_checkpoint_pb2.GetCheckpointRequest, _checkpoint_pb2.GetCheckpointResponse]
     """GetCheckpoint returns one checkpoint by its id, or the newest one of a line.
@@ -37,7 +37,7 @@ class CheckpointServiceStub:
     """ForkCheckpoint begins a new line with the state of any checkpoint of the conversation. It costs the same however long the
     line is that the checkpoint stands in.
     Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN, REASON_CHECKPOINT_UNKNOWN), ABORTED (REASON_HEAD_MOVED: there is a line
-    of this name), ALREADY_EXISTS (REASON_CHECKPOINT_EXISTS, REASON_REQUEST_REUSED).
+    of this name), ALREADY_EXISTS (REASON_RECORD_EXISTS, REASON_REQUEST_REUSED).
     """
     PinCheckpoint: _aio.UnaryUnaryMultiCallable[_checkpoint_pb2.PinCheckpointRequest, _checkpoint_pb2.PinCheckpointResponse]
     """PinCheckpoint says whether a checkpoint is to be kept when older ones are deleted.
@@ -63,7 +63,7 @@ class CheckpointServiceServicer(metaclass=_abc_1.ABCMeta):
         """PutCheckpoint adds a checkpoint at the head of a line; the first one makes the line.
         Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN: there is none, it is deleted, or it is another user's;
         REASON_CHECKPOINT_UNKNOWN: of parent_id), ABORTED (REASON_HEAD_MOVED: the head is not expected_head_id), ALREADY_EXISTS
-        (REASON_CHECKPOINT_EXISTS: the id is taken; REASON_REQUEST_REUSED).
+        (REASON_RECORD_EXISTS: the id is taken; REASON_REQUEST_REUSED).
         """
 
     @_abc_1.abstractmethod
@@ -95,7 +95,7 @@ class CheckpointServiceServicer(metaclass=_abc_1.ABCMeta):
         """ForkCheckpoint begins a new line with the state of any checkpoint of the conversation. It costs the same however long the
         line is that the checkpoint stands in.
         Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN, REASON_CHECKPOINT_UNKNOWN), ABORTED (REASON_HEAD_MOVED: there is a line
-        of this name), ALREADY_EXISTS (REASON_CHECKPOINT_EXISTS, REASON_REQUEST_REUSED).
+        of this name), ALREADY_EXISTS (REASON_RECORD_EXISTS, REASON_REQUEST_REUSED).
         """
 
     @_abc_1.abstractmethod

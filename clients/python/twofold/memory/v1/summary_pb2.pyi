@@ -56,7 +56,7 @@ class Summary(_message.Message):
     STALE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     summary_id: _builtins.str
-    """Id of the summary, made here. Output only."""
+    """Id of the summary within the conversation. On put: optional, made here when empty."""
     first_seq: _builtins.int
     """Number of the first message that it tells of: 1 in a rolling summary. 1 or more. Required."""
     last_seq: _builtins.int

@@ -70,7 +70,7 @@ class SummaryServiceServicer:
         Earlier summaries stay as they are.
         Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN: there is none, it is deleted, or it is another user's), INVALID_ARGUMENT
         (REASON_INVALID_FIELD: also for a range that is upside down), FAILED_PRECONDITION (REASON_SEQ_NOT_REACHED: the
-        conversation has no message last_seq yet), ALREADY_EXISTS (REASON_REQUEST_REUSED).
+        conversation has no message last_seq yet), ALREADY_EXISTS (REASON_RECORD_EXISTS: the id is taken; REASON_REQUEST_REUSED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

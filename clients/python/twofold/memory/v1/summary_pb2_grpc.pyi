@@ -24,7 +24,7 @@ class SummaryServiceStub:
     Earlier summaries stay as they are.
     Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN: there is none, it is deleted, or it is another user's), INVALID_ARGUMENT
     (REASON_INVALID_FIELD: also for a range that is upside down), FAILED_PRECONDITION (REASON_SEQ_NOT_REACHED: the
-    conversation has no message last_seq yet), ALREADY_EXISTS (REASON_REQUEST_REUSED).
+    conversation has no message last_seq yet), ALREADY_EXISTS (REASON_RECORD_EXISTS: the id is taken; REASON_REQUEST_REUSED).
     """
     GetSummary: _aio.UnaryUnaryMultiCallable[_summary_pb2.GetSummaryRequest, _summary_pb2.GetSummaryResponse]
     """GetSummary returns one summary.
@@ -56,7 +56,7 @@ class SummaryServiceServicer(metaclass=_abc_1.ABCMeta):
         Earlier summaries stay as they are.
         Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN: there is none, it is deleted, or it is another user's), INVALID_ARGUMENT
         (REASON_INVALID_FIELD: also for a range that is upside down), FAILED_PRECONDITION (REASON_SEQ_NOT_REACHED: the
-        conversation has no message last_seq yet), ALREADY_EXISTS (REASON_REQUEST_REUSED).
+        conversation has no message last_seq yet), ALREADY_EXISTS (REASON_RECORD_EXISTS: the id is taken; REASON_REQUEST_REUSED).
         """
 
     @_abc_1.abstractmethod

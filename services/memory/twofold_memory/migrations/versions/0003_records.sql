@@ -94,6 +94,7 @@ CREATE TABLE memory.tool_runs (
 CREATE INDEX tool_runs_by_number ON memory.tool_runs (workspace_id, number DESC);
 CREATE INDEX tool_runs_of_a_thread ON memory.tool_runs (workspace_id, thread_id, number DESC) WHERE thread_id IS NOT NULL;
 CREATE INDEX tool_runs_of_a_name ON memory.tool_runs (workspace_id, name, number DESC);
+CREATE INDEX tool_runs_of_a_state ON memory.tool_runs (workspace_id, state, number DESC);
 CREATE INDEX tool_runs_due ON memory.tool_runs (workspace_id, name, due_at) WHERE due_at IS NOT NULL;
 CREATE INDEX tool_runs_left_behind ON memory.tool_runs (due_at) WHERE state = 2;
 
