@@ -32,6 +32,7 @@ _THINKING_S = 0.02
 _OLD_MAX = 200
 _WINDOWS = (2, 6, 20, 100)
 _SIZES = (1, 2, 2, 2, 3)
+_FRESH_S = 0.1
 _GIVE_UP_S = (0.001, 0.08)
 
 _Code = grpc.StatusCode
@@ -50,6 +51,8 @@ class Appetite:
     appends: float = 0.45
     repeats: float = 0.12
     deletions: float = 0.008
+    # A thread that another client is beginning at the same moment.
+    fresh: float = 0.03
     journaled: float = 0.12
     with_token: float = 0.4
     given_up: float = 0.1
@@ -91,6 +94,7 @@ class Client:
         self._history = history
         self._chance = chance
         self._shared = [_Thread(name) for name in shared]
+        self._fresh = f"{shared[0]}-fresh"
         self._own = own
         self._appetite = appetite or Appetite()
         self._doomed = 0
@@ -112,6 +116,8 @@ class Client:
                 await self._repeat()
             elif drawn < appetite.appends + appetite.repeats + appetite.deletions:
                 await self._delete()
+            elif drawn < appetite.appends + appetite.repeats + appetite.deletions + appetite.fresh:
+                await self._say(_Thread(f"{self._fresh}-{_now() // _FRESH_S:.0f}"))
             else:
                 await self._read(thread)
 

@@ -5,7 +5,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import grpc
@@ -58,7 +58,9 @@ class Result:
         }
 
 
-async def run(stack: Stack, plan: Plan, *, appetite: Appetite | None = None, clients: int = _CLIENTS) -> Result:
+async def run(
+    stack: Stack, plan: Plan, *, appetite: Appetite | None = None, clients: int = _CLIENTS, overdue_s: float = OVERDUE_S
+) -> Result:
     """Runs one schedule. The stack is up and well before and after."""
     history, chance = History(), random.Random(f"load {plan.seed}")
     shared = [f"{plan.seed}-shared-{index}" for index in range(_SHARED_THREADS)]
@@ -76,7 +78,7 @@ async def run(stack: Stack, plan: Plan, *, appetite: Appetite | None = None, cli
                 inflicted = group.create_task(faults.inflict(stack, plan, history))
                 for person in people:
                     group.create_task(person.run(until))
-            settled_s = await _calmed(stack, history)
+            settled_s = await _calmed(stack, history, overdue_s)
         finally:
             watching.cancel()
             await asyncio.wait([watching])
@@ -87,7 +89,7 @@ async def run(stack: Stack, plan: Plan, *, appetite: Appetite | None = None, cli
     return Result(plan, inflicted.result().faults, _counts(history, people), settled_s, verdict)
 
 
-async def _calmed(stack: Stack, history: History) -> float:
+async def _calmed(stack: Stack, history: History, overdue_s: float) -> float:
     """Returns when Postgres knows of all journaled turns, or there is no hope: after how many seconds."""
     began = asyncio.get_running_loop().time()
     journaled = {(attempt.thread, attempt.turn_id) for attempt in history.attempts if attempt.told is Told.JOURNALED}
@@ -96,7 +98,7 @@ async def _calmed(stack: Stack, history: History) -> float:
     while True:
         now = asyncio.get_running_loop().time()
         missing = journaled - await stores.settled(stack, threads) if journaled else set()
-        if not missing or now - began > OVERDUE_S:
+        if not missing or now - began > overdue_s:
             return now - began
         if any([await stores.waiting(stack, thread) for thread in {thread for thread, _ in missing}]):
             seen_waiting = now
@@ -125,10 +127,18 @@ async def _is_said(stub: ConversationServiceStub, number: int, request: pb.ReadW
 
 
 async def _last_samples(stack: Stack, history: History) -> None:
+    """The copies as they stay; of a deleted conversation none may."""
+    deleted = {gone.thread for gone in history.deletions if gone.answered is not None}
+    until = asyncio.get_running_loop().time() + _CALM_S
     for thread in sorted({attempt.thread for attempt in history.attempts}):
         found = await stores.sample(stack, thread)
-        if found is not None:
-            history.samples.append(found)
+        while thread in deleted and found is not None and asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(_POLL_S)
+            found = await stores.sample(stack, thread)
+        if found is None:
+            continue
+        problem = f"the copy of a deleted conversation is there, {_CALM_S:g} s after the faults" if thread in deleted else ""
+        history.samples.append(replace(found, problem=found.problem or problem))
 
 
 def _payloads(history: History) -> dict[tuple[str, bytes], Texts]:
