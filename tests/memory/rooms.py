@@ -12,6 +12,7 @@ from pydantic import SecretStr
 
 from twofold import refusals
 from twofold.errors.v1.reason_pb2 import Reason
+from twofold.memory.v1.checkpoint_pb2_grpc import CheckpointServiceStub
 from twofold.memory.v1.context_pb2_grpc import ContextServiceStub
 from twofold.memory.v1.conversation_pb2 import (
     AppendTurnRequest,
@@ -21,8 +22,11 @@ from twofold.memory.v1.conversation_pb2 import (
     ReadWindowResponse,
 )
 from twofold.memory.v1.conversation_pb2_grpc import ConversationServiceStub
+from twofold.memory.v1.event_pb2_grpc import EventLogServiceStub
 from twofold.memory.v1.message_pb2 import Message, ReadLevel, Role
 from twofold.memory.v1.preference_pb2_grpc import PreferenceServiceStub
+from twofold.memory.v1.summary_pb2_grpc import SummaryServiceStub
+from twofold.memory.v1.tool_run_pb2_grpc import ToolRunServiceStub
 from twofold_chassis.settings import DatabaseSettings, LogSettings, RedisSettings
 from twofold_cli.embedded.postgres import DatabaseUrls
 from twofold_cli.embedded.redis import EmbeddedRedis
@@ -42,6 +46,10 @@ class Memory:
     conversations: ConversationServiceStub
     contexts: ContextServiceStub
     preferences: PreferenceServiceStub
+    summaries: SummaryServiceStub
+    tool_runs: ToolRunServiceStub
+    checkpoints: CheckpointServiceStub
+    events: EventLogServiceStub
 
     async def append(
         self, key: ThreadKey, *texts: str, turn_id: str = "", user_id: str = "", timeout: float = CALL_S
@@ -118,13 +126,22 @@ async def refused(code: grpc.StatusCode, why: str) -> AsyncIterator[pytest.Excep
 async def connected(port: int) -> AsyncIterator[Memory]:
     """A client of the worker at this port."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=OPTIONS) as channel:
-        yield Memory(port, ConversationServiceStub(channel), ContextServiceStub(channel), PreferenceServiceStub(channel))
+        yield Memory(
+            port,
+            ConversationServiceStub(channel),
+            ContextServiceStub(channel),
+            PreferenceServiceStub(channel),
+            SummaryServiceStub(channel),
+            ToolRunServiceStub(channel),
+            CheckpointServiceStub(channel),
+            EventLogServiceStub(channel),
+        )
 
 
 @contextlib.asynccontextmanager
 async def serving(database: DatabaseSettings, redis: RedisSettings, **settings: object) -> AsyncIterator[Memory]:
     """A worker in this process, on these stores."""
-    room = MemorySettings.model_validate({"port": 0, "drain_s": 0, "confirm_ms": 5000} | settings)
+    room = MemorySettings.model_validate({"port": 0, "drain_s": 0, "confirm_ms": 5000, "commit_ms": 5000, "journal_ms": 5000} | settings)
     chosen = Settings(database=database, redis=redis, memory=room, log=LogSettings(level="error"))
     async with memory(chosen) as running, connected(running.port) as client:
         yield client
