@@ -2,6 +2,16 @@
 
 import time
 from collections.abc import Callable
+from typing import Protocol
+
+
+class Opens(Protocol):
+    """What can be seen of one breaker, or of several together."""
+
+    @property
+    def open(self) -> bool:
+        """Whether the dependency is believed to be gone."""
+        ...
 
 
 class Breaker:

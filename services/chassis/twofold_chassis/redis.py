@@ -8,12 +8,13 @@ import hashlib
 from collections.abc import Awaitable, Coroutine, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import structlog
 from redis.exceptions import NoScriptError
 
-from twofold_chassis.breaker import Breaker
+from twofold_chassis.breaker import Opens
+from twofold_chassis.redis_cluster import RedisCluster
 from twofold_chassis.redis_opening import About, Opening, UnfitRedis, at
 from twofold_chassis.redis_sentinel import masters
 from twofold_chassis.redis_server import RedisServer
@@ -42,8 +43,27 @@ class Script:
         return cls(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 
+class _Servers(Protocol):
+    """What is behind a link."""
+
+    @property
+    def breaker(self) -> Opens: ...
+
+    @property
+    def weak(self) -> bool: ...
+
+    @property
+    def generation(self) -> int: ...
+
+    def call(self, command: Sequence[Argument]) -> Coroutine[Any, Any, Reply]: ...
+
+    async def look(self) -> list[About]: ...
+
+    async def close(self) -> None: ...
+
+
 class RedisLink:
-    """The way to Redis (or Valkey): one server, or the master that sentinels name.
+    """The way to Redis (or Valkey): one server, the master that sentinels name, or a cluster.
 
     Commands of concurrent callers share round trips. A timed-out write is not repeated: it may have been executed, and only
     who sent it knows whether twice is harmless. With `must_keep`, what has no TTL must not be evicted there.
@@ -55,21 +75,24 @@ class RedisLink:
         self._may_evict = settings.allow_eviction
         self._warned = False
         self._logger = structlog.get_logger("twofold.redis")
-        self._servers = _server(settings, self)
+        self._servers = _servers(settings, self)
 
     def call(self, *command: Argument) -> Coroutine[Any, Any, Reply]:
-        """One command. Raises RedisUnavailable."""
+        """One command. Raises RedisUnavailable. In a cluster, one without a key goes to every master (redis_cluster.py)."""
         return self._servers.call(command)
 
     async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Reply:
-        """Runs a script by its hash; sends its text if the server does not know it (then nothing has run yet)."""
+        """Runs a script by its hash; sends its text if the server does not know it (then nothing has run yet).
+
+        Its keys must share a hash tag.
+        """
         try:
             return await self._servers.call(("EVALSHA", script.sha, len(keys), *keys, *arguments))
         except NoScriptError:
             return await self._servers.call(("EVAL", script.source, len(keys), *keys, *arguments))
 
     async def answers(self) -> bool:
-        """Whether Redis answers now."""
+        """Whether Redis answers now; of a cluster, every master."""
         try:
             return bool(await self.call("PING"))
         except RedisUnavailable:
@@ -87,24 +110,24 @@ class RedisLink:
 
     @property
     def weak(self) -> bool:
-        """Whether the server that is, or was last, connected may drop what shall stay."""
+        """Whether a server that is, or was last, connected may drop what shall stay."""
         return self._servers.weak
 
     @property
-    def breaker(self) -> Breaker:
+    def breaker(self) -> Opens:
         """Open while Redis is believed to be gone."""
         return self._servers.breaker
 
     @property
     def generation(self) -> int:
-        """A number of the connection that is there now, and another one while there is none.
+        """A number of the connection (of a cluster: of all) that is there now, and another one while there is none.
 
         Behind a new connection may be another server, or an older state.
         """
         return self._servers.generation
 
     async def close(self) -> None:
-        """Waits for what is under way and closes the connection."""
+        """Waits for what is under way and closes all connections."""
         await self._servers.close()
 
     def met(self, about: About) -> None:
@@ -129,7 +152,9 @@ async def open_link(settings: RedisSettings, *, must_keep: bool = False) -> Redi
     return link
 
 
-def _server(settings: RedisSettings, link: RedisLink) -> RedisServer:
+def _servers(settings: RedisSettings, link: RedisLink) -> _Servers:
+    if settings.cluster:
+        return RedisCluster(settings, link.met)
     places = masters(settings) if settings.sentinels else at((settings.host, settings.port))
     opening = Opening(settings, places, masters_only=bool(settings.sentinels))
     return RedisServer(opening, link.met, budget_s=link.budget_s)

@@ -18,7 +18,7 @@ from redis.exceptions import (
 )
 
 from twofold_chassis.breaker import Breaker
-from twofold_chassis.redis_opening import About, Opening, UnfitRedis
+from twofold_chassis.redis_opening import About, Address, Opening, UnfitRedis, said
 from twofold_chassis.redis_wire import Argument, RedisUnavailable, RedisWire, Reply
 
 _RENEW_S = 1.0
@@ -31,20 +31,23 @@ _INSIDE_A_SCRIPT = ("-READONLY ", "-OOM ", "-MISCONF ")  # as Redis 6.2 tells of
 class RedisServer:
     """Commands of all callers on one connection, with a breaker.
 
-    `met` hears what is at the other end of each new connection before anybody uses it. In a cluster, redirections are its
-    callers' affair.
+    `met` hears what is at the other end of each new connection before anybody uses it. `node` is its address if it is one
+    of a cluster: then redirections are its callers' affair.
     """
 
-    def __init__(self, opening: Opening, met: Callable[[About], None], *, budget_s: float, in_cluster: bool = False) -> None:
+    def __init__(
+        self, opening: Opening, met: Callable[[About], None], *, budget_s: float, node: Address | None = None
+    ) -> None:
         self.breaker = Breaker()
         self._opening = opening
         self._met = met
-        self._in_cluster = in_cluster
+        self._in_cluster = node is not None
         self._about: About | None = None
         self._away = False
         self._complaint = ""
         self._renewed_at = float("-inf")
-        self._logger = structlog.get_logger("twofold.redis")
+        named = {} if node is None else {"node": said(node)}
+        self._logger = structlog.get_logger("twofold.redis", **named)
         self._wire = RedisWire(self._open, budget_s=budget_s, told=self._told)
 
     async def call(self, command: Sequence[Argument], *, asking: bool = False) -> Reply:

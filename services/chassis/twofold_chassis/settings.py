@@ -100,6 +100,7 @@ class RedisSettings(Group):
     allow_eviction: bool = Field(
         default=False, description="whether to go on, with answers marked WEAK, where Redis may evict any key (allkeys-*)"
     )
+    cluster: bool = Field(default=False, description="whether it is a Redis Cluster; then REDIS__DB must be 0")
     sentinels: str = Field(
         default="", description="host:port of each sentinel, separated by commas; then REDIS__HOST is not used"
     )
@@ -110,6 +111,8 @@ class RedisSettings(Group):
     def _is_one_kind(self) -> Self:
         if bool(self.sentinels) != bool(self.sentinel_master):
             raise ValueError("SENTINELS and SENTINEL_MASTER need each other")
+        if self.cluster and (self.sentinels or self.db):
+            raise ValueError("a CLUSTER has neither SENTINELS nor another DB than 0")
         return self
 
     @field_validator("sentinels")
