@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry
 
 from twofold_chassis.refusals import Busy, InvalidField, Overloaded, StoreUnavailable
 from twofold_memory.appends import Appends
-from twofold_memory.threads import Appended, Candidate, Entry, KeptTurn, NewMessage, NewTurn, ThreadKey
+from twofold_memory.draining import Drained
+from twofold_memory.threads import Appended, Candidate, Entry, JournaledTurn, KeptTurn, NewMessage, NewTurn, ThreadKey
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -49,13 +50,33 @@ class Cache:
         self.told.append((key, len(entries)))
 
 
+class Journal:
+    """One in which nothing waits, and which takes nothing."""
+
+    def holds(self, key: ThreadKey) -> bool:
+        return False
+
+    async def count(self, key: ThreadKey) -> int | None:
+        return 0
+
+    async def put(self, turn: NewTurn, *, unknown: bool) -> JournaledTurn:
+        raise StoreUnavailable("no journal", outcome="UNKNOWN" if unknown else "NOT_STORED")
+
+    async def drain(self, key: ThreadKey) -> Drained:
+        return Drained()
+
+
 def turn(thread: str, turn_id: str, *, size: int = 1) -> NewTurn:
     message = NewMessage(2, "text", b"", None)
     return NewTurn(ThreadKey("w", thread), None, turn_id, b"hash", [message] * size, size)
 
 
 def appends_on(store: Store) -> Appends:
-    return Appends(store, Cache(), lanes=1, metrics=CollectorRegistry())
+    return appends_with(store, Cache())
+
+
+def appends_with(store: Store, cache: Cache) -> Appends:
+    return Appends(store, cache, Journal(), lanes=1, commit_s=60, metrics=CollectorRegistry())
 
 
 async def results(appends: Appends, turns: Sequence[NewTurn]) -> list[object]:
@@ -141,7 +162,7 @@ async def test_two_of_one_id_are_never_in_one_batch() -> None:
 async def test_a_turn_that_is_found_stored_is_told_to_the_window_without_its_messages() -> None:
     """M7, race 1: they may have been edited since."""
     cache = Cache()
-    appends = Appends(Store(), cache, lanes=1, metrics=CollectorRegistry())
+    appends = appends_with(Store(), cache)
     for _ in range(3):
         await appends.append(turn("t", "same", size=2))
     assert [entries for _, entries in cache.told] == [2, 0, 0]

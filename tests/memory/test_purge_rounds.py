@@ -41,7 +41,7 @@ class Cache:
     async def connected(self) -> int | None:
         return self.generation if self.answers else None
 
-    async def fence(self, key: ThreadKey, epoch: int) -> bool:
+    async def fence(self, key: ThreadKey, epoch: int, erased: bool) -> bool:
         if self.fences:
             self.fenced.append(key)
         return self.fences

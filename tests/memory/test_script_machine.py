@@ -7,14 +7,19 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from twofold_chassis.redis import Script
 from twofold_chassis.settings import RedisSettings
 from twofold_memory import keys
+from twofold_memory.cache.scripts import script
 from twofold_memory.threads import ThreadKey
 
 TTL_MS = 60_000
 WINDOW_MAX = 6
-SCRIPTS = {name: Script.load("twofold_memory.cache.lua", name) for name in ("extend", "fill", "fence", "look")}
+SCRIPTS = {
+    "extend": script("extend", behind="window"),
+    "fill": script("fill"),
+    "fence": script("fence"),
+    "look": script("look"),
+}
 CHOICE = st.integers(0, 10**6)
 
 Command = tuple[str, list[str | int]]
@@ -28,7 +33,7 @@ class Windows(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         key = ThreadKey("machine", uuid.uuid4().hex)
-        self.names = (keys.thread_messages(key), keys.thread_head(key))
+        self.names = keys.all_of_thread(key)
         self.epoch = 1
         self.logs: dict[int, list[str]] = {1: []}
         self.turns: list[tuple[int, int]] = []
@@ -67,14 +72,14 @@ class Windows(RuleBasedStateMachine):
         self.epoch += 1
         edited = [element.replace(f"{self.epoch - 1}:", f"{self.epoch}:") for element in self.logs[self.epoch - 1]]
         self.logs[self.epoch] = edited
-        self.under_way.append(("fence", [self.epoch, TTL_MS]))
+        self.under_way.append(("fence", [self.epoch, TTL_MS, 0]))
 
     @precondition(lambda self: self.under_way)
     @rule(which=CHOICE, again=st.booleans())
     def deliver(self, which: int, again: bool) -> None:
         index = which % len(self.under_way)
         name, arguments = self.under_way[index]
-        self.client.eval(SCRIPTS[name].source, 2, *self.names, *arguments)
+        self.client.eval(SCRIPTS[name].source, 4, *self.names, *arguments)
         if not again:
             del self.under_way[index]
 
@@ -82,7 +87,7 @@ class Windows(RuleBasedStateMachine):
     @rule()
     def deliver_in_order(self) -> None:
         for name, arguments in self.under_way:
-            self.client.eval(SCRIPTS[name].source, 2, *self.names, *arguments)
+            self.client.eval(SCRIPTS[name].source, 4, *self.names, *arguments)
         self.under_way.clear()
 
     @rule(which=st.sampled_from([(0,), (1,), (0, 1)]))
@@ -91,7 +96,7 @@ class Windows(RuleBasedStateMachine):
 
     @invariant()
     def a_window_is_a_run_of_its_epoch(self) -> None:
-        looked = self.client.eval(SCRIPTS["look"].source, 2, *self.names, 100)
+        looked, _ = self.client.eval(SCRIPTS["look"].source, 4, *self.names, 100)
         if looked is not None:
             epoch, first, following, _, elements = looked
             run = self.logs[int(epoch)][int(first) - 1 : int(following) - 1]

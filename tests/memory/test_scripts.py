@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import redis.asyncio
 
-from twofold_chassis.redis import Script
 from twofold_memory import keys
+from twofold_memory.cache.scripts import script
 from twofold_memory.threads import ThreadKey
 
 Raw = redis.asyncio.Redis
@@ -19,10 +19,11 @@ class Scripts:
 
     def __init__(self, raw: Raw, key: ThreadKey) -> None:
         self.raw = raw
-        self.names = (keys.thread_messages(key), keys.thread_head(key))
+        self.names = keys.all_of_thread(key)
 
     async def run(self, name: str, *arguments: str | bytes | int) -> Any:
-        return await self.raw.eval(Script.load("twofold_memory.cache.lua", name).source, 2, *self.names, *arguments)
+        source = script(name, behind="window" if name in ("extend", "settle") else None).source
+        return await self.raw.eval(source, 4, *self.names, *arguments)
 
     async def extend(
         self,
@@ -42,8 +43,8 @@ class Scripts:
         return answer.decode()
 
     async def look(self, count: int = 100) -> list[str] | None:
-        reply = await self.run("look", count)
-        return None if reply is None else [element.decode() for element in reply[4]]
+        window, _ = await self.run("look", count)
+        return None if window is None else [element.decode() for element in window[4]]
 
 
 @pytest.fixture
@@ -125,8 +126,8 @@ async def test_a_turn_that_was_found_does_not_bring_its_payload_back(scripts: Sc
 
 async def test_of_two_epochs_the_older_is_refused_and_the_newer_replaces(scripts: Scripts) -> None:
     await scripts.extend(1, 2, ["t1", "m2"])
-    assert await scripts.run("fence", 2, TTL_MS) == b"FENCED"
-    assert await scripts.run("fence", 2, TTL_MS) == b"KEPT"
+    assert await scripts.run("fence", 2, TTL_MS, 0) == b"FENCED"
+    assert await scripts.run("fence", 2, TTL_MS, 0) == b"KEPT"
     assert await scripts.look() is None
     assert await scripts.extend(3, 4, ["t3", "m4"]) == "STALE"
     assert await scripts.fill(5, ["t1", "m2", "t3", "m4"]) == "OLD"

@@ -18,7 +18,7 @@ from twofold_cli.embedded.postgres import EmbeddedPostgres
 from twofold_cli.embedded.redis import EmbeddedRedis
 from twofold_memory.threads import ThreadKey
 
-UNVERIFIED, COMPLETE = Completeness.COMPLETENESS_UNVERIFIED, Completeness.COMPLETENESS_COMPLETE
+UNVERIFIED, COMMITTED_ONLY = Completeness.COMPLETENESS_UNVERIFIED, Completeness.COMPLETENESS_COMMITTED_ONLY
 L1, L2 = ReadSource.READ_SOURCE_L1, ReadSource.READ_SOURCE_L2
 
 
@@ -39,21 +39,23 @@ def silent(server: EmbeddedPostgres | EmbeddedRedis) -> Iterator[None]:
         server.resume()
 
 
-async def test_while_postgres_is_silent_an_append_says_unknown_and_its_retry_finds_or_stores_it_once(
-    fragile: Memory, own_postgres: EmbeddedPostgres, workspace_id: str
+async def test_while_postgres_and_redis_are_silent_an_append_says_unknown_and_its_retry_finds_or_stores_it_once(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, workspace_id: str
 ) -> None:
     """M4."""
     warm, new = thread(workspace_id), thread(workspace_id)
-    await fragile.append(warm, "q0", turn_id="t0")
-    with silent(own_postgres):
+    database = database_of(await own_postgres.create_database("memory"), command_timeout_s=1, connect_timeout_s=1)
+    async with serving(database, redis_of(own_redis, budget_ms=50), commit_ms=150, journal_ms=150) as memory:
+        await memory.append(warm, "q0", turn_id="t0")
+        with silent(own_postgres), silent(own_redis):
+            for key in (warm, new):
+                async with refused(grpc.StatusCode.UNAVAILABLE, "REASON_STORE_UNAVAILABLE") as told:
+                    await memory.append(key, "q1", turn_id="t1")
+                assert outcome(told.value) in ("UNKNOWN", "NOT_STORED")
         for key in (warm, new):
-            async with refused(grpc.StatusCode.UNAVAILABLE, "REASON_STORE_UNAVAILABLE") as told:
-                await fragile.append(key, "q1", turn_id="t1")
-            assert outcome(told.value) in ("UNKNOWN", "NOT_STORED")
-    for key in (warm, new):
-        await until_stored(fragile, key, "q1", turn_id="t1")
-    assert seqs(await fragile.all_messages(warm)) == [1, 2]
-    assert seqs(await fragile.all_messages(new)) == [1]
+            await until_stored(memory, key, "q1", turn_id="t1")
+        assert seqs(await memory.all_messages(warm)) == [1, 2]
+        assert seqs(await memory.all_messages(new)) == [1]
 
 
 async def test_while_postgres_is_silent_a_warm_window_is_read_unverified_and_a_cold_one_is_not_called_empty(
@@ -105,20 +107,23 @@ async def test_while_postgres_is_silent_preferences_come_from_the_copy_or_not_at
             )
 
 
-async def test_with_postgres_gone_nothing_was_stored_and_the_service_comes_back_with_it(
-    fragile: Memory, own_postgres: EmbeddedPostgres, workspace_id: str
+async def test_with_both_stores_gone_nothing_was_stored_and_the_service_comes_back_with_them(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, workspace_id: str
 ) -> None:
     key = thread(workspace_id)
-    await own_postgres.kill()
-    outcomes = set()
-    for _ in range(3):
-        async with refused(grpc.StatusCode.UNAVAILABLE, "REASON_STORE_UNAVAILABLE") as told:
-            await fragile.append(key, "q", turn_id="t")
-        outcomes.add(outcome(told.value))
-    assert "NOT_STORED" in outcomes
-    await own_postgres.start()
-    await until_stored(fragile, key, "q", turn_id="t")
-    assert seqs(await fragile.all_messages(key)) == [1]
+    database = database_of(await own_postgres.create_database("memory"), command_timeout_s=1, connect_timeout_s=1)
+    async with serving(database, redis_of(own_redis, budget_ms=50)) as memory:
+        await own_postgres.kill()
+        await own_redis.kill()
+        outcomes = set()
+        for _ in range(3):
+            async with refused(grpc.StatusCode.UNAVAILABLE, "REASON_STORE_UNAVAILABLE") as told:
+                await memory.append(key, "q", turn_id="t")
+            outcomes.add(outcome(told.value))
+        assert "NOT_STORED" in outcomes
+        await own_postgres.start()
+        await until_stored(memory, key, "q", turn_id="t")
+        assert seqs(await memory.all_messages(key)) == [1]
 
 
 async def test_with_redis_silent_everything_is_answered_from_postgres_within_the_budget(
@@ -134,7 +139,7 @@ async def test_with_redis_silent_everything_is_answered_from_postgres_within_the
                 started = loop.time()
                 await memory.append(key, f"q{index}")
                 window = await memory.read(key, 50)
-                assert (window.source, window.completeness) == (L2, COMPLETE)
+                assert (window.source, window.completeness) == (L2, COMMITTED_ONLY)
                 assert seqs(window.messages) == list(range(1, index + 2))
                 assert loop.time() - started < 5  # 0.1 s, and ten times that on a bad day
         await own_redis.kill()
@@ -156,7 +161,7 @@ async def test_redis_with_a_wrong_password_is_as_good_as_none(
     async with serving(database, wrong) as memory:
         key = thread(workspace_id)
         await memory.append(key, "q")
-        assert (await memory.read(key)).completeness == COMPLETE
+        assert (await memory.read(key)).completeness == COMMITTED_ONLY
 
 
 async def until_stored(memory: Memory, key: ThreadKey, text: str, *, turn_id: str) -> None:

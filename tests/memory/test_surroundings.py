@@ -14,11 +14,11 @@ from redis.crc import key_slot
 from tests.memory.rooms import CALL_S, Memory, database_of, refused, seqs, serving, thread, until
 from twofold.memory.v1.conversation_pb2 import DeleteConversationRequest
 from twofold.memory.v1.preference_pb2 import GetPreferencesRequest, UpdatePreferencesRequest
-from twofold_chassis.redis import Script
 from twofold_chassis.settings import RedisSettings
 from twofold_cli.embedded.postgres import DatabaseUrls
 from twofold_cli.embedded.redis import EmbeddedRedis
 from twofold_memory import keys
+from twofold_memory.cache.scripts import script
 from twofold_memory.threads import ThreadKey
 
 ID = st.text(min_size=1, max_size=60) | st.sampled_from(["{", "}", "{}", "a{b}c", "}{", "/", ":", "a/b", "~", "é" * 60])
@@ -95,16 +95,19 @@ async def test_every_script_runs_on_a_cluster(own_redis: EmbeddedRedis, key: Thr
         await until(is_up)
         with pytest.raises(redis.ResponseError, match="slot"):
             await command("MGET", "a", "b")
-        names = keys.thread_messages(key), keys.thread_head(key)
+        names = keys.all_of_thread(key)
         expected = {
             "extend": ((1, 1, 1, 60_000, 10, 1000, "", "t1"), b"OK"),
-            "look": ((10,), [b"1", b"1", b"2", b"", [b"t1"]]),
+            "look": ((10,), [[b"1", b"1", b"2", b"", [b"t1"]], None]),
             "fill": ((1, 3, 60_000, "", "t1", "t2"), b"FILLED"),
-            "fence": ((2, 60_000), b"FENCED"),
+            "fence": ((2, 60_000, 0), b"FENCED"),
+            "journal": (("turn", "00ff", "worker", 1, "{}", 64, 10**6, "", ""), [b"OK", 0, b""]),
+            "waiting": ((), [b"turn", b"00ff\nworker\n1\n\n{}"]),
+            "settle": ((60_000, 10, 1000, "", 1, "turn", "00ff"), 0),
         }
         for name, (arguments, answer) in expected.items():
-            script = Script.load("twofold_memory.cache.lua", name)
-            assert await client.eval(script.source, 2, *names, *arguments) == answer
-        put = Script.load("twofold_memory.cache.lua", "put_preferences")
+            source = script(name, behind="window" if name in ("extend", "settle") else None).source
+            assert await client.eval(source, 4, *names, *arguments) == answer
+        put = script("put_preferences")
         name = keys.user_preferences(key.workspace_id, "ada")
         assert await client.eval(put.source, 1, name, "\0version", 1, 60_000, "a", "1:1:x") == 1
