@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import pytest
 from prometheus_client import CollectorRegistry
 
+from twofold_chassis.breaker import Breaker
 from twofold_chassis.refusals import Busy, InvalidField, Overloaded, StoreUnavailable
 from twofold_memory.appends import Appends
 from twofold_memory.draining import Drained
@@ -76,7 +77,7 @@ def appends_on(store: Store) -> Appends:
 
 
 def appends_with(store: Store, cache: Cache) -> Appends:
-    return Appends(store, cache, Journal(), lanes=1, commit_s=60, metrics=CollectorRegistry())
+    return Appends(store, cache, Journal(), breaker=Breaker(), lanes=1, commit_s=60, metrics=CollectorRegistry())
 
 
 async def results(appends: Appends, turns: Sequence[NewTurn]) -> list[object]:

@@ -7,23 +7,29 @@ from operator import methodcaller
 from prometheus_client import CollectorRegistry
 
 from twofold.memory.v1 import (
+    branch_pb2_grpc,
     checkpoint_pb2_grpc,
     context_pb2_grpc,
     conversation_pb2_grpc,
     event_pb2_grpc,
     preference_pb2_grpc,
+    revision_pb2_grpc,
     summary_pb2_grpc,
     tool_run_pb2_grpc,
+    turn_pb2_grpc,
 )
 from twofold_chassis import postgres
+from twofold_chassis.breaker import Breaker
 from twofold_chassis.redis import RedisUnavailable, open_link
 from twofold_chassis.requests import Requests
 from twofold_chassis.server import Face, Running, serving
 from twofold_memory.appends import Appends
+from twofold_memory.branch_service import BranchService
 from twofold_memory.cache.journal import RedisJournal
 from twofold_memory.cache.preferences import RedisPreferences
 from twofold_memory.cache.summaries import RedisSummaries
 from twofold_memory.cache.threads import RedisThreads
+from twofold_memory.changes import Changes
 from twofold_memory.checkpoint_service import CheckpointService
 from twofold_memory.context_service import ContextService
 from twofold_memory.conversation_service import ConversationService
@@ -31,17 +37,22 @@ from twofold_memory.event_log_service import EventLogService
 from twofold_memory.history import History
 from twofold_memory.journal import Journal
 from twofold_memory.migrate import migrate
+from twofold_memory.open_turns import OpenTurns
 from twofold_memory.preference_service import PreferenceService
 from twofold_memory.preferences import PreferenceRecall
 from twofold_memory.purges import Purges
 from twofold_memory.recall import Recall
+from twofold_memory.revision_service import RevisionService
 from twofold_memory.settings import Settings
+from twofold_memory.store.branches import PostgresBranches
 from twofold_memory.store.checkpoints import PostgresCheckpoints
 from twofold_memory.store.conversations import PostgresConversations
 from twofold_memory.store.events import PostgresEvents
 from twofold_memory.store.journal import PostgresJournal
+from twofold_memory.store.open_turns import PostgresOpenTurns
 from twofold_memory.store.preferences import PostgresPreferences
 from twofold_memory.store.purges import PostgresPurges
+from twofold_memory.store.revisions import PostgresRevisions
 from twofold_memory.store.statements import STATEMENTS
 from twofold_memory.store.summaries import PostgresSummaries
 from twofold_memory.store.tool_runs import PostgresToolRuns
@@ -50,6 +61,8 @@ from twofold_memory.summaries import SummaryRecall
 from twofold_memory.summary_service import SummaryService
 from twofold_memory.sweeps import Sweeps
 from twofold_memory.tool_run_service import ToolRunService
+from twofold_memory.turn_queue import TurnQueue
+from twofold_memory.turn_service import TurnService
 
 _PACKAGE = "twofold.memory.v1"
 
@@ -86,9 +99,11 @@ async def memory(settings: Settings) -> AsyncIterator[Running]:
 
         purges = Purges(PostgresPurges(pool, window_ttl_s=service.thread_ttl_hours * 3600), windows)
         await cleanup.enter_async_context(purges.repeated())
+        postgres_answers = Breaker(failures_max=3)
         journal = Journal(
             PostgresJournal(pool),
             RedisJournal(link, ttl_s=service.thread_ttl_hours * 3600, messages_max=service.window_messages_max),
+            breaker=postgres_answers,
             put_s=service.journal_ms / 1000,
             metrics=metrics,
             unreachable=RedisUnavailable,
@@ -98,6 +113,7 @@ async def memory(settings: Settings) -> AsyncIterator[Running]:
             turns,
             windows,
             journal,
+            breaker=postgres_answers,
             lanes=service.commit_lanes,
             commit_s=service.commit_ms / 1000,
             metrics=metrics,
@@ -117,19 +133,41 @@ async def memory(settings: Settings) -> AsyncIterator[Running]:
         summary_recall = SummaryRecall(summaries, summary_copies)
         cleanup.push_async_callback(summary_recall.drain)
         await cleanup.enter_async_context(Sweeps([preferences.sweep, tool_runs.give_up]).repeated())
-        history = History(turns, conversations, purges)
-        cleanup.push_async_callback(history.drain)
+        kept_open = PostgresOpenTurns(pool)
+        queue = TurnQueue(kept_open)
+        cleanup.push_async_callback(queue.drain)
+        open_turns = OpenTurns(kept_open, windows, journal, queue, told=lambda _: None)
+        cleanup.push_async_callback(open_turns.drain)
+        await cleanup.enter_async_context(Sweeps([open_turns.sweep], period_s=1.0).repeated())
+        history = History(turns)
+        changes = Changes(purges)
+        cleanup.push_async_callback(changes.drain)
 
         faces = [
             Face(
                 f"{_PACKAGE}.ConversationService",
-                ConversationService(conversations, appends, recall, history),
+                ConversationService(conversations, changes, appends, recall, history),
                 conversation_pb2_grpc.add_ConversationServiceServicer_to_server,
+            ),
+            Face(
+                f"{_PACKAGE}.RevisionService",
+                RevisionService(PostgresRevisions(pool, requests), changes),
+                revision_pb2_grpc.add_RevisionServiceServicer_to_server,
+            ),
+            Face(
+                f"{_PACKAGE}.BranchService",
+                BranchService(PostgresBranches(pool, requests)),
+                branch_pb2_grpc.add_BranchServiceServicer_to_server,
             ),
             Face(
                 f"{_PACKAGE}.ContextService",
                 ContextService(appends, recall, summary_recall, preference_recall),
                 context_pb2_grpc.add_ContextServiceServicer_to_server,
+            ),
+            Face(
+                f"{_PACKAGE}.TurnService",
+                TurnService(open_turns),
+                turn_pb2_grpc.add_TurnServiceServicer_to_server,
             ),
             Face(
                 f"{_PACKAGE}.PreferenceService",

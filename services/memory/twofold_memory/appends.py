@@ -89,12 +89,14 @@ class Appends:
         cache: Cache,
         journal: Journal,
         *,
+        breaker: Breaker,
         lanes: int,
         commit_s: float,
         metrics: CollectorRegistry,
         told: Callable[[ThreadKey], None] = lambda key: None,
     ) -> None:
-        """`commit_s`: how long an append waits for the store before it is journaled. `told` hears of each stored turn."""
+        """`breaker`: whether Postgres is believed to be too slow or gone; while it is, nobody waits for it, but for one now and
+        then. `commit_s`: how long an append waits for the store before it is journaled. `told` hears of each stored turn."""
         self._store = store
         self._cache = cache
         self._journal = journal
@@ -109,8 +111,7 @@ class Appends:
             weight_max=_BATCH_BYTES_MAX,
             waiting_weight_max=_WAITING_BYTES_MAX,
         )
-        # Too slow counts as gone: while it is, nobody waits for it, but for one now and then.
-        self._breaker = Breaker(failures_max=3)
+        self._breaker = breaker
         self._under_way: dict[tuple[ThreadKey, str], asyncio.Task[KeptTurn | JournaledTurn]] = {}
         # Threads that exist for sure (rows are never removed): their batches need no attempt to make them.
         self._known: cachetools.LRUCache[ThreadKey, None] = cachetools.LRUCache(_KNOWN_THREADS_MAX)

@@ -17,6 +17,7 @@ import cachetools
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from twofold_chassis.breaker import Breaker
 from twofold_chassis.refusals import Overloaded, Refusal, StoreUnavailable
 from twofold_memory.draining import Drained, Waiter
 from twofold_memory.journaled import EntryKey, Journaled
@@ -124,17 +125,19 @@ class Journal:
         store: Store,
         cache: Cache,
         *,
+        breaker: Breaker,
         put_s: float,
         metrics: CollectorRegistry,
         unreachable: type[Exception],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`put_s` is what all attempts to put a turn into it may take. `unreachable`: what the cache raises when it is away.
+        """`breaker` hears that Postgres answers. `put_s` is what all attempts to put a turn into it may take. `unreachable`: what the cache raises when it is away.
 
         `clock` is monotonic; nothing depends on the time of day.
         """
         self._store = store
         self._cache = cache
+        self._breaker = breaker
         self._put_s = put_s
         self._unreachable = unreachable
         self._clock = clock
@@ -333,6 +336,7 @@ class Journal:
             except (StoreUnavailable, Overloaded):
                 await self._put_back(key, listed)
                 raise
+        self._breaker.succeeded()
         done = [*drained.stored, *drained.refused]
         self._drop(key, done)
         if not drained.held:
