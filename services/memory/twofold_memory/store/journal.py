@@ -51,7 +51,7 @@ class PostgresJournal:
     async def _drain(self, key: ThreadKey, waiters: Sequence[Waiter]) -> Drained:
         async with postgres.transaction(self._pool) as connection:
             await connection.execute(STATEMENTS["make_conversation"], *key, waiters[0].journaled.turn.user_id)
-            thread = await connection.fetchrow(STATEMENTS["lock_thread"], *key)
+            thread = await connection.fetchrow(STATEMENTS["lock_for_drain"], *key)
             assert thread is not None
             if thread["erased"]:
                 return Drained(refused={waiter.journaled.key: "ERASED" for waiter in waiters})
@@ -85,7 +85,7 @@ class PostgresJournal:
         """Makes a turn that cannot be stored a dead letter; another payload may have been stored under its id meanwhile."""
         reason: Refused = "INVALID"
         async with postgres.transaction(self._pool) as connection:
-            thread = await connection.fetchrow(STATEMENTS["lock_thread"], *key)
+            thread = await connection.fetchrow(STATEMENTS["lock_for_drain"], *key)
             known = await _known(connection, key, [journaled.turn.turn_id])
             if thread is None:
                 await connection.execute(STATEMENTS["make_conversation"], *key, journaled.turn.user_id)

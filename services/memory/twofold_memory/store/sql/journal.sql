@@ -2,7 +2,7 @@
 INSERT INTO memory.conversations (workspace_id, thread_id, user_id) VALUES ($1, $2, $3)
 ON CONFLICT (workspace_id, thread_id) DO NOTHING;
 
--- name: lock_thread
+-- name: lock_for_drain
 SELECT epoch, user_id, erased_at IS NOT NULL AS erased
 FROM memory.conversations
 WHERE workspace_id = $1 AND thread_id = $2
