@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from twofold_memory import contexts
 from twofold_memory.contexts import Line
 from twofold_memory.preferences import Preference
+from twofold_memory.summaries import Summary
 
 ID = st.sampled_from("abc")
 TEXT = st.text(
@@ -40,6 +41,30 @@ def lines_of_a_conversation(draw: st.DrawFn) -> list[Line]:
 PREFERENCES = st.dictionaries(st.text("abc:\u2028", min_size=1, max_size=5), TEXT, max_size=4).map(
     lambda known: [Preference(key, value, 1, NOW) for key, value in sorted(known.items())]
 )
+
+
+@st.composite
+def summaries_of_a_conversation(draw: st.DrawFn, *, newest_seq: int = 20) -> list[Summary]:
+    """The newest first; most are rolling."""
+    found = []
+    for version in range(draw(st.integers(0, 4)), 0, -1):
+        first = draw(st.just(1) | st.integers(1, newest_seq))
+        found.append(
+            Summary(
+                summary_id=f"s{version}",
+                version=version,
+                first_seq=first,
+                last_seq=draw(st.integers(first, newest_seq)),
+                text=draw(TEXT),
+                token_count=draw(st.none() | st.integers(0, 40)),
+                model="",
+                author="",
+                metadata={},
+                stale=False,
+                created_at=NOW,
+            )
+        )
+    return found
 
 
 def is_paired(lines: Sequence[Line]) -> bool:
@@ -123,3 +148,66 @@ def test_a_turn_that_begins_with_the_results_of_the_turn_before_is_not_cut_off_i
     ]
     assert contexts.cut(lines, [], 20).lines == [3]
     assert contexts.cut(lines, [], 30).lines == [1, 2, 3]
+
+
+@given(
+    lines_of_a_conversation(), PREFERENCES, summaries_of_a_conversation(), st.integers(0, 160), st.integers(0, 600), st.data()
+)
+def test_a_context_is_contiguous_with_its_summary_or_names_the_gap(
+    lines: list[Line],
+    preferences: list[Preference],
+    known: list[Summary],
+    budget: int,
+    bytes_max: int,
+    data: st.DataObject,
+) -> None:
+    """M12."""
+    before = data.draw(st.integers(0, 20 - len(lines)))
+    waiting = data.draw(st.integers(0, 2))  # turns of the journal have no numbers yet
+    newest_seq = before + max(len(lines) - waiting, 0)
+    seqs = [before + index + 1 if before + index < newest_seq else 0 for index in range(len(lines))]
+    known = [entry for entry in known if entry.last_seq <= newest_seq]
+    joined = contexts.joined(lines, seqs, preferences, known, budget, newest_seq=newest_seq, bytes_max=bytes_max)
+    cut = joined.cut
+    assert cut.tokens <= budget
+    assert is_paired([lines[index] for index in cut.lines])
+    first = min((seqs[index] for index in cut.lines if seqs[index]), default=newest_seq + 1)
+    told = set(range(cut.summary.first_seq, cut.summary.last_seq + 1)) if cut.summary else set()
+    missing = set(range(1, first)) - told
+    assert joined.gap == ((min(missing), max(missing)) if missing else (0, 0))
+    for entry in known:
+        alone = contexts.cut(lines, preferences, budget, bytes_max=bytes_max, summary=entry)
+        begin = min((seqs[index] for index in alone.lines if seqs[index]), default=newest_seq + 1)
+        if alone.summary and entry.first_seq == 1 and entry.last_seq >= begin - 1:
+            assert cut.summary == entry, "the newest one that joins"
+            break
+    else:
+        assert cut.summary in (None, *known[:1]), "else the newest one"
+
+
+@given(lines_of_a_conversation(), PREFERENCES, summaries_of_a_conversation(), st.integers(0, 160), st.integers(0, 600))
+def test_a_summary_never_takes_the_place_of_the_newest_turn(
+    lines: list[Line], preferences: list[Preference], known: list[Summary], budget: int, bytes_max: int
+) -> None:
+    alone = contexts.cut(lines, preferences, budget, bytes_max=bytes_max)
+    everything = list(contexts.cut(lines, preferences, 10**9).lines)
+    starts = [index for index in everything if lines[index].starts_turn and lines[index].answers is None]
+    newest = [index for index in everything if not starts or index >= starts[-1]]
+    for summary in known:
+        cut = contexts.cut(lines, preferences, budget, bytes_max=bytes_max, summary=summary)
+        assert cut.tokens <= budget
+        if set(newest) <= set(alone.lines):
+            assert set(newest) <= set(cut.lines)
+        if cut.summary is None:
+            assert (cut.lines, cut.preferences, cut.tokens) == (alone.lines, alone.preferences, alone.tokens)
+            assert cut.truncated
+        else:
+            assert list(cut.lines) == list(alone.lines)[len(alone.lines) - len(cut.lines) :]
+
+
+@given(TEXT)
+def test_a_summary_is_one_line_of_the_text_whatever_it_holds(text: str) -> None:
+    summary = Summary("s", 1, 1, 2, text, None, "", "", {}, False, NOW)
+    block = contexts.text_of([Line("user", "Hello", None, True)], [], summary)
+    assert block.splitlines()[0] == contexts.SUMMARY_HEADING
+    assert block.splitlines()[2:] == ["", contexts.CONVERSATION_HEADING, "user: Hello"]
