@@ -27,6 +27,7 @@ from twofold.memory.v1.message_pb2 import Message, ReadLevel, Role
 from twofold.memory.v1.preference_pb2_grpc import PreferenceServiceStub
 from twofold.memory.v1.summary_pb2_grpc import SummaryServiceStub
 from twofold.memory.v1.tool_run_pb2_grpc import ToolRunServiceStub
+from twofold.memory.v1.turn_pb2_grpc import TurnServiceStub
 from twofold_chassis.settings import DatabaseSettings, LogSettings, RedisSettings
 from twofold_cli.embedded.postgres import DatabaseUrls
 from twofold_cli.embedded.redis import EmbeddedRedis
@@ -50,6 +51,7 @@ class Memory:
     tool_runs: ToolRunServiceStub
     checkpoints: CheckpointServiceStub
     events: EventLogServiceStub
+    turns: TurnServiceStub
 
     async def append(
         self, key: ThreadKey, *texts: str, turn_id: str = "", user_id: str = "", timeout: float = CALL_S
@@ -135,6 +137,7 @@ async def connected(port: int) -> AsyncIterator[Memory]:
             ToolRunServiceStub(channel),
             CheckpointServiceStub(channel),
             EventLogServiceStub(channel),
+            TurnServiceStub(channel),
         )
 
 

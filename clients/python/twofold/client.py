@@ -13,6 +13,7 @@ from twofold.memory.v1.event_pb2_grpc import EventLogServiceStub
 from twofold.memory.v1.preference_pb2_grpc import PreferenceServiceStub
 from twofold.memory.v1.summary_pb2_grpc import SummaryServiceStub
 from twofold.memory.v1.tool_run_pb2_grpc import ToolRunServiceStub
+from twofold.memory.v1.turn_pb2_grpc import TurnServiceStub as OpenTurnServiceStub
 from twofold.registry.v1.agent_pb2_grpc import AgentServiceStub
 from twofold.registry.v1.audit_pb2_grpc import AuditServiceStub
 from twofold.registry.v1.permission_pb2_grpc import PermissionServiceStub
@@ -32,7 +33,7 @@ _REGISTRY_CONFIG = channels.service_config(
 _MEMORY_CONFIG = channels.service_config(
     [
         f"twofold.memory.v1.{name}Service"
-        for name in ("Conversation", "Context", "Preference", "Summary", "ToolRun", "Checkpoint", "EventLog")
+        for name in ("Conversation", "Context", "Preference", "Summary", "ToolRun", "Checkpoint", "EventLog", "Turn")
     ]
 )
 _ROUTER_CONFIG = channels.service_config(
@@ -82,6 +83,8 @@ class Twofold:
     tool_runs: ToolRunServiceStub
     checkpoints: CheckpointServiceStub
     events: EventLogServiceStub
+    # A turn that is opened first; `turns` is the router's way of a whole one.
+    open_turns: OpenTurnServiceStub
 
     routing: RoutingServiceStub
     turns: TurnServiceStub
@@ -102,6 +105,7 @@ class Twofold:
         self.tool_runs = ToolRunServiceStub(memory)
         self.checkpoints = CheckpointServiceStub(memory)
         self.events = EventLogServiceStub(memory)
+        self.open_turns = OpenTurnServiceStub(memory)
         self.routing = RoutingServiceStub(router)
         self.turns = TurnServiceStub(router)
         return self

@@ -12,5 +12,6 @@ GRANT INSERT, DELETE ON memory.events TO {application};
 GRANT INSERT, UPDATE, DELETE ON memory.record_heads, memory.summaries, memory.tool_runs TO {application};
 GRANT INSERT, UPDATE, DELETE ON memory.checkpoint_lines, memory.checkpoints TO {application};
 GRANT INSERT, UPDATE, DELETE ON memory.requests, memory.window_purges TO {application};
+GRANT INSERT, UPDATE, DELETE ON memory.open_turns, memory.turn_waiters TO {application};
 REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA memory FROM PUBLIC;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA memory TO {application};

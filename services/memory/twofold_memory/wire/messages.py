@@ -1,13 +1,14 @@
 """Messages and turns on the wire."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from typing import TypeVar
 
 from twofold.memory.v1 import context_pb2, conversation_pb2, message_pb2
 from twofold_chassis import fields
 from twofold_chassis.refusals import InvalidField
-from twofold_memory import tokens
+from twofold_memory import tokens, windows
 from twofold_memory.contexts import Line
 from twofold_memory.history import Page
 from twofold_memory.threads import (
@@ -25,9 +26,10 @@ from twofold_memory.threads import (
     Wanted,
     Window,
 )
+from twofold_memory.wire import parts
 
 _CALLS_MAX = 128
-_TOKENS_MAX = 1_000_000_000
+TOKENS_MAX = 1_000_000_000
 _USAGE_TOKENS_MAX = 1_000_000_000_000
 _SPEAKERS = {
     message_pb2.ROLE_SYSTEM: "system",
@@ -120,16 +122,18 @@ def _message(message: message_pb2.Message, path: Path) -> NewMessage:
     content = _content(message, path)
     token_count = None
     if message.HasField("token_count"):
-        token_count = fields.whole(message.token_count, f"{path}.token_count", least=0, most=_TOKENS_MAX)
+        token_count = fields.whole(message.token_count, f"{path}.token_count", least=0, most=TOKENS_MAX)
     _check_output_only(message, path)
     return NewMessage(int(message.role), content, _rest(message, path), token_count)
 
 
 def _content(message: message_pb2.Message, path: Path) -> str | None:
     if message.HasField("content"):
+        if message.parts:
+            raise InvalidField(f"{path}.content", "is not for a message with parts: its text is one of them")
         return fields.text(message.content, f"{path}.content", bytes_max=MESSAGE_BYTES_MAX)
-    if not message.tool_calls:
-        raise InvalidField(f"{path}.content", "is required in a message without tool_calls")
+    if not message.tool_calls and not message.parts:
+        raise InvalidField(f"{path}.content", "is required in a message without tool_calls and parts")
     return None
 
 
@@ -139,6 +143,8 @@ def _check_output_only(message: message_pb2.Message, path: Path) -> None:
         ("turn_id", message.turn_id),
         ("turn_index", message.turn_index),
         ("create_time", message.HasField("create_time")),
+        ("status", message.status),
+        ("revision", message.revision),
     ):
         if given:
             raise InvalidField(f"{path}.{name}", "is set by the service and must be empty")
@@ -157,7 +163,9 @@ def _rest(message: message_pb2.Message, path: Path) -> bytes:
     fields.line(message.author, f"{path}.author", bytes_max=255)
     if message.metadata:
         fields.labels(message.metadata, f"{path}.metadata")
-    if not (is_result or message.tool_calls or message.name or message.author or message.metadata):
+    if message.parts:
+        parts.check(message.parts, f"{path}.parts")
+    if not (is_result or message.tool_calls or message.name or message.author or message.metadata or message.parts):
         return b""
     rest = message_pb2.Message()
     rest.CopyFrom(message)
@@ -190,26 +198,31 @@ def messages_of(entries: Iterable[Entry]) -> list[message_pb2.Message]:
 
 
 def lines_of(messages: Sequence[message_pb2.Message]) -> list[Line]:
-    """What a context must know of the messages."""
-    return [
-        Line(
-            speaker=_SPEAKERS[message.role],
-            text=_spoken(message),
-            tokens=message.token_count if message.HasField("token_count") else None,
-            starts_turn=message.turn_index == 0,
-            calls=[call.id for call in message.tool_calls],
-            answers=message.tool_call_id if message.role == message_pb2.ROLE_TOOL else None,
-            bytes=message.ByteSize(),
+    """What a context must know of the messages. A deleted one counts as the result of a call that nobody made: it is left
+    out, and its turn begins with the next message."""
+    lines, begins = [], False
+    for message in messages:
+        is_deleted = message.status == message_pb2.MESSAGE_STATUS_DELETED
+        begins = begins or message.turn_index == 0
+        lines.append(
+            Line(
+                speaker=_SPEAKERS[message.role],
+                text=_spoken(message),
+                tokens=message.token_count if message.HasField("token_count") or is_deleted else None,
+                starts_turn=begins,
+                calls=[call.id for call in message.tool_calls],
+                answers="" if is_deleted else message.tool_call_id if message.role == message_pb2.ROLE_TOOL else None,
+                bytes=message.ByteSize(),
+            )
         )
-        for message in messages
-    ]
+        begins = begins and is_deleted
+    return lines
 
 
 def _spoken(message: message_pb2.Message) -> str:
-    if not message.tool_calls:
-        return message.content
-    calls = " ".join(f"[calls {call.name}({call.arguments})]" for call in message.tool_calls)
-    return f"{message.content} {calls}" if message.content else calls
+    said = [parts.spoken(message.parts) if message.parts else message.content]
+    said += [f"[calls {call.name}({call.arguments})]" for call in message.tool_calls]
+    return " ".join(piece for piece in said if piece)
 
 
 def append_turn_response(turn: NewTurn, kept: KeptTurn | JournaledTurn) -> conversation_pb2.AppendTurnResponse:
@@ -255,12 +268,17 @@ def list_messages_response(page: Page, query: Sequence[object]) -> conversation_
     return conversation_pb2.ListMessagesResponse(messages=messages_of(page.entries), next_page_token=following)
 
 
+def get_message_response(message: Entry) -> conversation_pb2.GetMessageResponse:
+    """One message."""
+    return conversation_pb2.GetMessageResponse(message=messages_of([message])[0])
+
+
 class EncodedWindow:
     """A ReadWindowResponse that is put together from stored bytes. It is serialised like a message, and nothing else."""
 
-    def __init__(self, key: ThreadKey, window: Window) -> None:
+    def __init__(self, key: ThreadKey, window: Window, budget: int | None = None) -> None:
         self._key = key
-        self._window = window
+        self._window, self._tokens = (window, 0) if budget is None else _within(window, budget)
 
     def SerializeToString(self) -> bytes:  # noqa: N802  (the name the server calls)
         """The encoded message: the frames of `messages`, then all other fields."""
@@ -270,8 +288,18 @@ class EncodedWindow:
             completeness=message_pb2.Completeness.ValueType(window.completeness.value),
             as_of_seq=window.as_of_seq,
             truncated=window.truncated,
+            token_count=self._tokens,
             thread_token=tokens.seal(
                 self._key, window.epoch, window.as_of_seq, window.waiting_turn, waits=bool(window.waiting_turn)
             ),
         )
         return b"".join((*[entry.frame for entry in window.entries], remainder.SerializeToString()))
+
+
+def _within(window: Window, budget: int) -> tuple[Window, int]:
+    """The window cut to a budget of tokens, and what it costs."""
+    costs = [line.cost for line in lines_of(messages_of(window.entries))]
+    kept = windows.within(window.entries, costs, budget)
+    left_out = len(window.entries) - kept
+    cut = replace(window, entries=window.entries[left_out:], truncated=window.truncated or left_out > 0)
+    return cut, sum(costs[left_out:])
