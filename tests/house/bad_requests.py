@@ -62,6 +62,8 @@ def _of_fields(root: Message, message: Message, above: str, reach: Reach) -> Ite
 
 def _below(root: Message, message: Message, field: FieldDescriptor, path: str, reach: Reach) -> Iterator[BadRequest]:
     if not field.is_repeated:
+        if field.containing_oneof is not None and not message.HasField(field.name):
+            return  # the example sets another one of these here, and this one elsewhere
         assert message.HasField(field.name), f"the example must set {path}, so that its fields can be tried"
         yield from _of_fields(root, getattr(message, field.name), f"{path}.", partial(_inside, reach=reach, name=field.name))
         return

@@ -12,7 +12,13 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message as ProtoMessage
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from twofold.memory.v1 import context_pb2, conversation_pb2, preference_pb2
+from twofold.memory.v1 import (
+    branch_pb2,
+    context_pb2,
+    conversation_pb2,
+    preference_pb2,
+    revision_pb2,
+)
 from twofold.memory.v1 import message_pb2 as said
 from twofold.registry.v1 import agent_pb2, audit_pb2, permission_pb2, usage_pb2, user_pb2, workspace_pb2
 from twofold.router.v1 import routing_pb2, turn_pb2
@@ -102,6 +108,19 @@ def _called() -> said.Message:
 
 def _result() -> said.Message:
     return said.Message(role=said.Role.ROLE_TOOL, content="noon", tool_call_id="call-1", name="clock")
+
+
+def _shown() -> said.Message:
+    """A message in parts, one of each kind."""
+    file = said.FileRef(
+        url="https://files.example.com/1", file_id="f-1", media_type="text/plain", name="1.txt", size_bytes=5
+    )
+    image = said.ImageRef(
+        url="https://files.example.com/2", file_id="f-2", media_type="image/png", name="2.png", detail="low"
+    )
+    data = said.Data(media_type="application/json", json='{"a": [1, 2.50]}')
+    pieces = [said.Part(text="Look:"), said.Part(file=file), said.Part(image=image), said.Part(data=data)]
+    return said.Message(role=said.Role.ROLE_USER, parts=pieces)
 
 
 def _turn_usage() -> conversation_pb2.TurnUsage:
@@ -200,10 +219,15 @@ _MEMORY: dict[str, Callable[[World], ProtoMessage]] = {
         conversation=_conversation(world, "thread-new"), request_id=world.request_id
     ),
     "ConversationService.GetConversation": lambda world: conversation_pb2.GetConversationRequest(
-        workspace_id=world.workspace_id, thread_id=world.thread_id
+        workspace_id=world.workspace_id, thread_id=world.thread_id, user_id=world.user_id
     ),
     "ConversationService.ListConversations": lambda world: conversation_pb2.ListConversationsRequest(
-        workspace_id=world.workspace_id, user_id=world.user_id, page_size=5
+        workspace_id=world.workspace_id,
+        user_id=world.user_id,
+        page_size=5,
+        updated_from=_time(-timedelta(days=1)),
+        updated_before=_time(timedelta(days=1)),
+        metadata={"channel": "web"},
     ),
     "ConversationService.UpdateConversation": lambda world: conversation_pb2.UpdateConversationRequest(
         conversation=_conversation(world, world.thread_id),
@@ -213,26 +237,86 @@ _MEMORY: dict[str, Callable[[World], ProtoMessage]] = {
     "ConversationService.DeleteConversation": lambda world: conversation_pb2.DeleteConversationRequest(
         workspace_id=world.workspace_id, thread_id=world.thread_id, request_id=world.request_id
     ),
+    "ConversationService.UndeleteConversation": lambda world: conversation_pb2.UndeleteConversationRequest(
+        workspace_id=world.workspace_id, thread_id=world.thread_id, request_id=world.request_id
+    ),
     "ConversationService.AppendTurn": lambda world: conversation_pb2.AppendTurnRequest(
         workspace_id=world.workspace_id,
         thread_id=world.thread_id,
         user_id=world.user_id,
         request_id=world.request_id,
-        messages=[_asked(), _called(), _result()],
+        messages=[_asked(), _called(), _result(), _shown()],
         usage=_turn_usage(),
     ),
     "ConversationService.GetTurn": lambda world: conversation_pb2.GetTurnRequest(
         workspace_id=world.workspace_id, thread_id=world.thread_id, turn_id=world.turn_id
     ),
+    "ConversationService.GetMessage": lambda world: conversation_pb2.GetMessageRequest(
+        workspace_id=world.workspace_id, thread_id=world.thread_id, seq=1, user_id=world.user_id
+    ),
     "ConversationService.ReadWindow": lambda world: conversation_pb2.ReadWindowRequest(
         workspace_id=world.workspace_id,
         thread_id=world.thread_id,
         message_count_max=5,
+        token_count_max=100,
         read_level=said.ReadLevel.READ_LEVEL_VERIFIED,
         user_id=world.user_id,
     ),
     "ConversationService.ListMessages": lambda world: conversation_pb2.ListMessagesRequest(
-        workspace_id=world.workspace_id, thread_id=world.thread_id, page_size=5
+        workspace_id=world.workspace_id, thread_id=world.thread_id, page_size=5, from_seq=1, user_id=world.user_id
+    ),
+    "RevisionService.EditMessage": lambda world: revision_pb2.EditMessageRequest(
+        workspace_id=world.workspace_id,
+        thread_id=world.thread_id,
+        seq=1,
+        content=revision_pb2.NewContent(text="Hello there"),
+        token_count=2,
+        expected_revision=0,
+        reason="politeness",
+        user_id=world.user_id,
+        request_id=world.request_id,
+    ),
+    "RevisionService.RedactMessage": lambda world: revision_pb2.RedactMessageRequest(
+        workspace_id=world.workspace_id,
+        thread_id=world.thread_id,
+        seq=1,
+        replacement="(redacted)",
+        reason="a name",
+        user_id=world.user_id,
+        request_id=world.request_id,
+    ),
+    "RevisionService.DeleteMessage": lambda world: revision_pb2.DeleteMessageRequest(
+        workspace_id=world.workspace_id,
+        thread_id=world.thread_id,
+        seq=1,
+        expected_revision=0,
+        reason="a slip",
+        user_id=world.user_id,
+        request_id=world.request_id,
+    ),
+    "RevisionService.PopTurn": lambda world: revision_pb2.PopTurnRequest(
+        workspace_id=world.workspace_id,
+        thread_id=world.thread_id,
+        expected_turn_id=world.turn_id,
+        reason="a slip",
+        user_id=world.user_id,
+        request_id=world.request_id,
+    ),
+    "RevisionService.ListRevisions": lambda world: revision_pb2.ListRevisionsRequest(
+        workspace_id=world.workspace_id, thread_id=world.thread_id, seq=1, user_id=world.user_id, page_size=5
+    ),
+    "BranchService.ForkConversation": lambda world: branch_pb2.ForkConversationRequest(
+        workspace_id=world.workspace_id,
+        thread_id=world.thread_id,
+        at_seq=1,
+        branch_thread_id="branch",
+        user_id=world.user_id,
+        title="Another way",
+        metadata={"channel": "web"},
+        request_id=world.request_id,
+    ),
+    "BranchService.ListBranches": lambda world: branch_pb2.ListBranchesRequest(
+        workspace_id=world.workspace_id, thread_id=world.thread_id, user_id=world.user_id, page_size=5
     ),
     "ContextService.Invoking": lambda world: context_pb2.InvokingRequest(
         workspace_id=world.workspace_id,

@@ -54,6 +54,19 @@ class Text(Rule):
 
 
 @dataclass(frozen=True)
+class Written(Rule):
+    """Text of any number of lines that has a form of its own as well."""
+
+    bytes_max: int
+    ill: Sequence[str]
+
+    def bad(self, good: Any) -> Bad:
+        yield from Text(self.bytes_max).bad(good)
+        for value in self.ill:
+            yield repr(value[:20]), value
+
+
+@dataclass(frozen=True)
 class Formed(Rule):
     """One line that has a form of its own as well."""
 
@@ -222,6 +235,7 @@ class Anything(Rule):
 
 
 NAME = Line()
+SEQ = Whole(1, 2**53)
 HOST = Formed(
     bytes_max=253, ill=("with space", "http://example.com", ".example.com", "a..b", "-a.com", "a.com/path", "a:80")
 )
@@ -292,6 +306,40 @@ FIELDS: Mapping[str, Rule] = {
     "memory.v1.ToolCall.type": NAME,
     "memory.v1.ToolCall.name": NAME,
     "memory.v1.ToolCall.arguments": Text(MIB),
+    "memory.v1.Message.parts": Many(64),
+    "memory.v1.Part.text": Text(MIB),
+    "memory.v1.FileRef.url": Line(MIB),
+    "memory.v1.FileRef.media_type": NAME,
+    "memory.v1.FileRef.name": NAME,
+    "memory.v1.FileRef.size_bytes": Whole(0, 2**53),
+    "memory.v1.ImageRef.url": Line(MIB),
+    "memory.v1.ImageRef.media_type": NAME,
+    "memory.v1.ImageRef.name": NAME,
+    "memory.v1.ImageRef.detail": NAME,
+    "memory.v1.Data.media_type": NAME,
+    "memory.v1.Data.json": Written(MIB, ill=("", "{", "nul", "NaN", "1 2", "'a'", "[" * 100_000)),
+    "memory.v1.ListConversationsRequest.updated_from": Time(latest_s=3 * 86400),
+    "memory.v1.ListConversationsRequest.updated_before": Time(earliest_s=-3 * 86400),
+    "memory.v1.ListConversationsRequest.metadata": Labels(32, Text(1024)),
+    "memory.v1.GetMessageRequest.seq": SEQ,
+    "memory.v1.ListMessagesRequest.from_seq": Whole(0, 2**53),
+    "memory.v1.ReadWindowRequest.token_count_max": Whole(0, 1_000_000),
+    "memory.v1.EditMessageRequest.seq": SEQ,
+    "memory.v1.EditMessageRequest.token_count": Whole(0, 10**9),
+    "memory.v1.EditMessageRequest.expected_revision": Whole(0),
+    "memory.v1.EditMessageRequest.reason": Line(1024),
+    "memory.v1.NewContent.text": Text(MIB),
+    "memory.v1.RedactMessageRequest.seq": SEQ,
+    "memory.v1.RedactMessageRequest.replacement": Text(1024),
+    "memory.v1.RedactMessageRequest.reason": Line(1024),
+    "memory.v1.DeleteMessageRequest.seq": SEQ,
+    "memory.v1.DeleteMessageRequest.expected_revision": Whole(0),
+    "memory.v1.DeleteMessageRequest.reason": Line(1024),
+    "memory.v1.PopTurnRequest.reason": Line(1024),
+    "memory.v1.ListRevisionsRequest.seq": SEQ,
+    "memory.v1.ForkConversationRequest.at_seq": Whole(0, 2**53),
+    "memory.v1.ForkConversationRequest.title": Line(1024),
+    "memory.v1.ForkConversationRequest.metadata": Labels(32, Text(1024)),
     "memory.v1.ReadWindowRequest.message_count_max": Whole(0, 500),
     "memory.v1.ReadWindowRequest.thread_token": Anything(),  # judged together with read_level: see `together`
     "memory.v1.InvokingRequest.message_count_max": Whole(0, 500),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.house.rules import MIB
-from twofold.memory.v1.message_pb2 import ReadLevel, Role
+from twofold.memory.v1.message_pb2 import Part, ReadLevel, Role
 from twofold.registry.v1.agent_pb2 import AgentState
 from twofold.registry.v1.user_pb2 import Role as UserRole
 
@@ -114,10 +114,41 @@ TOGETHER: Mapping[str, Sequence[Together]] = {
     "twofold.memory.v1.ConversationService.UpdateConversation": [
         Together("no thread", ["conversation.thread_id"], lambda request: request.conversation.ClearField("thread_id")),
     ],
+    "twofold.memory.v1.ConversationService.ListConversations": [
+        Together("an empty span", ["updated_before"], lambda request: request.updated_before.CopyFrom(request.updated_from)),
+    ],
     "twofold.memory.v1.ConversationService.ReadWindow": _TOKENS,
+    "twofold.memory.v1.RevisionService.EditMessage": [
+        Together(
+            "nothing to change",
+            ["content"],
+            lambda request: (request.ClearField("content"), request.ClearField("token_count")),
+        ),
+        Together("content that is nothing", ["content"], lambda request: request.content.ClearField("text")),
+        Together("no parts", ["content.parts.parts"], lambda request: request.content.parts.SetInParent()),
+        Together(
+            "65 parts",
+            ["content.parts.parts"],
+            lambda request: request.content.parts.parts.extend([Part(text="x")] * 65),
+        ),
+    ],
     "twofold.memory.v1.ConversationService.AppendTurn": [
         *_messages("messages", plain=0, calling=("messages", 1), result=("messages", 2)),
         Together("more than 3 MiB in all", ["messages"], _over_3_mib("messages")),
+        Together(
+            "content and parts", ["messages[3].content"], lambda request: setattr(request.messages[3], "content", "Look:")
+        ),
+        Together("a part that is nothing", ["messages[3].parts[0]"], lambda request: request.messages[3].parts[0].Clear()),
+        Together(
+            "a file that is nowhere",
+            ["messages[3].parts[1].file.url"],
+            lambda request: request.messages[3].parts[1].file.Clear(),
+        ),
+        Together(
+            "an image that is nowhere",
+            ["messages[3].parts[2].image.url"],
+            lambda request: request.messages[3].parts[2].image.Clear(),
+        ),
     ],
     "twofold.memory.v1.ContextService.Invoking": _TOKENS,
     "twofold.memory.v1.ContextService.Invoked": [

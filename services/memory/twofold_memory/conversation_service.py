@@ -8,6 +8,7 @@ from twofold_chassis import fields
 from twofold_chassis.edge import Context
 from twofold_chassis.requests import attempt
 from twofold_memory.appends import Appends
+from twofold_memory.changes import Changes
 from twofold_memory.history import History
 from twofold_memory.recall import Recall
 from twofold_memory.store.conversations import PostgresConversations
@@ -18,8 +19,16 @@ from twofold_memory.wire import messages, reads
 class ConversationService(stubs.ConversationServiceServicer):
     """Conversations and their messages."""
 
-    def __init__(self, conversations: PostgresConversations, appends: Appends, recall: Recall, history: History) -> None:
+    def __init__(
+        self,
+        conversations: PostgresConversations,
+        changes: Changes,
+        appends: Appends,
+        recall: Recall,
+        history: History,
+    ) -> None:
         self._conversations = conversations
+        self._changes = changes
         self._appends = appends
         self._recall = recall
         self._history = history
@@ -35,17 +44,16 @@ class ConversationService(stubs.ConversationServiceServicer):
         return pb.CreateConversationResponse.FromString(answer)
 
     async def GetConversation(self, request: pb.GetConversationRequest, context: Context) -> pb.GetConversationResponse:
-        conversation = await self._conversations.get(wire.key_of(request))
-        return pb.GetConversationResponse(conversation=wire.message(conversation))
+        key, user_id = wire.key_of(request), fields.optional_identifier(request.user_id, "user_id")
+        return pb.GetConversationResponse(conversation=wire.message(await self._conversations.get(key, user_id)))
 
     async def ListConversations(
         self, request: pb.ListConversationsRequest, context: Context
     ) -> pb.ListConversationsResponse:
         workspace_id = fields.identifier(request.workspace_id, "workspace_id")
-        user_id = fields.optional_identifier(request.user_id, "user_id")
-        size = fields.page_size(request.page_size)
-        query = ("ListConversations", workspace_id, user_id)
-        found = await self._conversations.page(workspace_id, user_id, wire.after(request, query), size + 1)
+        asked, size = wire.asked(request), fields.page_size(request.page_size)
+        query = wire.query(request, asked)
+        found = await self._conversations.page(workspace_id, asked, wire.after(request, query), size + 1)
         return wire.list_response(found, size, query)
 
     async def UpdateConversation(
@@ -68,8 +76,18 @@ class ConversationService(stubs.ConversationServiceServicer):
     ) -> pb.DeleteConversationResponse:
         key = wire.key_of(request)
         call = attempt(key.workspace_id, "DeleteConversation", request, request.request_id)
-        await self._history.delete(call, key, wire.given_etag(request.etag, "etag"))
+        await self._changes.make(self._conversations.delete(call, key, wire.given_etag(request.etag, "etag")))
         return pb.DeleteConversationResponse()
+
+    async def UndeleteConversation(
+        self, request: pb.UndeleteConversationRequest, context: Context
+    ) -> pb.UndeleteConversationResponse:
+        key = wire.key_of(request)
+        call = attempt(key.workspace_id, "UndeleteConversation", request, request.request_id)
+        change = self._conversations.undelete(
+            call, key, lambda shown: pb.UndeleteConversationResponse(conversation=wire.message(shown)).SerializeToString()
+        )
+        return pb.UndeleteConversationResponse.FromString(await self._changes.make(change))
 
     async def AppendTurn(self, request: pb.AppendTurnRequest, context: Context) -> pb.AppendTurnResponse:
         turn = messages.appended_turn(request)
@@ -82,16 +100,23 @@ class ConversationService(stubs.ConversationServiceServicer):
         turn = await self._history.turn(key, turn_id, fields.optional_identifier(request.user_id, "user_id"))
         return messages.get_turn_response(key, turn)
 
+    async def GetMessage(self, request: pb.GetMessageRequest, context: Context) -> pb.GetMessageResponse:
+        key, seq = messages.thread_key(request.workspace_id, request.thread_id), reads.seq(request.seq)
+        message = await self._history.message(key, seq, fields.optional_identifier(request.user_id, "user_id"))
+        return messages.get_message_response(message)
+
     async def ReadWindow(self, request: pb.ReadWindowRequest, context: Context) -> Any:
         key = messages.thread_key(request.workspace_id, request.thread_id)
         level, token = reads.level_and_token(request, key)
         user_id = fields.optional_identifier(request.user_id, "user_id")
-        window = await self._recall.window(key, reads.count(request), user_id=user_id, level=level, token=token)
-        return messages.EncodedWindow(key, window)
+        count, budget = reads.budgeted_count(request)
+        window = await self._recall.window(key, count, user_id=user_id, level=level, token=token)
+        return messages.EncodedWindow(key, window, budget)
 
     async def ListMessages(self, request: pb.ListMessagesRequest, context: Context) -> pb.ListMessagesResponse:
         key = messages.thread_key(request.workspace_id, request.thread_id)
-        query = ("ListMessages", *key, request.newest_first)
-        size, beyond = fields.page_size(request.page_size), reads.seq_cursor(request.page_token, query)
-        page = await self._history.page(key, size, newest_first=request.newest_first, beyond=beyond)
+        user_id, size = fields.optional_identifier(request.user_id, "user_id"), fields.page_size(request.page_size)
+        query = ("ListMessages", *key, request.newest_first, request.from_seq, user_id)
+        beyond = reads.beyond(request, query)
+        page = await self._history.page(key, size, newest_first=request.newest_first, beyond=beyond, user_id=user_id)
         return messages.list_messages_response(page, query)

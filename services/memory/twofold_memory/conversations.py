@@ -1,7 +1,8 @@
 """Conversations as things with a title, labels and a user; what is said in them is `threads`."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from hashlib import sha256
 
 from twofold_chassis.refusals import EtagMismatch
@@ -25,6 +26,16 @@ class Edit:
             title=conversation.title if self.title is None else self.title,
             metadata=conversation.metadata if self.metadata is None else self.metadata,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which conversations are asked for: of a user, changed within a time, with these labels; None or none: any."""
+
+    user_id: str | None = None
+    updated_from: datetime | None = None
+    updated_before: datetime | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def etag(conversation: Conversation) -> str:

@@ -1,14 +1,11 @@
-"""History: a thread's past, from Postgres: single turns, pages of messages, and its end."""
+"""History: a thread's past, from Postgres: single turns, single messages, pages of messages."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from twofold_chassis.requests import Attempt
 from twofold_memory import windows
-from twofold_memory.purges import Purge, Purges
-from twofold_memory.threads import Entry, Head, StoredTurn, ThreadKey, TurnUnknown, unknown
+from twofold_memory.threads import Entry, Head, MessageUnknown, StoredTurn, ThreadKey, TurnUnknown, unknown
 
 
 class Turns(Protocol):
@@ -22,16 +19,12 @@ class Turns(Protocol):
         """One turn."""
         ...
 
-    async def page(self, key: ThreadKey, *, after: int | None, before: int | None, count: int) -> list[Entry]:
-        """Messages after a seq in order, or before one in reverse order."""
+    async def message(self, key: ThreadKey, seq: int) -> Entry | None:
+        """One message."""
         ...
 
-
-class Conversations(Protocol):
-    """The truth about which conversations there are."""
-
-    async def delete(self, attempt: Attempt, key: ThreadKey, given_etag: str, answer: bytes) -> int | None:
-        """Hides one; returns the epoch from which on copies are valid."""
+    async def page(self, key: ThreadKey, *, after: int | None, before: int | None, count: int) -> list[Entry]:
+        """Messages after a seq in order, or before one in reverse order."""
         ...
 
 
@@ -46,11 +39,8 @@ class Page:
 class History:
     """A thread's past."""
 
-    def __init__(self, turns: Turns, conversations: Conversations, purges: Purges) -> None:
+    def __init__(self, turns: Turns) -> None:
         self._turns = turns
-        self._conversations = conversations
-        self._purges = purges
-        self._deletions: set[asyncio.Task[None]] = set()
 
     async def turn(self, key: ThreadKey, turn_id: str, user_id: str | None = None) -> StoredTurn:
         """One turn with its messages. Raises ConversationUnknown, TurnUnknown."""
@@ -60,38 +50,26 @@ class History:
             raise TurnUnknown(f"the conversation has no turn {turn_id!r}", turn_id=turn_id)
         return turn
 
-    async def page(self, key: ThreadKey, size: int, *, newest_first: bool, beyond: int | None) -> Page:
+    async def message(self, key: ThreadKey, seq: int, user_id: str | None = None) -> Entry:
+        """One message. Raises ConversationUnknown, MessageUnknown."""
+        await self._visible(key, user_id)
+        message = await self._turns.message(key, seq)
+        if message is None:
+            raise MessageUnknown(f"the conversation has no message {seq}", thread_id=key.thread_id, seq=str(seq))
+        return message
+
+    async def page(
+        self, key: ThreadKey, size: int, *, newest_first: bool, beyond: int | None, user_id: str | None = None
+    ) -> Page:
         """Messages beyond a seq, in the asked direction. A page ends before it gets too large, but not before its first."""
-        head = await self._visible(key)
+        head = await self._visible(key, user_id)
         if newest_first:
-            found = await self._turns.page(key, after=None, before=beyond or head.next_seq, count=size + 1)
+            before = head.next_seq if beyond is None else beyond
+            found = await self._turns.page(key, after=None, before=before, count=size + 1)
         else:
             found = await self._turns.page(key, after=beyond or 0, before=None, count=size + 1)
         fitting = windows.fitting(found[:size])
         return Page(found[:fitting], fitting < len(found))
-
-    async def delete(self, attempt: Attempt, key: ThreadKey, given_etag: str) -> None:
-        """Hides the conversation and drops its window. Cancelling changes nothing: no window outlives its conversation.
-
-        Raises ConversationUnknown, EtagMismatch, RequestReused.
-        """
-        task = asyncio.create_task(self._delete(attempt, key, given_etag))
-        self._deletions.add(task)
-        task.add_done_callback(self._deletions.discard)
-        await asyncio.shield(task)
-
-    async def drain(self) -> None:
-        """Returns when no deletion is under way."""
-        while self._deletions:
-            await asyncio.wait(self._deletions)
-
-    async def _delete(self, attempt: Attempt, key: ThreadKey, given_etag: str) -> None:
-        epoch = await self._conversations.delete(attempt, key, given_etag, b"")
-        if epoch is None:
-            # A repeat: whether the first time came as far as the window, nobody knows.
-            (head,) = await self._turns.heads([key])
-            epoch = head.epoch if head else 0
-        await self._purges.do(Purge(key, epoch))
 
     async def _visible(self, key: ThreadKey, user_id: str | None = None) -> Head:
         (head,) = await self._turns.heads([key])

@@ -16,6 +16,17 @@ def whole(entries: Sequence[Entry], count_max: int, *, bytes_max: int = ANSWER_B
     return _from_a_start(counted[len(counted) - kept :]), kept < len(counted)
 
 
+def within(entries: Sequence[Entry], costs: Sequence[int], budget: int) -> int:
+    """How many of the newest of these entries, a whole window, cost no more than the budget; it begins as `whole` does."""
+    spent, kept = 0, 0
+    for cost in reversed(costs):
+        spent += cost
+        if spent > budget:
+            return len(_from_a_start(entries[len(entries) - kept :]))
+        kept += 1
+    return kept
+
+
 def fitting(entries: Sequence[Entry], *, bytes_max: int = ANSWER_BYTES_MAX) -> int:
     """How many of the first entries fit an answer; the first one always does."""
     size = 0

@@ -8,9 +8,12 @@ import asyncpg
 from twofold_chassis import postgres
 from twofold_chassis.postgres import Connection, Pool
 from twofold_chassis.requests import Attempt, Requests
-from twofold_memory.conversations import Answer, Edit, expect
+from twofold_memory.changes import Changed
+from twofold_memory.conversations import Answer, Edit, Filter, expect
+from twofold_memory.purges import Purge
+from twofold_memory.store import changes, events
 from twofold_memory.store.statements import STATEMENTS
-from twofold_memory.threads import Conversation, ConversationExists, ThreadKey, unknown
+from twofold_memory.threads import Conversation, ConversationErased, ConversationExists, ThreadKey, may_see, unknown
 
 
 class PostgresConversations:
@@ -29,18 +32,18 @@ class PostgresConversations:
             )
             if row is None:
                 raise ConversationExists(f"the thread id {new.key.thread_id!r} is taken", thread_id=new.key.thread_id)
-            return answer(_conversation(row))
+            return answer(conversation(row))
 
         async with postgres.transaction(self._pool) as connection:
             return await self._requests.once(connection, attempt, change)
 
-    async def get(self, key: ThreadKey) -> Conversation:
+    async def get(self, key: ThreadKey, user_id: str | None = None) -> Conversation:
         """Raises ConversationUnknown."""
         async with postgres.connection(self._pool) as connection:
             row = await connection.fetchrow(STATEMENTS["conversation"], *key)
-        if row is None:
+        if row is None or not may_see(row["user_id"], user_id):
             raise unknown(key)
-        return _conversation(row)
+        return conversation(row)
 
     async def update(self, attempt: Attempt, key: ThreadKey, edit: Edit, given_etag: str, answer: Answer) -> bytes:
         """Raises ConversationUnknown, EtagMismatch, RequestReused."""
@@ -51,58 +54,80 @@ class PostgresConversations:
                 STATEMENTS["update_conversation"], *key, new.title, json.dumps(dict(new.metadata))
             )
             assert row is not None
-            return answer(_conversation(row))
+            return answer(conversation(row))
 
         async with postgres.transaction(self._pool) as connection:
             return await self._requests.once(connection, attempt, change)
 
-    async def delete(self, attempt: Attempt, key: ThreadKey, given_etag: str, answer: bytes) -> int | None:
-        """Hides it; returns the epoch from which on copies are valid, None if it had been done before by the same call.
+    async def delete(self, attempt: Attempt, key: ThreadKey, given_etag: str) -> Changed:
+        """Hides it. Raises ConversationUnknown, EtagMismatch, RequestReused."""
 
-        Raises ConversationUnknown, EtagMismatch, RequestReused.
-        """
-        epoch: int | None = None
-
-        async def change() -> bytes:
-            nonlocal epoch
+        async def change(connection: Connection) -> tuple[bytes, list[Purge]]:
             await _locked(connection, key, given_etag)
-            epoch = await connection.fetchval(STATEMENTS["delete_conversation"], *key)
-            await connection.execute(STATEMENTS["ask_purge"], *key, epoch)
-            return answer
+            purges = [Purge(key, await connection.fetchval(STATEMENTS["delete_conversation"], *key))]
+            await changes.ask_purges(connection, key.workspace_id, purges)
+            await events.record(connection, key, "conversation.deleted", {})
+            return b"", purges
 
-        async with postgres.transaction(self._pool) as connection:
-            await self._requests.once(connection, attempt, change)
-        return epoch
+        return await changes.made(self._pool, self._requests, attempt, key, change)
+
+    async def undelete(self, attempt: Attempt, key: ThreadKey, answer: Answer) -> Changed:
+        """Shows it again. Raises ConversationUnknown, ConversationErased, RequestReused."""
+
+        async def change(connection: Connection) -> tuple[bytes, list[Purge]]:
+            row = await connection.fetchrow(STATEMENTS["lock_deleted_conversation"], *key)
+            if row is None:
+                raise unknown(key)
+            if row["erased"]:
+                raise ConversationErased("the conversation is erased", thread_id=key.thread_id)
+            if not row["deleted"]:
+                return answer(conversation(row)), []
+            shown = await connection.fetchrow(STATEMENTS["undelete_conversation"], *key)
+            assert shown is not None
+            purges = [Purge(key, shown["epoch"])]
+            await changes.ask_purges(connection, key.workspace_id, purges)
+            await events.record(connection, key, "conversation.undeleted", {})
+            return answer(conversation(shown)), purges
+
+        return await changes.made(self._pool, self._requests, attempt, key, change)
 
     async def page(
-        self, workspace_id: str, user_id: str | None, after: tuple[datetime, str] | None, count: int
+        self, workspace_id: str, asked: Filter, after: tuple[datetime, str] | None, count: int
     ) -> list[Conversation]:
         """Conversations by newest change, from behind `after` on."""
-        behind = after or (None, None)
+        arguments: list[object] = [workspace_id, *(after or (None, None)), count, asked.updated_from, asked.updated_before]
+        if asked.metadata:
+            statement = STATEMENTS["conversations_with_labels"]
+            arguments += [asked.user_id, json.dumps(dict(asked.metadata))]
+        elif asked.user_id is not None:
+            statement = STATEMENTS["conversations_of_user"]
+            arguments += [asked.user_id]
+        else:
+            statement = STATEMENTS["conversations_of_workspace"]
         async with postgres.connection(self._pool) as connection:
-            if user_id is None:
-                rows = await connection.fetch(STATEMENTS["conversations_of_workspace"], workspace_id, *behind, count)
-            else:
-                rows = await connection.fetch(STATEMENTS["conversations_of_user"], workspace_id, user_id, *behind, count)
-        return [_conversation(row) for row in rows]
+            return [conversation(row) for row in await connection.fetch(statement, *arguments)]
 
 
 async def _locked(connection: Connection, key: ThreadKey, given_etag: str) -> Conversation:
     row = await connection.fetchrow(STATEMENTS["lock_conversation"], *key)
     if row is None:
         raise unknown(key)
-    conversation = _conversation(row)
-    expect(conversation, given_etag)
-    return conversation
+    found = conversation(row)
+    expect(found, given_etag)
+    return found
 
 
-def _conversation(row: asyncpg.Record) -> Conversation:
+def conversation(row: asyncpg.Record) -> Conversation:
+    """A conversation out of its row."""
     return Conversation(
         key=ThreadKey(row["workspace_id"], row["thread_id"]),
         user_id=row["user_id"],
         title=row["title"],
         metadata=json.loads(row["metadata"]),
         message_count=row["next_seq"] - 1,
+        first_seq=row["floor_seq"] + 1,
+        parent_thread_id=row["parent_thread_id"],
+        fork_seq=row["shared_until"][-1] if row["shared_until"] else 0,
         version=row["version"],
         created_at=row["created_at"],
         updated_at=row["updated_at"],

@@ -69,15 +69,20 @@ class PostgresTurns:
             rows = await connection.fetch(STATEMENTS["newest"], *key, count, ANSWER_BYTES_MAX)
         if not rows:
             return None
-        entries = [] if rows[0]["seq"] is None else _entries(rows)
-        return Snapshot(_head(rows[0]), entries)
+        return Snapshot(_head(rows[0]), [] if rows[0]["seq"] is None else entries(rows))
 
     async def page(self, key: ThreadKey, *, after: int | None, before: int | None, count: int) -> list[Entry]:
         """Up to `count` messages after a seq in order, or before one in reverse order; fewer if they are very large."""
         statement = STATEMENTS["messages_after"] if before is None else STATEMENTS["messages_before"]
         async with postgres.connection(self._pool) as connection:
             seq = after if before is None else before
-            return _entries(await connection.fetch(statement, *key, seq, count, ANSWER_BYTES_MAX))
+            return entries(await connection.fetch(statement, *key, seq, count, ANSWER_BYTES_MAX))
+
+    async def message(self, key: ThreadKey, seq: int) -> Entry | None:
+        """One message; None if the thread has none of this number."""
+        async with postgres.connection(self._pool) as connection:
+            found = entries(await connection.fetch(STATEMENTS["messages_between"], *key, seq, seq))
+        return found[0] if found else None
 
     async def turn(self, key: ThreadKey, turn_id: str) -> StoredTurn | None:
         """One turn; None if the thread has none of this id."""
@@ -87,7 +92,7 @@ class PostgresTurns:
                 return None
             messages = await connection.fetch(STATEMENTS["messages_between"], *key, row["first_seq"], row["last_seq"])
         usage = None if row["input_tokens"] is None else Usage(row["input_tokens"], row["output_tokens"])
-        return StoredTurn(_entries(messages), row["epoch"], row["last_seq"], usage)
+        return StoredTurn(entries(messages), row["epoch"], row["last_seq"], usage)
 
 
 async def append(connection: Connection, turns: Sequence[Candidate]) -> list[Appended]:
@@ -135,8 +140,9 @@ def _head(row: asyncpg.Record) -> Head:
     return Head(row["next_seq"], row["epoch"], row["owner"], row["deleted"], row["erased"])
 
 
-def _entries(rows: Sequence[asyncpg.Record]) -> list[Entry]:
-    entries = []
+def entries(rows: Sequence[asyncpg.Record]) -> list[Entry]:
+    """Stored messages as they stand in answers; the last ten columns of a row are the message."""
+    found = []
     turn_id, name, created_at, created = None, b"", None, b""
     for seq, turn, index, role, content, rest, token_count, at, status, revision in (tuple(row)[-10:] for row in rows):
         if turn != turn_id:  # neighbours mostly share these two: encode them once
@@ -144,5 +150,5 @@ def _entries(rows: Sequence[asyncpg.Record]) -> list[Entry]:
         if at != created_at:
             created_at, created = at, stamp(at)
         frame = encode(role, content, rest, token_count, seq, name, index, created, status, revision)
-        entries.append(Entry(seq, index == 0, role == ROLE_RESULT, frame))
-    return entries
+        found.append(Entry(seq, index == 0, role == ROLE_RESULT, frame))
+    return found

@@ -8,7 +8,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from twofold.memory.v1 import conversation_pb2 as pb
 from twofold_chassis import fields
 from twofold_chassis.refusals import InvalidField, InvalidPageToken
-from twofold_memory.conversations import Edit, etag
+from twofold_memory.conversations import Edit, Filter, etag
 from twofold_memory.threads import Conversation, ThreadKey
 from twofold_memory.wire.messages import thread_key
 
@@ -29,12 +29,14 @@ def new_conversation(request: pb.CreateConversationRequest) -> Conversation:
     return Conversation(
         key=key,
         user_id=fields.optional_identifier(given.user_id, "conversation.user_id"),
-        title=_title(given),
+        title=title(given.title, "conversation.title"),
         metadata=fields.labels(given.metadata, "conversation.metadata"),
     )
 
 
-def key_of(request: pb.GetConversationRequest | pb.DeleteConversationRequest) -> ThreadKey:
+def key_of(
+    request: pb.GetConversationRequest | pb.DeleteConversationRequest | pb.UndeleteConversationRequest,
+) -> ThreadKey:
     """The conversation that a request names."""
     return thread_key(request.workspace_id, request.thread_id)
 
@@ -53,7 +55,7 @@ def edit(request: pb.UpdateConversationRequest) -> Edit:
     paths = _paths(request.update_mask)
     given = request.conversation
     return Edit(
-        title=_title(given) if "title" in paths else None,
+        title=title(given.title, "conversation.title") if "title" in paths else None,
         metadata=fields.labels(given.metadata, "conversation.metadata") if "metadata" in paths else None,
     )
 
@@ -61,6 +63,26 @@ def edit(request: pb.UpdateConversationRequest) -> Edit:
 def given_etag(value: str, field: str) -> str:
     """An etag as it was given; it is compared, not interpreted."""
     return fields.line(value, field, bytes_max=255)
+
+
+def asked(request: pb.ListConversationsRequest) -> Filter:
+    """Which conversations are to be listed."""
+    since = fields.moment(request.updated_from, "updated_from") if request.HasField("updated_from") else None
+    before = fields.moment(request.updated_before, "updated_before") if request.HasField("updated_before") else None
+    if since is not None and before is not None and before <= since:
+        raise InvalidField("updated_before", "must be later than updated_from")
+    return Filter(
+        user_id=fields.optional_identifier(request.user_id, "user_id"),
+        updated_from=since,
+        updated_before=before,
+        metadata=fields.labels(request.metadata, "metadata"),
+    )
+
+
+def query(request: pb.ListConversationsRequest, asked: Filter) -> Sequence[object]:
+    """What a page token is bound to."""
+    labels = sorted(asked.metadata.items())
+    return ("ListConversations", request.workspace_id, asked.user_id, asked.updated_from, asked.updated_before, labels)
 
 
 def after(request: pb.ListConversationsRequest, query: Sequence[object]) -> tuple[datetime, str] | None:
@@ -88,6 +110,9 @@ def message(conversation: Conversation) -> pb.Conversation:
         create_time=fields.timestamp(conversation.created_at),
         update_time=fields.timestamp(conversation.updated_at),
         etag=etag(conversation),
+        parent_thread_id=conversation.parent_thread_id or "",
+        fork_seq=conversation.fork_seq,
+        first_seq=conversation.first_seq,
     )
 
 
@@ -108,8 +133,9 @@ def _given(request: pb.CreateConversationRequest | pb.UpdateConversationRequest)
     return request.conversation
 
 
-def _title(given: pb.Conversation) -> str:
-    return fields.line(given.title, "conversation.title", bytes_max=_TITLE_BYTES_MAX)
+def title(value: str, field: str) -> str:
+    """A title for people."""
+    return fields.line(value, field, bytes_max=_TITLE_BYTES_MAX)
 
 
 def _paths(mask: FieldMask) -> set[str]:

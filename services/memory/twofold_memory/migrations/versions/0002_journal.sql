@@ -242,3 +242,20 @@ BEGIN
     ORDER BY j.place;
 END
 $$;
+
+-- Conversations found by their labels -----------------------------------------------------------------------------------------
+
+-- A number for each label of a conversation, with its workspace in it: a label that is common elsewhere is none here. Two labels
+-- may have one number, so what is found by it is looked at.
+CREATE FUNCTION memory.label_hashes(workspace_id text, metadata jsonb) RETURNS bigint[]
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+AS $$
+    SELECT coalesce(array_agg(hashtextextended(
+        (length(workspace_id)::text || ':' || workspace_id || length(label.key)::text || ':' || label.key || label.value)
+        COLLATE "C", 0
+    )), '{}')
+    FROM jsonb_each_text(metadata) AS label (key, value)
+$$;
+
+CREATE INDEX conversations_by_label ON memory.conversations USING gin (memory.label_hashes(workspace_id, metadata))
+    WHERE metadata <> '{}' AND deleted_at IS NULL AND erased_at IS NULL;

@@ -108,6 +108,7 @@ FROM memory.conversations c
 CROSS JOIN LATERAL memory.segments(c) s
 JOIN memory.turns t ON t.workspace_id = $1 AND t.thread_id = s.thread_id AND t.turn_id = $3
 WHERE c.workspace_id = $1 AND c.thread_id = $2 AND t.first_seq > s.after_seq AND t.first_seq <= s.last_seq
+ORDER BY t.first_seq DESC
 LIMIT 1;
 
 -- name: messages_between
