@@ -144,7 +144,8 @@ async def connected(port: int) -> AsyncIterator[Memory]:
 @contextlib.asynccontextmanager
 async def serving(database: DatabaseSettings, redis: RedisSettings, **settings: object) -> AsyncIterator[Memory]:
     """A worker in this process, on these stores."""
-    room = MemorySettings.model_validate({"port": 0, "drain_s": 0, "confirm_ms": 5000, "commit_ms": 5000, "journal_ms": 5000} | settings)
+    patient = {"port": 0, "drain_s": 0, "confirm_ms": 5000, "commit_ms": 5000, "journal_ms": 5000}
+    room = MemorySettings.model_validate(patient | settings)
     chosen = Settings(database=database, redis=redis, memory=room, log=LogSettings(level="error"))
     async with memory(chosen) as running, connected(running.port) as client:
         yield client

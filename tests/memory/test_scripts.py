@@ -58,7 +58,7 @@ async def test_the_first_turn_of_a_thread_makes_a_window_and_the_next_extends_it
     assert await scripts.extend(3, 4, ["t3", "m4"]) == "OK"
     assert await scripts.look() == ["t1", "m2", "t3", "m4"]
     assert await scripts.look(3) == ["m2", "t3", "m4"]
-    for name in scripts.names:
+    for name in scripts.names[:2]:
         assert 0 < await scripts.raw.pttl(name) <= TTL_MS  # M9
 
 

@@ -214,8 +214,12 @@ class Journal:
                     began = self._clock()
                     if not await self._cache.index(turn.key, _token()):
                         continue
-                    unknown = True
-                    put = await self._cache.put(self._new(turn), after=turn.after, again=False)
+                    earlier, unknown = unknown, True
+                    try:
+                        put = await self._cache.put(self._new(turn), after=turn.after, again=False)
+                    except Refusal:
+                        unknown = earlier  # it answered: this attempt has kept nothing
+                        raise
                     if put is None:
                         continue
                     self._keep(replace(self._new(turn), prevs=put.prevs))
