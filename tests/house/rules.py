@@ -318,7 +318,7 @@ FIELDS: Mapping[str, Rule] = {
     "memory.v1.ImageRef.detail": NAME,
     "memory.v1.Data.media_type": NAME,
     "memory.v1.Data.json": Written(MIB, ill=("", "{", "nul", "NaN", "1 2", "'a'", "[" * 100_000)),
-    "memory.v1.ListConversationsRequest.updated_from": Time(latest_s=3 * 86400),
+    "memory.v1.ListConversationsRequest.updated_from": Time(),
     "memory.v1.ListConversationsRequest.updated_before": Time(earliest_s=-3 * 86400),
     "memory.v1.ListConversationsRequest.metadata": Labels(32, Text(1024)),
     "memory.v1.GetMessageRequest.seq": SEQ,

@@ -12,6 +12,7 @@ from pydantic import SecretStr
 
 from twofold import refusals
 from twofold.errors.v1.reason_pb2 import Reason
+from twofold.memory.v1.branch_pb2_grpc import BranchServiceStub
 from twofold.memory.v1.checkpoint_pb2_grpc import CheckpointServiceStub
 from twofold.memory.v1.context_pb2_grpc import ContextServiceStub
 from twofold.memory.v1.conversation_pb2 import (
@@ -25,6 +26,7 @@ from twofold.memory.v1.conversation_pb2_grpc import ConversationServiceStub
 from twofold.memory.v1.event_pb2_grpc import EventLogServiceStub
 from twofold.memory.v1.message_pb2 import Message, ReadLevel, Role
 from twofold.memory.v1.preference_pb2_grpc import PreferenceServiceStub
+from twofold.memory.v1.revision_pb2_grpc import RevisionServiceStub
 from twofold.memory.v1.summary_pb2_grpc import SummaryServiceStub
 from twofold.memory.v1.tool_run_pb2_grpc import ToolRunServiceStub
 from twofold.memory.v1.turn_pb2_grpc import TurnServiceStub
@@ -52,6 +54,8 @@ class Memory:
     checkpoints: CheckpointServiceStub
     events: EventLogServiceStub
     turns: TurnServiceStub
+    revisions: RevisionServiceStub
+    branches: BranchServiceStub
 
     async def append(
         self, key: ThreadKey, *texts: str, turn_id: str = "", user_id: str = "", timeout: float = CALL_S
@@ -138,6 +142,8 @@ async def connected(port: int) -> AsyncIterator[Memory]:
             CheckpointServiceStub(channel),
             EventLogServiceStub(channel),
             TurnServiceStub(channel),
+            RevisionServiceStub(channel),
+            BranchServiceStub(channel),
         )
 
 
