@@ -1,4 +1,4 @@
-"""M14: one turn is open on a conversation at a time; who was superseded changes nothing; whatever ends a turn, no word is lost."""
+"""M14: one turn is open on a conversation at a time, who was superseded changes nothing, and no word of a turn is lost."""
 
 import asyncio
 from datetime import timedelta
@@ -128,7 +128,8 @@ def told_with(error: grpc.aio.AioRpcError) -> dict[str, str]:
 async def end_lease(sql: "Sql[Any]", key: ThreadKey, *, and_grace: bool = False) -> None:
     """The clock is Postgres' own: as if time had passed."""
     await sql.execute(
-        "UPDATE memory.open_turns SET lease_until = now() - $3::interval, sweep_at = CASE WHEN $4 THEN now() ELSE sweep_at END"
+        "UPDATE memory.open_turns"
+        " SET lease_until = now() - $3::interval, sweep_at = CASE WHEN $4 THEN now() ELSE sweep_at END"
         " WHERE workspace_id = $1 AND thread_id = $2",
         *key,
         timedelta(seconds=60 if and_grace else 1),
