@@ -38,14 +38,15 @@ def test_every_statement_is_used_and_every_used_one_is_there() -> None:
 
 @pytest.fixture(scope="module")
 async def long_thread(room: Memory, sql: "Sql[Any]") -> tuple[str, str]:
-    """A thread of 20,000 messages beside 20,000 threads."""
+    """A thread of 20,000 messages beside 20,000 threads, and a workspace where a label is common that is rare here."""
     workspace_id, thread_id = "ws-long", "long"
-    await sql.execute(
-        "INSERT INTO memory.conversations (workspace_id, thread_id, user_id, next_seq)"
-        " SELECT $1, 't' || i, 'u' || i % 100, 1 FROM generate_series(1, $2) i",
-        workspace_id,
-        MESSAGES,
+    threads = (
+        "INSERT INTO memory.conversations (workspace_id, thread_id, user_id, metadata)"
+        " SELECT $1, 't' || i, 'u' || i % 100, jsonb_build_object('batch', (i / $3)::text) FROM generate_series(1, $2) i"
     )
+    await sql.execute(threads, workspace_id, MESSAGES, 100)
+    await sql.execute(threads, "ws-other", 1000, 100_000)
+    await sql.execute("UPDATE memory.conversations SET metadata = '{\"batch\": \"7\"}' WHERE workspace_id = 'ws-other'")
     await sql.execute(
         "INSERT INTO memory.conversations (workspace_id, thread_id, next_seq) VALUES ($1, $2, $3)",
         workspace_id,
@@ -79,11 +80,28 @@ HOT: dict[str, tuple[object, ...]] = {
     "turn": ("t10000",),
     "conversation": (),
     "lock_conversation": (),
+    "lock_deleted_conversation": (),
+    "message_body": (10_000,),
+    "turn_bytes": ("t10000",),
+    "last_turn": (),
+    "popped_messages": ("t10000",),
+    "revisions_after": (10_000, 0, 51, 3_000_000),
+    "lock_family": (),
+    "family_epochs": (),
+    "lineage": (),
+    "lock_parent": (),
+    "count_descendants": (1_000,),
+    "branches": ("", 51),
+}
+LISTS: dict[str, tuple[object, ...]] = {
+    "conversations_of_workspace": (),
+    "conversations_of_user": ("u7",),
+    "conversations_with_labels": (None, '{"batch": "7"}'),
 }
 
 
 @pytest.mark.parametrize("plans", ["force_generic_plan", "force_custom_plan"])
-@pytest.mark.parametrize("name", sorted([*HOT, "heads", "conversations_of_user", "conversations_of_workspace"]))
+@pytest.mark.parametrize("name", sorted([*HOT, *LISTS, "heads"]))
 async def test_the_hot_statements_read_an_index_and_few_rows_of_a_long_thread(
     sql: "Sql[Any]", long_thread: tuple[str, str], name: str, plans: str
 ) -> None:
@@ -92,10 +110,8 @@ async def test_the_hot_statements_read_an_index_and_few_rows_of_a_long_thread(
     arguments: tuple[object, ...] = (*long_thread, *HOT.get(name, ()))
     if name == "heads":
         arguments = ([workspace_id] * 20, [thread_id] * 20)
-    elif name == "conversations_of_user":
-        arguments = (workspace_id, "u7", None, None, 51)
-    elif name == "conversations_of_workspace":
-        arguments = (workspace_id, None, None, 51)
+    elif name in LISTS:
+        arguments = (workspace_id, None, None, 51, None, None, *LISTS[name])
     async with sql.acquire() as connection, connection.transaction():
         await connection.execute(f"SET LOCAL plan_cache_mode = {plans}")
         rows = await connection.fetch(

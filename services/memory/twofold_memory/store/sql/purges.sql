@@ -1,9 +1,3 @@
--- name: ask_purge
-INSERT INTO memory.window_purges (workspace_id, thread_id, epoch)
-VALUES ($1, $2, $3)
-ON CONFLICT (workspace_id, thread_id)
-DO UPDATE SET epoch = excluded.epoch, asked_at = now(), done = false, erased = false;
-
 -- name: due_purges
 SELECT workspace_id, thread_id, epoch, erased FROM memory.window_purges WHERE NOT done ORDER BY asked_at LIMIT $1;
 

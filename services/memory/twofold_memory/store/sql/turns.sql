@@ -112,10 +112,17 @@ ORDER BY t.first_seq DESC
 LIMIT 1;
 
 -- name: messages_between
+-- Of one turn: 500 at most. (LIMIT also keeps each segment a look-up of its own.)
 SELECT m.seq, m.turn_id, m.turn_index, m.role, m.content, m.rest, m.token_count, m.created_at, m.status, m.revision
 FROM memory.conversations c
 CROSS JOIN LATERAL memory.segments(c) s
-JOIN memory.messages m ON m.workspace_id = $1 AND m.thread_id = s.thread_id
-    AND m.seq BETWEEN greatest($3::bigint, s.after_seq + 1) AND least($4::bigint, s.last_seq)
+CROSS JOIN LATERAL (
+    SELECT seq, turn_id, turn_index, role, content, rest, token_count, created_at, status, revision
+    FROM memory.messages m
+    WHERE m.workspace_id = $1 AND m.thread_id = s.thread_id
+        AND m.seq > s.after_seq AND m.seq <= s.last_seq AND m.seq >= $3::bigint AND m.seq <= $4::bigint
+    ORDER BY m.seq
+    LIMIT 500
+) m
 WHERE c.workspace_id = $1 AND c.thread_id = $2
 ORDER BY m.seq;
