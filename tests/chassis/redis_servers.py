@@ -13,6 +13,7 @@ from redis.backoff import NoBackoff
 
 from twofold_chassis.settings import RedisSettings
 from twofold_cli.embedded.binaries import Binaries
+from twofold_cli.embedded.ports import free_port
 from twofold_cli.embedded.redis import CONFIGURATION, EmbeddedRedis
 
 PASSWORD = "one-for-all"
@@ -29,6 +30,7 @@ _CLUSTER = """\
 cluster-enabled yes
 cluster-node-timeout {timeout_ms}
 cluster-announce-ip {host}
+cluster-port {bus_port}
 """
 _SENTINEL = """\
 bind {host}
@@ -144,14 +146,21 @@ async def watched(folder: Path) -> AsyncIterator[tuple[Server, Server, Sentinel]
 @contextlib.asynccontextmanager
 async def cluster(folder: Path, *, replicas: int = 0, timeout_ms: int = 2000) -> AsyncIterator[list[Server]]:
     """Three masters that share the slots equally, and `replicas` replicas of the first: in this order."""
-    lines = _CLUSTER.format(host=Server.host, timeout_ms=timeout_ms) + _REPLICA.format(password=PASSWORD)
-    nodes = [Server(folder / f"node-{number}", lines) for number in range(3 + replicas)]
+    # Else it is the port and 10,000, out of the range from which the kernel serves outgoing connections.
+    buses = [free_port() for _ in range(3 + replicas)]
+    nodes = [
+        Server(
+            folder / f"node-{number}",
+            _CLUSTER.format(host=Server.host, timeout_ms=timeout_ms, bus_port=bus) + _REPLICA.format(password=PASSWORD),
+        )
+        for number, bus in enumerate(buses)
+    ]
     async with running(*nodes):
         for number, node in enumerate(nodes[:3]):
             await node.asked("CLUSTER", "ADDSLOTSRANGE", SLOTS * number // 3, SLOTS * (number + 1) // 3 - 1)
             await node.asked("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
-        for node in nodes[1:]:
-            await nodes[0].asked("CLUSTER", "MEET", node.host, node.port)
+        for node, bus in zip(nodes[1:], buses[1:], strict=True):
+            await nodes[0].asked("CLUSTER", "MEET", node.host, node.port, bus)
 
         async def all_know_all() -> bool:
             views = [await node.asked("CLUSTER", "NODES") for node in nodes]
