@@ -6,6 +6,7 @@ from typing import Any
 import grpc
 
 from twofold.memory.v1 import context_pb2, context_pb2_grpc
+from twofold.memory.v1.message_pb2 import Durability
 from twofold.registry.v1 import user_pb2, user_pb2_grpc
 from twofold.router.v1 import turn_pb2, turn_pb2_grpc
 from twofold_chassis import status
@@ -31,13 +32,17 @@ class Scripted:
 class Context(Scripted, context_pb2_grpc.ContextServiceServicer):
     """Hands out the tokens t1, t2, …"""
 
+    durability = Durability.DURABILITY_COMMITTED
+
     async def Invoking(self, request: context_pb2.InvokingRequest, context: Any) -> context_pb2.InvokingResponse:
         await self.noted(request, context)
         return context_pb2.InvokingResponse(text="remembered", thread_token=self._token())
 
     async def Invoked(self, request: context_pb2.InvokedRequest, context: Any) -> context_pb2.InvokedResponse:
         await self.noted(request, context)
-        return context_pb2.InvokedResponse(turn_id=request.request_id, thread_token=self._token())
+        return context_pb2.InvokedResponse(
+            turn_id=request.request_id, thread_token=self._token(), durability=self.durability
+        )
 
     def _token(self) -> bytes:
         return f"t{len(self.requests)}".encode()

@@ -6,8 +6,9 @@ import pytest
 from tests.client.conftest import Connect
 from tests.client.fakes import Context
 from twofold import ContextProvider, ContextUnavailableWarning
-from twofold.memory.v1.message_pb2 import Message, ReadLevel, Role
+from twofold.memory.v1.message_pb2 import Durability, Message, ReadLevel, Role
 from twofold_chassis import refusals
+from twofold_memory.threads import TurnOnItsWay
 
 DOWN = refusals.StoreUnavailable("Postgres does not answer")
 HELLO = Message(role=Role.ROLE_USER, content="Hello")
@@ -54,6 +55,21 @@ async def test_an_exchange_is_kept_as_it_was_said(connect: Connect) -> None:
     (request,) = memory.requests
     assert kept.turn_id == "turn-1"
     assert (list(request.request_messages), list(request.response_messages)) == ([HELLO], [answer])
+
+
+async def test_an_exchange_behind_a_journaled_one_says_so_and_waits_for_it(connect: Connect) -> None:
+    """It would overtake it where the journal has lost it for a moment."""
+    memory = Context()
+    provider = ContextProvider(await connect(memory), "acme", "t")
+    await provider.invoked([HELLO])
+    await provider.invoked([HELLO])
+    memory.durability = Durability.DURABILITY_JOURNALED
+    await provider.invoked([HELLO])
+    memory.durability = Durability.DURABILITY_COMMITTED
+    memory.refusals = [TurnOnItsWay("not there yet")]
+    await provider.invoked([HELLO])
+    await provider.invoked([HELLO])
+    assert [request.after_token for request in memory.requests] == [b"", b"", b"", b"t3", b"t3", b""]
 
 
 async def test_an_unreachable_memory_is_an_error(connect: Connect) -> None:

@@ -1,5 +1,6 @@
 """The context provider of agent frameworks: `invoking` before the agent runs, `invoked` after it."""
 
+import asyncio
 import warnings
 from collections.abc import Iterable
 
@@ -11,7 +12,10 @@ from twofold.errors.v1.reason_pb2 import Reason
 from twofold.ids import new_id
 from twofold.memory.v1 import context_pb2 as pb
 from twofold.memory.v1.conversation_pb2 import TurnUsage
-from twofold.memory.v1.message_pb2 import Message, ReadLevel
+from twofold.memory.v1.message_pb2 import Durability, Message, ReadLevel
+
+# While the exchange before is still on its way into Postgres.
+_PAUSES_S = (0.2, 0.4, 0.8)
 
 
 class ContextUnavailableWarning(UserWarning):
@@ -22,7 +26,8 @@ class ContextProvider:
     """The memory of one conversation, for the code that runs its agent.
 
     It keeps the conversation's last thread_token and passes it by itself, so that each context holds what this provider
-    has seen and stored, and the copy alone may answer. With `stateless_when_unavailable` an unreachable memory service
+    has seen and stored, and the copy alone may answer; and an exchange behind one that was only journaled says so, so that
+    it cannot overtake it. With `stateless_when_unavailable` an unreachable memory service
     gives an empty context and a ContextUnavailableWarning instead of an error; an exchange that cannot be kept is always
     an error. Not for use by several tasks at once.
     """
@@ -48,6 +53,8 @@ class ContextProvider:
         )
         self._stateless_when_unavailable = stateless_when_unavailable
         self._thread_token = b""
+        # The token of the last exchange, as long as it may not be in Postgres.
+        self._after_token = b""
 
     async def invoking(self, *, timeout_s: float | None = None) -> pb.InvokingResponse:
         """What the agent should know: messages, preferences, and both as one block of text."""
@@ -75,20 +82,30 @@ class ContextProvider:
         timeout_s: float | None = None,
     ) -> pb.InvokedResponse:
         """Keeps the exchange as one turn. With the `request_id` of a call whose answer was lost, it is kept once."""
-        kept = await self._client.context.Invoked(
-            pb.InvokedRequest(
-                workspace_id=self._asked.workspace_id,
-                thread_id=self._asked.thread_id,
-                user_id=self._asked.user_id,
-                request_id=request_id or new_id(),
-                request_messages=request_messages,
-                response_messages=response_messages,
-                usage=usage,
-            ),
-            timeout=timeout_s,
+        request = pb.InvokedRequest(
+            workspace_id=self._asked.workspace_id,
+            thread_id=self._asked.thread_id,
+            user_id=self._asked.user_id,
+            request_id=request_id or new_id(),
+            request_messages=request_messages,
+            response_messages=response_messages,
+            usage=usage,
+            after_token=self._after_token,
         )
+        kept = await self._kept(request, timeout_s)
         self._thread_token = kept.thread_token
+        self._after_token = kept.thread_token if kept.durability == Durability.DURABILITY_JOURNALED else b""
         return kept
+
+    async def _kept(self, request: pb.InvokedRequest, timeout_s: float | None) -> pb.InvokedResponse:
+        for pause_s in _PAUSES_S:
+            try:
+                return await self._client.context.Invoked(request, timeout=timeout_s)
+            except grpc.aio.AioRpcError as error:
+                if refusals.reason(error) != Reason.REASON_TURN_ON_ITS_WAY:
+                    raise
+            await asyncio.sleep(pause_s)
+        return await self._client.context.Invoked(request, timeout=timeout_s)
 
     async def _context(self, timeout_s: float | None) -> pb.InvokingResponse:
         if self._thread_token:

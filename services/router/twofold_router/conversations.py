@@ -52,11 +52,14 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """That a turn is kept: where it stands, since when, how safe (`durability`: memory's number), and how new that is."""
+    """That a turn is kept: where it stands, since when, how safe (`durability`: memory's number), and how new that is.
+
+    One that waits in memory's journal has no place and no time yet.
+    """
 
     first_seq: int
     last_seq: int
-    create_time: datetime
+    create_time: datetime | None
     durability: int
     thread_token: bytes
 

@@ -166,7 +166,7 @@ class Turns:
         if kept.text:
             yield Delta(kept.text)
         # The first call may have ended between keeping and recording: the same event again counts once.
-        recording = self._keeping.start(self._record(ask, kept.usage, kept.receipt.create_time))
+        recording = self._keeping.start(self._record(ask, kept.usage, kept.receipt.create_time or datetime.now(UTC)))
         recorded = await asyncio.shield(recording)
         yield Completed(kept.finish_reason, kept.usage, recorded, kept.receipt, 0.0, 0.0, 0.0)
 
@@ -199,7 +199,8 @@ class Turns:
             Exchange(ask.turn, question.user_id, question.agent.agent_id, ask.message, answer, usage)
         )
         keep_s = time.monotonic() - began
-        return Kept(answer.finish_reason, usage, receipt, await self._record(ask, usage, receipt.create_time), keep_s)
+        recorded = await self._record(ask, usage, receipt.create_time or began_at)
+        return Kept(answer.finish_reason, usage, receipt, recorded, keep_s)
 
     async def _record(self, ask: Ask, usage: Usage, event_time: datetime) -> bool:
         """Whether the operation's usage event is recorded. Its time is the stored turn's, so that a retry says the same."""

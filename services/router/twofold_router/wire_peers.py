@@ -121,7 +121,7 @@ def receipt(response: context_pb2.InvokedResponse) -> Receipt:
     return Receipt(
         first_seq=response.first_seq,
         last_seq=response.last_seq,
-        create_time=_moment(response.create_time),
+        create_time=_moment(response.create_time) if response.HasField("create_time") else None,
         durability=response.durability,
         thread_token=response.thread_token,
     )

@@ -82,10 +82,14 @@ def _detail(seconds: float, started: turn_pb2.Started, completed: turn_pb2.Compl
             f"resolve {_ms(started.resolve_duration)}",
             f"context {_ms(started.context_duration)} {source} {completeness} {started.context_messages} messages",
             f"first token {_ms(completed.first_token_duration)}",
-            f"{durability} {completed.first_seq}–{completed.last_seq} in {_ms(completed.keep_duration)}",
+            f"{durability}{_place(completed)} in {_ms(completed.keep_duration)}",
             f"DEGRADED: {degraded}" if degraded else "not degraded",
         ]
     )
+
+
+def _place(completed: turn_pb2.Completed) -> str:
+    return f" {completed.first_seq}–{completed.last_seq}" if completed.first_seq else ""
 
 
 def _ms(duration: Duration) -> str:
