@@ -17,7 +17,7 @@ import twofold_router.settings as router_settings
 from tests.house.contract import Rpc
 from tests.house.examples import World
 from twofold import Twofold
-from twofold.memory.v1 import conversation_pb2, message_pb2, preference_pb2
+from twofold.memory.v1 import checkpoint_pb2, conversation_pb2, message_pb2, preference_pb2, summary_pb2, tool_run_pb2
 from twofold.registry.v1 import agent_pb2, permission_pb2, user_pb2, workspace_pb2
 from twofold_chassis.settings import DatabaseSettings, RedisSettings
 from twofold_cli.embedded.postgres import DatabaseUrls, EmbeddedPostgres
@@ -152,4 +152,36 @@ async def world(house: House) -> World:
             workspace_id=world.workspace_id, user_id=world.user_id, set={"preferred_language": "Python"}
         )
     )
+    await _records(client, world)
     return world
+
+
+async def _records(client: Twofold, world: World) -> None:
+    """A summary, a checkpoint, and tool runs in the states from which one may go on."""
+    await client.summaries.PutSummary(
+        summary_pb2.PutSummaryRequest(
+            workspace_id=world.workspace_id,
+            thread_id=world.thread_id,
+            summary=summary_pb2.Summary(summary_id=world.summary_id, first_seq=1, last_seq=1, text="Hello was said."),
+        )
+    )
+    await client.checkpoints.PutCheckpoint(
+        checkpoint_pb2.PutCheckpointRequest(
+            workspace_id=world.workspace_id,
+            thread_id=world.thread_id,
+            checkpoint=checkpoint_pb2.Checkpoint(checkpoint_id=world.checkpoint_id, line="plan", data=b"state"),
+        )
+    )
+    runs, there = client.tool_runs, world.workspace_id
+    for tool_run_id in (world.tool_run_id, world.running_tool_run_id, world.failed_tool_run_id):
+        run = tool_run_pb2.ToolRun(workspace_id=there, tool_run_id=tool_run_id, name="clock")
+        await runs.CreateToolRun(tool_run_pb2.CreateToolRunRequest(tool_run=run))
+    for tool_run_id in (world.running_tool_run_id, world.failed_tool_run_id):
+        await runs.ClaimToolRun(
+            tool_run_pb2.ClaimToolRunRequest(workspace_id=there, tool_run_id=tool_run_id, version=1, holder="worker-1")
+        )
+    await runs.FailToolRun(
+        tool_run_pb2.FailToolRunRequest(
+            workspace_id=there, tool_run_id=world.failed_tool_run_id, version=2, attempt=1, error="no", retryable=True
+        )
+    )

@@ -14,10 +14,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from twofold.memory.v1 import (
     branch_pb2,
+    checkpoint_pb2,
     context_pb2,
     conversation_pb2,
+    event_pb2,
     preference_pb2,
     revision_pb2,
+    summary_pb2,
+    tool_run_pb2,
 )
 from twofold.memory.v1 import message_pb2 as said
 from twofold.registry.v1 import agent_pb2, audit_pb2, permission_pb2, usage_pb2, user_pb2, workspace_pb2
@@ -33,6 +37,12 @@ class World:
     agent_id: str = "helper"
     thread_id: str = "thread-1"
     turn_id: str = "turn-1"
+    summary_id: str = "summary-1"
+    checkpoint_id: str = "checkpoint-1"
+    # One that waits, one that runs its first attempt, and one that has failed and may be retried.
+    tool_run_id: str = "run-1"
+    running_tool_run_id: str = "run-2"
+    failed_tool_run_id: str = "run-3"
 
     @property
     def request_id(self) -> str:
@@ -344,6 +354,174 @@ _MEMORY: dict[str, Callable[[World], ProtoMessage]] = {
         set={"tone": "short"},
         remove=["preferred_language"],
         request_id=world.request_id,
+        expire_times={"tone": _time(timedelta(days=1))},
+        expected_versions={"preferred_language": 1, "tone": 0},
+    ),
+    "SummaryService.PutSummary": lambda world: summary_pb2.PutSummaryRequest(
+        workspace_id=world.workspace_id,
+        thread_id=world.thread_id,
+        user_id=world.user_id,
+        summary=summary_pb2.Summary(
+            summary_id="summary-2",
+            first_seq=1,
+            last_seq=1,
+            text="They said hello.",
+            token_count=4,
+            model="small",
+            author="ada",
+            metadata={"a": "b"},
+        ),
+        request_id=world.request_id,
+    ),
+    "SummaryService.GetSummary": lambda world: summary_pb2.GetSummaryRequest(
+        workspace_id=world.workspace_id, thread_id=world.thread_id, summary_id=world.summary_id, user_id=world.user_id
+    ),
+    "SummaryService.ListSummaries": lambda world: summary_pb2.ListSummariesRequest(
+        workspace_id=world.workspace_id, thread_id=world.thread_id, user_id=world.user_id, page_size=5
+    ),
+    "SummaryService.DeleteSummary": lambda world: summary_pb2.DeleteSummaryRequest(
+        workspace_id=world.workspace_id,
+        thread_id=world.thread_id,
+        summary_id=world.summary_id,
+        user_id=world.user_id,
+        request_id=world.request_id,
+    ),
+    "ToolRunService.CreateToolRun": lambda world: tool_run_pb2.CreateToolRunRequest(
+        tool_run=tool_run_pb2.ToolRun(
+            workspace_id=world.workspace_id,
+            tool_run_id="run-new",
+            thread_id=world.thread_id,
+            turn_id=world.turn_id,
+            tool_call_id="call-1",
+            name="clock",
+            arguments="{}",
+            attempts_max=3,
+            backoff=Duration(seconds=1),
+            metadata={"a": "b"},
+        ),
+        user_id=world.user_id,
+        request_id=world.request_id,
+    ),
+    "ToolRunService.ClaimToolRun": lambda world: tool_run_pb2.ClaimToolRunRequest(
+        workspace_id=world.workspace_id,
+        tool_run_id=world.tool_run_id,
+        version=1,
+        holder="worker-1",
+        lease_duration=Duration(seconds=30),
+        request_id=world.request_id,
+    ),
+    "ToolRunService.HeartbeatToolRun": lambda world: tool_run_pb2.HeartbeatToolRunRequest(
+        workspace_id=world.workspace_id,
+        tool_run_id=world.running_tool_run_id,
+        version=2,
+        attempt=1,
+        lease_duration=Duration(seconds=30),
+        request_id=world.request_id,
+    ),
+    "ToolRunService.CompleteToolRun": lambda world: tool_run_pb2.CompleteToolRunRequest(
+        workspace_id=world.workspace_id,
+        tool_run_id=world.running_tool_run_id,
+        version=2,
+        attempt=1,
+        result="noon",
+        request_id=world.request_id,
+    ),
+    "ToolRunService.FailToolRun": lambda world: tool_run_pb2.FailToolRunRequest(
+        workspace_id=world.workspace_id,
+        tool_run_id=world.running_tool_run_id,
+        version=2,
+        attempt=1,
+        error="no clock",
+        retryable=True,
+        request_id=world.request_id,
+    ),
+    "ToolRunService.CancelToolRun": lambda world: tool_run_pb2.CancelToolRunRequest(
+        workspace_id=world.workspace_id, tool_run_id=world.tool_run_id, version=1, request_id=world.request_id
+    ),
+    "ToolRunService.RetryToolRun": lambda world: tool_run_pb2.RetryToolRunRequest(
+        workspace_id=world.workspace_id,
+        tool_run_id=world.failed_tool_run_id,
+        version=3,
+        delay=Duration(seconds=5),
+        request_id=world.request_id,
+    ),
+    "ToolRunService.GetToolRun": lambda world: tool_run_pb2.GetToolRunRequest(
+        workspace_id=world.workspace_id, tool_run_id=world.tool_run_id, user_id=world.user_id
+    ),
+    "ToolRunService.ListToolRuns": lambda world: tool_run_pb2.ListToolRunsRequest(
+        workspace_id=world.workspace_id,
+        thread_id=world.thread_id,
+        user_id=world.user_id,
+        state=tool_run_pb2.ToolRunState.TOOL_RUN_STATE_PENDING,
+        name="clock",
+        page_size=5,
+    ),
+    "CheckpointService.PutCheckpoint": lambda world: checkpoint_pb2.PutCheckpointRequest(
+        workspace_id=world.workspace_id,
+        thread_id=world.thread_id,
+        user_id=world.user_id,
+        checkpoint=checkpoint_pb2.Checkpoint(
+            checkpoint_id="checkpoint-2",
+            line="plan",
+            parent_id=world.checkpoint_id,
+            data=b"state",
+            content_type="application/octet-stream",
+            metadata={"a": "b"},
+            pinned=True,
+        ),
+        expected_head_id=world.checkpoint_id,
+        request_id=world.request_id,
+    ),
+    "CheckpointService.GetCheckpoint": lambda world: checkpoint_pb2.GetCheckpointRequest(
+        workspace_id=world.workspace_id, thread_id=world.thread_id, user_id=world.user_id, line="plan"
+    ),
+    "CheckpointService.ListCheckpoints": lambda world: checkpoint_pb2.ListCheckpointsRequest(
+        workspace_id=world.workspace_id,
+        thread_id=world.thread_id,
+        user_id=world.user_id,
+        line="plan",
+        with_data=True,
+        page_size=5,
+    ),
+    "CheckpointService.ForkCheckpoint": lambda world: checkpoint_pb2.ForkCheckpointRequest(
+        workspace_id=world.workspace_id,
+        thread_id=world.thread_id,
+        user_id=world.user_id,
+        checkpoint_id=world.checkpoint_id,
+        new_line="another plan",
+        new_checkpoint_id="checkpoint-3",
+        request_id=world.request_id,
+    ),
+    "CheckpointService.PinCheckpoint": lambda world: checkpoint_pb2.PinCheckpointRequest(
+        workspace_id=world.workspace_id,
+        thread_id=world.thread_id,
+        user_id=world.user_id,
+        checkpoint_id=world.checkpoint_id,
+        pinned=True,
+        request_id=world.request_id,
+    ),
+    "CheckpointService.DeleteCheckpoints": lambda world: checkpoint_pb2.DeleteCheckpointsRequest(
+        workspace_id=world.workspace_id,
+        thread_id=world.thread_id,
+        user_id=world.user_id,
+        line="plan",
+        keep_newest=1,
+        request_id=world.request_id,
+    ),
+    "EventLogService.AppendEvents": lambda world: event_pb2.AppendEventsRequest(
+        workspace_id=world.workspace_id,
+        thread_id=world.thread_id,
+        user_id=world.user_id,
+        events=[event_pb2.Event(kind="plan.changed", payload="{}")],
+        request_id=world.request_id,
+    ),
+    "EventLogService.ListEvents": lambda world: event_pb2.ListEventsRequest(
+        workspace_id=world.workspace_id,
+        thread_id=world.thread_id,
+        user_id=world.user_id,
+        after_offset=1,
+        kind="plan.changed",
+        page_size=5,
     ),
 }
 

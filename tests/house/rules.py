@@ -67,6 +67,16 @@ class Written(Rule):
 
 
 @dataclass(frozen=True)
+class Blob(Rule):
+    """Bytes, whatever they are."""
+
+    bytes_max: int
+
+    def bad(self, good: Any) -> Bad:
+        yield "one byte too long", b"x" * (self.bytes_max + 1)
+
+
+@dataclass(frozen=True)
 class Formed(Rule):
     """One line that has a form of its own as well."""
 
@@ -347,6 +357,45 @@ FIELDS: Mapping[str, Rule] = {
     "memory.v1.InvokingRequest.thread_token": Anything(),
     "memory.v1.UpdatePreferencesRequest.set": Labels(200, Text(4096)),
     "memory.v1.UpdatePreferencesRequest.remove": Several(None, NAME),
+    "memory.v1.Summary.first_seq": Whole(1),
+    "memory.v1.Summary.last_seq": Whole(1),
+    "memory.v1.Summary.text": Text(256 * KIB),
+    "memory.v1.Summary.token_count": Whole(0),
+    "memory.v1.Summary.model": NAME,
+    "memory.v1.Summary.author": NAME,
+    "memory.v1.Summary.metadata": Labels(32, Text(1024)),
+    "memory.v1.ToolRun.name": NAME,
+    "memory.v1.ToolRun.arguments": Text(MIB),
+    "memory.v1.ToolRun.attempts_max": Whole(0, 100),
+    "memory.v1.ToolRun.backoff": Span(3600),
+    "memory.v1.ToolRun.metadata": Labels(32, Text(1024)),
+    "memory.v1.ClaimToolRunRequest.names": Several(20, NAME),
+    "memory.v1.ClaimToolRunRequest.holder": NAME,
+    "memory.v1.ClaimToolRunRequest.lease_duration": Span(3600),
+    "memory.v1.HeartbeatToolRunRequest.lease_duration": Span(3600),
+    "memory.v1.CompleteToolRunRequest.result": Text(MIB),
+    "memory.v1.FailToolRunRequest.error": Text(64 * KIB),
+    "memory.v1.RetryToolRunRequest.delay": Span(86400),
+    **{
+        f"memory.v1.{name}ToolRunRequest.version": Whole(1)
+        for name in ("Claim", "Heartbeat", "Complete", "Fail", "Cancel", "Retry")
+    },
+    **{f"memory.v1.{name}ToolRunRequest.attempt": Whole(1, 100) for name in ("Heartbeat", "Complete", "Fail")},
+    "memory.v1.ListToolRunsRequest.name": NAME,
+    "memory.v1.Checkpoint.line": NAME,
+    "memory.v1.Checkpoint.data": Blob(3 * MIB),
+    "memory.v1.Checkpoint.content_type": NAME,
+    "memory.v1.Checkpoint.metadata": Labels(32, Text(1024)),
+    "memory.v1.GetCheckpointRequest.line": NAME,
+    "memory.v1.ListCheckpointsRequest.line": NAME,
+    "memory.v1.ForkCheckpointRequest.new_line": NAME,
+    "memory.v1.DeleteCheckpointsRequest.line": NAME,
+    "memory.v1.DeleteCheckpointsRequest.keep_newest": Whole(1, 100_000),
+    "memory.v1.AppendEventsRequest.events": Many(100),
+    "memory.v1.Event.kind": NAME,
+    "memory.v1.Event.payload": Text(64 * KIB),
+    "memory.v1.ListEventsRequest.after_offset": Whole(0),
+    "memory.v1.ListEventsRequest.kind": NAME,
     "router.v1.RunRequest.operation_id": Line(250),
     "router.v1.RunRequest.message": Text(MIB),
     "router.v1.RunRequest.instructions": Text(64 * KIB),

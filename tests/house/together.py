@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tests.house.rules import MIB
+from tests.house.rules import KIB, MIB, YEAR_S
 from twofold.memory.v1.message_pb2 import Part, ReadLevel, Role
 from twofold.registry.v1.agent_pb2 import AgentState
 from twofold.registry.v1.user_pb2 import Role as UserRole
@@ -85,6 +85,17 @@ def _messages(name: str, *, plain: int, calling: tuple[str, int], result: tuple[
 def _two_large_calls(message: Any) -> None:
     message.tool_calls[0].arguments = "x" * (600 * 1024)
     message.tool_calls.add(id="call-2", type="function", name="clock", arguments="x" * (600 * 1024))
+
+
+def _named(request: Any, names: Sequence[str]) -> None:
+    request.ClearField("tool_run_id")
+    request.ClearField("version")
+    request.names.extend(names)
+
+
+def _many_large_events(request: Any) -> None:
+    for _ in range(48):
+        request.events.add(kind="large", payload="x" * (64 * KIB))
 
 
 TOGETHER: Mapping[str, Sequence[Together]] = {
@@ -170,5 +181,43 @@ TOGETHER: Mapping[str, Sequence[Together]] = {
             lambda request: request.remove.extend(f"key-{number}" for number in range(199)),
         ),
         Together("a key both set and removed", ["set", "remove"], lambda request: request.remove.append("tone")),
+        Together(
+            "an expiry of a key that is not set",
+            ["expire_times"],
+            lambda request: request.expire_times["preferred_language"].GetCurrentTime(),
+        ),
+        Together(
+            "an expiry that is no time",
+            ["expire_times"],
+            lambda request: setattr(request.expire_times["tone"], "seconds", 10_000 * YEAR_S),
+        ),
+        Together(
+            "a negative version", ["expected_versions"], lambda request: request.expected_versions.update({"tone": -1})
+        ),
+        Together(
+            "a version of a key that is none",
+            ["expected_versions"],
+            lambda request: request.expected_versions.update({"": 1}),
+        ),
+        Together(
+            "too many versions",
+            ["expected_versions"],
+            lambda request: request.expected_versions.update({f"key-{number}": 0 for number in range(200)}),
+        ),
+    ],
+    "twofold.memory.v1.SummaryService.PutSummary": [
+        Together("a range upside down", ["summary.last_seq"], lambda request: setattr(request.summary, "first_seq", 2)),
+    ],
+    "twofold.memory.v1.ToolRunService.ClaimToolRun": [
+        Together("both a run and names", ["names"], lambda request: request.names.append("clock")),
+        Together("a version of no run", ["version"], lambda request: request.ClearField("tool_run_id")),
+        Together("neither a run nor names", ["names"], lambda request: _named(request, [])),
+        Together("too many names", ["names"], lambda request: _named(request, [f"n{number}" for number in range(21)])),
+        Together("an empty name", ["names"], lambda request: _named(request, [""])),
+        Together("a name that is none", ["names"], lambda request: _named(request, ["a\nb"])),
+    ],
+    "twofold.memory.v1.EventLogService.AppendEvents": [
+        Together("no events at all", ["events"], lambda request: request.ClearField("events")),
+        Together("more than 3 MiB in all", ["events"], lambda request: _many_large_events(request)),
     ],
 }

@@ -73,9 +73,7 @@ async def pin(room: Memory, key: ThreadKey, checkpoint_id: str, *, pinned: bool 
     return (await room.checkpoints.PinCheckpoint(request, timeout=CALL_S)).checkpoint
 
 
-async def delete(
-    room: Memory, key: ThreadKey, keep: int, line: str = "", request_id: str = ""
-) -> DeleteCheckpointsResponse:
+async def delete(room: Memory, key: ThreadKey, keep: int, line: str = "", request_id: str = "") -> DeleteCheckpointsResponse:
     request = DeleteCheckpointsRequest(**where(key), line=line, keep_newest=keep, request_id=request_id)
     return await room.checkpoints.DeleteCheckpoints(request, timeout=CALL_S)
 
@@ -228,9 +226,7 @@ async def test_pinning_and_deleting_at_once_never_deletes_what_was_pinned_before
         head = await listed(room, key, size=1)
         old = await put(room, key, b"old", head=head[0].checkpoint_id if head else "")
         new = await put(room, key, b"new", head=old.checkpoint_id)
-        told = await asyncio.gather(
-            pin(room, key, old.checkpoint_id), delete(other_room, key, 1), return_exceptions=True
-        )
+        told = await asyncio.gather(pin(room, key, old.checkpoint_id), delete(other_room, key, 1), return_exceptions=True)
         if isinstance(told[0], Checkpoint):
             assert (await get(room, key, old.checkpoint_id)).pinned
         assert (await get(room, key)).checkpoint_id == new.checkpoint_id
@@ -247,7 +243,9 @@ async def test_repeats_change_nothing(room: Memory, other_room: Memory, key: Thr
     async with refused(grpc.StatusCode.ALREADY_EXISTS, "REASON_REQUEST_REUSED"):
         await put(room, key, b"other", request_id="r")
     assert len(await listed(room, key)) == 1
-    assert b"secret" not in await sql.fetchval("SELECT answer FROM memory.requests WHERE workspace_id = $1", key.workspace_id)
+    assert b"secret" not in await sql.fetchval(
+        "SELECT answer FROM memory.requests WHERE workspace_id = $1", key.workspace_id
+    )
 
 
 async def test_pages_with_data_are_bounded(room: Memory, key: ThreadKey) -> None:

@@ -151,7 +151,12 @@ def test_a_turn_that_begins_with_the_results_of_the_turn_before_is_not_cut_off_i
 
 
 @given(
-    lines_of_a_conversation(), PREFERENCES, summaries_of_a_conversation(), st.integers(0, 160), st.integers(0, 600), st.data()
+    lines_of_a_conversation(),
+    PREFERENCES,
+    summaries_of_a_conversation(),
+    st.integers(0, 160),
+    st.integers(0, 600),
+    st.data(),
 )
 def test_a_context_is_contiguous_with_its_summary_or_names_the_gap(
     lines: list[Line],

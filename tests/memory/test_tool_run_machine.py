@@ -22,7 +22,19 @@ ATTEMPTS_MAX = 2
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(
-            ["claim", "claim", "claim_next", "heartbeat", "complete", "fail", "fail_for_good", "cancel", "retry", "age", "sweep"]
+            [
+                "claim",
+                "claim",
+                "claim_next",
+                "heartbeat",
+                "complete",
+                "fail",
+                "fail_for_good",
+                "cancel",
+                "retry",
+                "age",
+                "sweep",
+            ]
         ),
         st.integers(0, 1),  # which run
         st.sampled_from([0, 0, 0, 1]),  # how many versions ago the caller looked

@@ -322,9 +322,7 @@ async def test_a_run_is_there_as_long_as_its_conversation_is(room: Memory, works
     assert await listed(room, workspace_id) == []
 
 
-async def test_what_is_remembered_of_a_request_holds_no_words(
-    room: Memory, workspace_id: str, sql: "Sql[Any]"
-) -> None:
+async def test_what_is_remembered_of_a_request_holds_no_words(room: Memory, workspace_id: str, sql: "Sql[Any]") -> None:
     """M11."""
     await create(room, workspace_id, arguments="secret", metadata={"note": "secret"}, request_id="r1")
     run = (await claim(room, workspace_id, "search", request_id="r2")).tool_run
