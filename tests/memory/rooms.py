@@ -23,13 +23,16 @@ from twofold.memory.v1.conversation_pb2 import (
     ReadWindowResponse,
 )
 from twofold.memory.v1.conversation_pb2_grpc import ConversationServiceStub
+from twofold.memory.v1.erasure_pb2_grpc import ErasureServiceStub
 from twofold.memory.v1.event_pb2_grpc import EventLogServiceStub
 from twofold.memory.v1.message_pb2 import Message, ReadLevel, Role
 from twofold.memory.v1.preference_pb2_grpc import PreferenceServiceStub
 from twofold.memory.v1.revision_pb2_grpc import RevisionServiceStub
 from twofold.memory.v1.summary_pb2_grpc import SummaryServiceStub
 from twofold.memory.v1.tool_run_pb2_grpc import ToolRunServiceStub
+from twofold.memory.v1.transfer_pb2_grpc import TransferServiceStub
 from twofold.memory.v1.turn_pb2_grpc import TurnServiceStub
+from twofold.memory.v1.watch_pb2_grpc import WatchServiceStub
 from twofold_chassis.settings import DatabaseSettings, LogSettings, RedisSettings
 from twofold_cli.embedded.postgres import DatabaseUrls
 from twofold_cli.embedded.redis import EmbeddedRedis
@@ -54,8 +57,11 @@ class Memory:
     checkpoints: CheckpointServiceStub
     events: EventLogServiceStub
     turns: TurnServiceStub
+    watches: WatchServiceStub
     revisions: RevisionServiceStub
     branches: BranchServiceStub
+    transfers: TransferServiceStub
+    erasures: ErasureServiceStub
 
     async def append(
         self, key: ThreadKey, *texts: str, turn_id: str = "", user_id: str = "", timeout: float = CALL_S
@@ -142,8 +148,11 @@ async def connected(port: int) -> AsyncIterator[Memory]:
             CheckpointServiceStub(channel),
             EventLogServiceStub(channel),
             TurnServiceStub(channel),
+            WatchServiceStub(channel),
             RevisionServiceStub(channel),
             BranchServiceStub(channel),
+            TransferServiceStub(channel),
+            ErasureServiceStub(channel),
         )
 
 

@@ -9,11 +9,14 @@ from twofold import channels
 from twofold.memory.v1.checkpoint_pb2_grpc import CheckpointServiceStub
 from twofold.memory.v1.context_pb2_grpc import ContextServiceStub
 from twofold.memory.v1.conversation_pb2_grpc import ConversationServiceStub
+from twofold.memory.v1.erasure_pb2_grpc import ErasureServiceStub
 from twofold.memory.v1.event_pb2_grpc import EventLogServiceStub
 from twofold.memory.v1.preference_pb2_grpc import PreferenceServiceStub
 from twofold.memory.v1.summary_pb2_grpc import SummaryServiceStub
 from twofold.memory.v1.tool_run_pb2_grpc import ToolRunServiceStub
+from twofold.memory.v1.transfer_pb2_grpc import TransferServiceStub
 from twofold.memory.v1.turn_pb2_grpc import TurnServiceStub as OpenTurnServiceStub
+from twofold.memory.v1.watch_pb2_grpc import WatchServiceStub
 from twofold.registry.v1.agent_pb2_grpc import AgentServiceStub
 from twofold.registry.v1.audit_pb2_grpc import AuditServiceStub
 from twofold.registry.v1.permission_pb2_grpc import PermissionServiceStub
@@ -33,7 +36,7 @@ _REGISTRY_CONFIG = channels.service_config(
 _MEMORY_CONFIG = channels.service_config(
     [
         f"twofold.memory.v1.{name}Service"
-        for name in ("Conversation", "Context", "Preference", "Summary", "ToolRun", "Checkpoint", "EventLog", "Turn")
+        for name in ("Conversation", "Context", "Preference", "Summary", "ToolRun", "Checkpoint", "EventLog", "Turn", "Watch", "Transfer", "Erasure")
     ]
 )
 _ROUTER_CONFIG = channels.service_config(
@@ -83,8 +86,11 @@ class Twofold:
     tool_runs: ToolRunServiceStub
     checkpoints: CheckpointServiceStub
     events: EventLogServiceStub
+    transfers: TransferServiceStub
+    erasures: ErasureServiceStub
     # A turn that is opened first; `turns` is the router's way of a whole one.
     open_turns: OpenTurnServiceStub
+    watches: WatchServiceStub
 
     routing: RoutingServiceStub
     turns: TurnServiceStub
@@ -105,7 +111,10 @@ class Twofold:
         self.tool_runs = ToolRunServiceStub(memory)
         self.checkpoints = CheckpointServiceStub(memory)
         self.events = EventLogServiceStub(memory)
+        self.transfers = TransferServiceStub(memory)
+        self.erasures = ErasureServiceStub(memory)
         self.open_turns = OpenTurnServiceStub(memory)
+        self.watches = WatchServiceStub(memory)
         self.routing = RoutingServiceStub(router)
         self.turns = TurnServiceStub(router)
         return self

@@ -1,10 +1,11 @@
 """Writes that may be repeated: the same call again, with its request id, changes nothing and gets the first answer.
 
 Each room keeps a table `requests` in its schema (workspace_id, request_id, rpc, body_hash, answer, created_at) and writes to
-it in the transaction of the change itself: there is no moment at which one of the two exists without the other.
+it in the transaction of the change itself: there is no moment at which one of the two exists without the other. A room whose
+answers may have to be erased also has the columns thread_id and user_id there: what the call was about.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -21,26 +22,47 @@ _SWEPT_AT_ONCE = 100
 class Attempt:
     """One call of a write. Its repeats have the same request id, rpc and body.
 
-    `scope` is the workspace in which the request id is unique; empty for what happens in none.
+    `scope` is the workspace in which the request id is unique; empty for what happens in none. `thread_id` and `user_id`:
+    what it is about, if its request says that.
     """
 
     scope: str
     rpc: str
     request_id: str | None
     body_hash: bytes
+    thread_id: str | None = None
+    user_id: str | None = None
 
 
 def attempt(scope: str, rpc: str, request: Message, request_id: str) -> Attempt:
     """Reads what makes a call a repeat; `request_id` is the request's field of that name."""
     body = request.SerializeToString(deterministic=True)
-    return Attempt(scope, rpc, fields.optional_identifier(request_id, "request_id"), sha256(body).digest())
+    given = fields.optional_identifier(request_id, "request_id")
+    return Attempt(scope, rpc, given, sha256(body).digest(), _named(request, "thread_id"), _named(request, "user_id"))
+
+
+def _named(request: Message, field: str) -> str | None:
+    """An id that the request has itself, or in the resource that it is about."""
+    for message in _with_parts(request):
+        if field in message.DESCRIPTOR.fields_by_name and (value := getattr(message, field)):
+            return str(value)
+    return None
+
+
+def _with_parts(request: Message) -> Iterator[Message]:
+    yield request
+    for _, value in request.ListFields():
+        if isinstance(value, Message):
+            yield value
 
 
 class Requests:
-    """The table of one schema."""
+    """The table of one schema. `says_what`: it has the columns thread_id and user_id."""
 
-    def __init__(self, schema: str) -> None:
-        self.statements = {name: text.replace("{schema}", schema) for name, text in _STATEMENTS.items()}
+    def __init__(self, schema: str, *, says_what: bool = False) -> None:
+        texts = _STATEMENTS | {"keep_answer": _KEEP_ANSWER_ABOUT} if says_what else _STATEMENTS
+        self.statements = {name: text.replace("{schema}", schema) for name, text in texts.items()}
+        self._says_what = says_what
 
     async def once(self, connection: Connection, attempt: Attempt, change: Callable[[], Awaitable[bytes]]) -> bytes:
         """Makes the change in the running transaction and returns its answer, or the answer of the first time.
@@ -63,7 +85,8 @@ class Requests:
         # Before the change, which may take locks that everybody waits for.
         await connection.execute(self.statements["forget_answers"], _SWEPT_AT_ONCE)
         answer = await change()
-        await connection.execute(self.statements["keep_answer"], *name, attempt.rpc, attempt.body_hash, answer)
+        about = (attempt.thread_id, attempt.user_id) if self._says_what else ()
+        await connection.execute(self.statements["keep_answer"], *name, attempt.rpc, attempt.body_hash, answer, *about)
         return answer
 
 
@@ -84,3 +107,9 @@ _STATEMENTS = {
         " FOR UPDATE SKIP LOCKED)"
     ),
 }
+_KEEP_ANSWER_ABOUT = (
+    "INSERT INTO {schema}.requests (workspace_id, request_id, rpc, body_hash, answer, thread_id, user_id)"
+    " VALUES ($1, $2, $3, $4, $5, $6, $7)"
+    " ON CONFLICT (workspace_id, request_id) DO UPDATE SET rpc = excluded.rpc, body_hash = excluded.body_hash,"
+    " answer = excluded.answer, created_at = now(), thread_id = excluded.thread_id, user_id = excluded.user_id"
+)

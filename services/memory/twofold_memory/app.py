@@ -11,12 +11,15 @@ from twofold.memory.v1 import (
     checkpoint_pb2_grpc,
     context_pb2_grpc,
     conversation_pb2_grpc,
+    erasure_pb2_grpc,
     event_pb2_grpc,
     preference_pb2_grpc,
     revision_pb2_grpc,
     summary_pb2_grpc,
     tool_run_pb2_grpc,
+    transfer_pb2_grpc,
     turn_pb2_grpc,
+    watch_pb2_grpc,
 )
 from twofold_chassis import postgres
 from twofold_chassis.breaker import Breaker
@@ -33,8 +36,13 @@ from twofold_memory.changes import Changes
 from twofold_memory.checkpoint_service import CheckpointService
 from twofold_memory.context_service import ContextService
 from twofold_memory.conversation_service import ConversationService
+from twofold_memory.erasure_service import ErasureService
+from twofold_memory.erasures import Erasures
 from twofold_memory.event_log_service import EventLogService
+from twofold_memory.exports import Exports
+from twofold_memory.followers import Followers
 from twofold_memory.history import History
+from twofold_memory.imports import Imports
 from twofold_memory.journal import Journal
 from twofold_memory.migrate import migrate
 from twofold_memory.open_turns import OpenTurns
@@ -47,22 +55,29 @@ from twofold_memory.settings import Settings
 from twofold_memory.store.branches import PostgresBranches
 from twofold_memory.store.checkpoints import PostgresCheckpoints
 from twofold_memory.store.conversations import PostgresConversations
+from twofold_memory.store.erasures import PostgresErasures
 from twofold_memory.store.events import PostgresEvents
+from twofold_memory.store.exports import PostgresExports
 from twofold_memory.store.journal import PostgresJournal
 from twofold_memory.store.open_turns import PostgresOpenTurns
 from twofold_memory.store.preferences import PostgresPreferences
 from twofold_memory.store.purges import PostgresPurges
+from twofold_memory.store.retentions import PostgresRetentions
 from twofold_memory.store.revisions import PostgresRevisions
 from twofold_memory.store.statements import STATEMENTS
 from twofold_memory.store.summaries import PostgresSummaries
 from twofold_memory.store.tool_runs import PostgresToolRuns
 from twofold_memory.store.turns import PostgresTurns
+from twofold_memory.store.watches import PostgresWatches
 from twofold_memory.summaries import SummaryRecall
 from twofold_memory.summary_service import SummaryService
 from twofold_memory.sweeps import Sweeps
 from twofold_memory.tool_run_service import ToolRunService
+from twofold_memory.transfer_service import TransferService
 from twofold_memory.turn_queue import TurnQueue
 from twofold_memory.turn_service import TurnService
+from twofold_memory.watch_service import WatchService
+from twofold_memory.watching import Watches
 
 _PACKAGE = "twofold.memory.v1"
 
@@ -84,7 +99,12 @@ async def memory(settings: Settings) -> AsyncIterator[Running]:
         link = await open_link(settings.redis, must_keep=True)
         cleanup.push_async_callback(link.close)
 
-        requests = Requests("memory")
+        # Long work has connections of its own, so that nobody else waits for them.
+        long_settings = {"pool_size_max": service.long_pool_size_max, "command_timeout_s": service.long_command_timeout_s}
+        long_pool = await postgres.open_pool(settings.database.model_copy(update=long_settings), name="memory-long")
+        cleanup.push_async_callback(postgres.close_pool, long_pool)
+
+        requests = Requests("memory", says_what=True)
         turns = PostgresTurns(pool)
         cleanup.push_async_callback(turns.close)
         conversations = PostgresConversations(pool, requests)
@@ -133,15 +153,27 @@ async def memory(settings: Settings) -> AsyncIterator[Running]:
         summary_recall = SummaryRecall(summaries, summary_copies)
         cleanup.push_async_callback(summary_recall.drain)
         await cleanup.enter_async_context(Sweeps([preferences.sweep, tool_runs.give_up]).repeated())
+        followers = Followers(turns)
+        cleanup.push_async_callback(followers.close)
         kept_open = PostgresOpenTurns(pool)
         queue = TurnQueue(kept_open)
         cleanup.push_async_callback(queue.drain)
-        open_turns = OpenTurns(kept_open, windows, journal, queue, told=lambda _: None)
+        open_turns = OpenTurns(kept_open, windows, journal, queue, told=followers.told)
         cleanup.push_async_callback(open_turns.drain)
         await cleanup.enter_async_context(Sweeps([open_turns.sweep], period_s=1.0).repeated())
         history = History(turns)
         changes = Changes(purges)
         cleanup.push_async_callback(changes.drain)
+
+        receipts = PostgresErasures(
+            long_pool, requests, copy_ttl_s=service.user_ttl_days * 86400, look_s=service.retention_look_s
+        )
+        erasures = Erasures(receipts, purges, summary_copies, copies, windows)
+        await cleanup.enter_async_context(erasures.repeated())
+        cleanup.push_async_callback(erasures.drain)
+        long_turns = PostgresTurns(long_pool)
+        cleanup.push_async_callback(long_turns.close)
+        exports = Exports(PostgresExports(long_pool), long_turns)
 
         faces = [
             Face(
@@ -170,6 +202,11 @@ async def memory(settings: Settings) -> AsyncIterator[Running]:
                 turn_pb2_grpc.add_TurnServiceServicer_to_server,
             ),
             Face(
+                f"{_PACKAGE}.WatchService",
+                WatchService(Watches(PostgresWatches(pool, turns), followers)),
+                watch_pb2_grpc.add_WatchServiceServicer_to_server,
+            ),
+            Face(
                 f"{_PACKAGE}.PreferenceService",
                 PreferenceService(preferences, preference_recall),
                 preference_pb2_grpc.add_PreferenceServiceServicer_to_server,
@@ -193,6 +230,16 @@ async def memory(settings: Settings) -> AsyncIterator[Running]:
                 f"{_PACKAGE}.EventLogService",
                 EventLogService(PostgresEvents(pool, requests)),
                 event_pb2_grpc.add_EventLogServiceServicer_to_server,
+            ),
+            Face(
+                f"{_PACKAGE}.TransferService",
+                TransferService(Imports(conversations, appends), exports),
+                transfer_pb2_grpc.add_TransferServiceServicer_to_server,
+            ),
+            Face(
+                f"{_PACKAGE}.ErasureService",
+                ErasureService(erasures, receipts, PostgresRetentions(pool, requests)),
+                erasure_pb2_grpc.add_ErasureServiceServicer_to_server,
             ),
         ]
         running = await cleanup.enter_async_context(

@@ -38,9 +38,13 @@ class ConversationService(stubs.ConversationServiceServicer):
     ) -> pb.CreateConversationResponse:
         new = wire.new_conversation(request)
         call = attempt(new.key.workspace_id, "CreateConversation", request, request.request_id)
-        answer = await self._conversations.create(
-            call, new, lambda made: pb.CreateConversationResponse(conversation=wire.message(made)).SerializeToString()
+        made = self._conversations.create(
+            call,
+            new,
+            fields.whole(request.erased_epoch, "erased_epoch", least=0, most=2**63 - 1),
+            lambda made: pb.CreateConversationResponse(conversation=wire.message(made)).SerializeToString(),
         )
+        answer = await self._changes.make(made)
         return pb.CreateConversationResponse.FromString(answer)
 
     async def GetConversation(self, request: pb.GetConversationRequest, context: Context) -> pb.GetConversationResponse:

@@ -24,6 +24,15 @@ class MemorySettings(ListenSettings):
     confirm_ms: float = Field(
         default=150, gt=0, le=10_000, description="how long a warm read waits for Postgres before it says UNVERIFIED"
     )
+    long_pool_size_max: int = Field(
+        default=3, ge=1, le=100, description="connections for long work, exports and erasures, besides the others"
+    )
+    long_command_timeout_s: float = Field(
+        default=30, gt=0, le=600, description="the longest that one statement of long work may take"
+    )
+    retention_look_s: float = Field(
+        default=300, gt=0, le=86400, description="how often somebody looks what a workspace has kept for long enough"
+    )
 
     @property
     def window_messages_max(self) -> int:

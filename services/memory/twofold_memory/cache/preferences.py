@@ -41,6 +41,12 @@ class RedisPreferences:
         arguments: list[str | int] = [_VERSION_FIELD, preferences.version, self._ttl_ms, *pairs]
         await losable(self._link.run(self._put, (keys.user_preferences(*user),), arguments), otherwise=None)
 
+    async def drop(self, user: UserKey, version: int) -> bool:
+        """Puts an empty copy of this version in the place of every older one, and of late ones; whether that is sure."""
+        arguments = (_VERSION_FIELD, version, self._ttl_ms)
+        reply = await losable(self._link.run(self._put, (keys.user_preferences(*user),), arguments), otherwise=None)
+        return reply is not None
+
 
 def _value(entry: Preference) -> str:
     expiry = "" if entry.expires_at is None else f"@{(entry.expires_at - _EPOCH) // _MICROSECOND}"

@@ -11,6 +11,9 @@ from twofold_memory import keys
 from twofold_memory.summaries import Summaries, Summary
 from twofold_memory.threads import ThreadKey
 
+# No version of a conversation's summaries is as high.
+_NEWER_THAN_ANY = 2**53
+
 
 class RedisSummaries:
     """One hash a conversation: epoch, version, and the summaries as JSON; also that there are none."""
@@ -38,6 +41,12 @@ class RedisSummaries:
         entries = [asdict(entry) | {"created_at": entry.created_at.isoformat()} for entry in summaries.entries]
         arguments = (summaries.epoch, summaries.version, self._ttl_ms, json.dumps(entries))
         await losable(self._link.run(self._put, (keys.thread_summary(key),), arguments), otherwise=None)
+
+    async def drop(self, key: ThreadKey, epoch: int) -> bool:
+        """Puts an empty copy in the place of every one of this epoch or older, and of late ones; whether that is sure."""
+        arguments = (epoch, _NEWER_THAN_ANY, self._ttl_ms, "[]")
+        reply = await losable(self._link.run(self._put, (keys.thread_summary(key),), arguments), otherwise=None)
+        return reply is not None
 
 
 def _summary(entry: Mapping[str, Any]) -> Summary:

@@ -13,5 +13,8 @@ GRANT INSERT, UPDATE, DELETE ON memory.record_heads, memory.summaries, memory.to
 GRANT INSERT, UPDATE, DELETE ON memory.checkpoint_lines, memory.checkpoints TO {application};
 GRANT INSERT, UPDATE, DELETE ON memory.requests, memory.window_purges TO {application};
 GRANT INSERT, UPDATE, DELETE ON memory.open_turns, memory.turn_waiters TO {application};
+-- Messages, turns and the like are deleted by erase_rows alone, and only those of conversations that are erased.
+GRANT INSERT, UPDATE ON memory.erasures, memory.retentions TO {application};
+GRANT INSERT, UPDATE, DELETE ON memory.erasure_threads, memory.preference_purges TO {application};
 REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA memory FROM PUBLIC;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA memory TO {application};

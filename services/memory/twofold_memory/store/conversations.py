@@ -7,6 +7,7 @@ import asyncpg
 
 from twofold_chassis import postgres
 from twofold_chassis.postgres import Connection, Pool
+from twofold_chassis.refusals import Busy
 from twofold_chassis.requests import Attempt, Requests
 from twofold_memory.changes import Changed
 from twofold_memory.conversations import Answer, Edit, Filter, expect
@@ -23,19 +24,30 @@ class PostgresConversations:
         self._pool = pool
         self._requests = requests
 
-    async def create(self, attempt: Attempt, new: Conversation, answer: Answer) -> bytes:
-        """Makes a conversation. Raises ConversationExists, RequestReused."""
+    async def create(self, attempt: Attempt, new: Conversation, erased_epoch: int, answer: Answer) -> Changed:
+        """Makes a conversation, also anew under the id of one that was erased, if its epoch is named.
 
-        async def change() -> bytes:
-            row = await connection.fetchrow(
-                STATEMENTS["create_conversation"], *new.key, new.user_id, new.title, json.dumps(dict(new.metadata))
-            )
+        Raises ConversationExists, ConversationErased, Busy, RequestReused.
+        """
+
+        async def change(connection: Connection) -> tuple[bytes, list[Purge]]:
+            what = (*new.key, new.user_id, new.title, json.dumps(dict(new.metadata)))
+            row = await connection.fetchrow(STATEMENTS["create_conversation"], *what)
+            if row is not None:
+                return answer(conversation(row)), []
+            row = await connection.fetchrow(STATEMENTS["begin_erased_anew"], *what, erased_epoch)
             if row is None:
-                raise ConversationExists(f"the thread id {new.key.thread_id!r} is taken", thread_id=new.key.thread_id)
-            return answer(conversation(row))
+                await _refuse_taken(connection, new.key, erased_epoch)
+            assert row is not None
+            purges = [Purge(new.key, row["epoch"])]
+            await changes.ask_purges(connection, new.key.workspace_id, purges)
+            return answer(conversation(row)), purges
 
-        async with postgres.transaction(self._pool) as connection:
-            return await self._requests.once(connection, attempt, change)
+        return await changes.made(self._pool, self._requests, attempt, new.key, change)
+
+    async def make(self, new: Conversation) -> None:
+        """Makes a conversation. Raises ConversationExists, ConversationErased."""
+        await self.create(Attempt(new.key.workspace_id, "", None, b""), new, 0, lambda _: b"")
 
     async def get(self, key: ThreadKey, user_id: str | None = None) -> Conversation:
         """Raises ConversationUnknown."""
@@ -106,6 +118,15 @@ class PostgresConversations:
             statement = STATEMENTS["conversations_of_workspace"]
         async with postgres.connection(self._pool) as connection:
             return [conversation(row) for row in await connection.fetch(statement, *arguments)]
+
+
+async def _refuse_taken(connection: Connection, key: ThreadKey, erased_epoch: int) -> None:
+    row = await connection.fetchrow(STATEMENTS["tombstone"], *key)
+    if row is None:
+        raise ConversationExists(f"the thread id {key.thread_id!r} is taken", thread_id=key.thread_id)
+    if row["epoch"] == erased_epoch and row["being_erased"]:
+        raise Busy("the erasure of the conversation is not done", retry_after_s=1.0)
+    raise ConversationErased("the conversation is erased", thread_id=key.thread_id, epoch=str(row["epoch"]))
 
 
 async def _locked(connection: Connection, key: ThreadKey, given_etag: str) -> Conversation:

@@ -166,8 +166,11 @@ class CreateConversationRequest(_message.Message):
 
     CONVERSATION_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ERASED_EPOCH_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes a repeat harmless. Optional."""
+    erased_epoch: _builtins.int
+    """To begin an erased conversation anew under its id: the epoch of its tombstone (Erasure.epoch). Not negative. Optional."""
     @_builtins.property
     def conversation(self) -> Global___Conversation:
         """The conversation. Required."""
@@ -177,10 +180,11 @@ class CreateConversationRequest(_message.Message):
         *,
         conversation: Global___Conversation | None = ...,
         request_id: _builtins.str = ...,
+        erased_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "erased_epoch", b"erased_epoch", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

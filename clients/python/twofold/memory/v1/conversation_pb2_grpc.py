@@ -98,7 +98,9 @@ class ConversationServiceServicer:
 
     def CreateConversation(self, request, context):
         """CreateConversation makes an empty conversation. Not needed before an append, which makes one if there is none.
-        Errors: ALREADY_EXISTS (REASON_CONVERSATION_EXISTS, REASON_REQUEST_REUSED).
+        Errors: ALREADY_EXISTS (REASON_CONVERSATION_EXISTS, REASON_REQUEST_REUSED), FAILED_PRECONDITION
+        (REASON_CONVERSATION_ERASED: the id is of one that was erased, with metadata epoch; see erased_epoch), ABORTED (REASON_BUSY:
+        its erasure is not done).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

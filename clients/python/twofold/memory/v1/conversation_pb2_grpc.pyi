@@ -33,7 +33,9 @@ class ConversationServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateConversation: _aio.UnaryUnaryMultiCallable[_conversation_pb2.CreateConversationRequest, _conversation_pb2.CreateConversationResponse]
     """CreateConversation makes an empty conversation. Not needed before an append, which makes one if there is none.
-    Errors: ALREADY_EXISTS (REASON_CONVERSATION_EXISTS, REASON_REQUEST_REUSED).
+    Errors: ALREADY_EXISTS (REASON_CONVERSATION_EXISTS, REASON_REQUEST_REUSED), FAILED_PRECONDITION
+    (REASON_CONVERSATION_ERASED: the id is of one that was erased, with metadata epoch; see erased_epoch), ABORTED (REASON_BUSY:
+    its erasure is not done).
     """
     GetConversation: _aio.UnaryUnaryMultiCallable[_conversation_pb2.GetConversationRequest, _conversation_pb2.GetConversationResponse]
     """GetConversation returns one conversation without its messages.
@@ -104,7 +106,9 @@ class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_conversation_pb2.CreateConversationRequest, _abc.Awaitable[_conversation_pb2.CreateConversationResponse]],
     ) -> _abc.Awaitable[_conversation_pb2.CreateConversationResponse]:
         """CreateConversation makes an empty conversation. Not needed before an append, which makes one if there is none.
-        Errors: ALREADY_EXISTS (REASON_CONVERSATION_EXISTS, REASON_REQUEST_REUSED).
+        Errors: ALREADY_EXISTS (REASON_CONVERSATION_EXISTS, REASON_REQUEST_REUSED), FAILED_PRECONDITION
+        (REASON_CONVERSATION_ERASED: the id is of one that was erased, with metadata epoch; see erased_epoch), ABORTED (REASON_BUSY:
+        its erasure is not done).
         """
 
     @_abc_1.abstractmethod

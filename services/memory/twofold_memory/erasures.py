@@ -1,0 +1,330 @@
+"""Erasures: nothing of the content is left, in any store that the receipt calls done.
+
+The tombstone is committed first: from then on no reader sees and no late writer reaches what was there. Rows and copies
+follow in small steps, each one transaction that any worker may make, so that whoever is killed in the middle is no loss. A
+store that does not answer is asked again each second.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from typing import Any, NamedTuple, Protocol
+
+import structlog
+
+from twofold_chassis.refusals import NotFound, Reason, Refusal
+from twofold_chassis.requests import Attempt
+from twofold_memory.preferences import UserKey
+from twofold_memory.purges import Purge, Purges
+from twofold_memory.threads import ThreadKey
+
+_PERIOD_S = 1.0
+_POLL_S = 0.02
+_IDLE_MAX = 2
+_AT_ONCE = 8
+_COPIES_AT_ONCE = 256
+
+
+class ErasureUnknown(NotFound):
+    """No such erasure in the workspace."""
+
+    reason = Reason.REASON_ERASURE_UNKNOWN
+
+
+class Kind(Enum):
+    """What is erased; the numbers are those of the contract and of the table."""
+
+    CONVERSATION = 1
+    USER = 2
+    WORKSPACE = 3
+    RETENTION = 4
+
+
+class ErasureKey(NamedTuple):
+    """Which erasure."""
+
+    workspace_id: str
+    erasure_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """Something to be erased: a conversation, all of a user, or all of a workspace. `actor` asks for it."""
+
+    key: ErasureKey
+    kind: Kind
+    actor: str
+    thread_id: str | None = None
+    user_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """The receipt. Times are None until nothing is left there; counts are of what has gone so far."""
+
+    key: ErasureKey
+    kind: Kind
+    thread_id: str | None
+    user_id: str | None
+    actor: str
+    asked_at: datetime
+    rows_gone_at: datetime | None
+    windows_gone_at: datetime | None
+    copies_gone_at: datetime | None
+    done_at: datetime | None
+    epoch: int | None
+    conversations: int
+    windows: int
+    copies: int
+    rows: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How many days a workspace's conversations are kept after their last change; 0: for ever. Version 0: never set."""
+
+    workspace_id: str
+    days: int = 0
+    version: int = 0
+    updated_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step that was made: windows that must go because of it, whether more can be done now, whether all is done."""
+
+    key: ErasureKey
+    purges: Sequence[Purge] = ()
+    more: bool = False
+    done: bool = False
+
+
+class Remains(NamedTuple):
+    """A conversation whose window is gone, and whose other copies up to this epoch must go, too."""
+
+    key: ThreadKey
+    epoch: int
+
+
+class CopyPurge(NamedTuple):
+    """A user whose copies of preferences before this version must go."""
+
+    user: UserKey
+    version: int
+
+
+class Store(Protocol):
+    """The truth about what is to be erased, and the rows that are."""
+
+    async def begin(self, attempt: Attempt, wish: Wish) -> tuple[ErasureKey, Sequence[Purge]]:
+        """Writes the wish down, and the tombstone of a single conversation; or finds what a repeat has begun before."""
+        ...
+
+    async def get(self, key: ErasureKey) -> Erasure:
+        """The receipt."""
+        ...
+
+    async def step(self, key: ErasureKey | None = None) -> Step | None:
+        """Makes the next step of one erasure, or of one that is due; None if there is none that is free."""
+        ...
+
+    async def remains(self, key: ErasureKey) -> Sequence[Remains]:
+        """Some conversations of an erasure whose windows are gone and whose other copies may be there."""
+        ...
+
+    async def remains_gone(self, key: ErasureKey, gone: Sequence[Remains]) -> None:
+        """Those copies are gone."""
+        ...
+
+    async def retire(self) -> bool:
+        """Begins an erasure of what one workspace has kept for long enough; whether there was one to look at."""
+        ...
+
+    async def due_copies(self, count: int) -> Sequence[CopyPurge]:
+        """Some copies of preferences that must go."""
+        ...
+
+    async def recent_copies(self, behind: UserKey, count: int) -> Sequence[CopyPurge]:
+        """Some of all that can matter to a copy that is alive, done or not."""
+        ...
+
+    async def copy_gone(self, purge: CopyPurge) -> None:
+        """That copy is gone."""
+        ...
+
+    async def forget_copies(self, count: int) -> None:
+        """Drops some that no copy can need any more."""
+        ...
+
+
+class Connection(Protocol):
+    """The way to the copies."""
+
+    async def connected(self) -> int | None:
+        """A number of the connection, if Redis answers."""
+        ...
+
+
+class Summaries(Protocol):
+    """The copies of summaries."""
+
+    async def drop(self, key: ThreadKey, epoch: int) -> bool:
+        """Drops a copy of this epoch or an older one, and keeps late ones out; whether that is sure."""
+        ...
+
+
+class Preferences(Protocol):
+    """The copies of preferences."""
+
+    async def drop(self, user: UserKey, version: int) -> bool:
+        """Drops a copy that is older than this version, and keeps late ones out; whether that is sure."""
+        ...
+
+
+class Erasures:
+    """Does what is due."""
+
+    def __init__(
+        self,
+        store: Store,
+        purges: Purges,
+        summaries: Summaries,
+        preferences: Preferences,
+        connection: Connection,
+        *,
+        wait_s: float = 2.0,
+    ) -> None:
+        self._store = store
+        self._purges = purges
+        self._summaries = summaries
+        self._preferences = preferences
+        self._connection = connection
+        self._wait_s = wait_s
+        self._repeated_for: int | None = None
+        self._under_way: set[asyncio.Task[Any]] = set()
+        self._logger = structlog.get_logger("twofold.erasures")
+
+    async def erase(self, attempt: Attempt, wish: Wish) -> Erasure:
+        """Erases; the receipt says what is left to do, if it cannot be done soon. Cancelling changes nothing.
+
+        Raises ConversationUnknown, RequestReused.
+        """
+        task = asyncio.create_task(self._begin(attempt, wish))
+        self._keep(task)
+        key = await asyncio.shield(task)
+        follow = asyncio.create_task(self._follow(key))
+        self._keep(follow)
+        await asyncio.shield(follow)
+        return await self._store.get(key)
+
+    async def drain(self) -> None:
+        """Returns when nothing is under way; what is left to do is found by others."""
+        while self._under_way:
+            await asyncio.wait(self._under_way)
+
+    async def round(self) -> None:
+        """Does what is due, as far as it can be done now. Raises StoreUnavailable and its like."""
+        while await self._store.retire():
+            pass
+        while (step := await self._store.step()) is not None:
+            await self._behind(step)
+        await self._copies()
+
+    @contextlib.asynccontextmanager
+    async def repeated(self) -> AsyncIterator[None]:
+        """A round each second for as long as the block runs."""
+        task = asyncio.create_task(self._repeat())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _begin(self, attempt: Attempt, wish: Wish) -> ErasureKey:
+        key, purges = await self._store.begin(attempt, wish)
+        await self._purged(purges)
+        return key
+
+    async def _follow(self, key: ErasureKey) -> None:
+        """Works on one erasure until it is done, must wait, or takes too long: then rounds go on, here or elsewhere."""
+        now = asyncio.get_running_loop().time
+        until, idle = now() + self._wait_s, 0
+        with contextlib.suppress(Refusal):
+            while idle < _IDLE_MAX and now() < until:
+                step = await self._store.step(key)
+                if step is None:  # another worker has it, or it is done
+                    if (await self._store.get(key)).done_at is not None:
+                        return
+                    await asyncio.sleep(_POLL_S)
+                    continue
+                await self._behind(step)
+                if step.done:
+                    return
+                if not step.more:
+                    await self._copies()
+                    idle += 1  # what this leaves to be settled, the next step finds
+
+    async def _behind(self, step: Step) -> None:
+        """What follows a step's commit: its windows, and other copies of what has no window any more."""
+        await self._purged(step.purges)
+        if step.done:
+            return
+        remains = await self._store.remains(step.key)
+        sure = await asyncio.gather(*(self._summaries.drop(key, epoch) for key, epoch in remains))
+        gone = [remain for remain, done in zip(remains, sure, strict=True) if done]
+        if gone:
+            await self._store.remains_gone(step.key, gone)
+
+    async def _purged(self, purges: Sequence[Purge]) -> None:
+        places = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(purge: Purge) -> None:
+            async with places:
+                await self._purges.do(purge)
+
+        await asyncio.gather(*map(one, purges))
+
+    async def _copies(self) -> None:
+        """Copies of preferences, and once more behind each new connection to Redis: an older state may have come back."""
+        generation = await self._connection.connected()
+        if generation is None:
+            return
+        if generation != self._repeated_for and await self._repeated():
+            self._repeated_for = generation
+        while due := await self._store.due_copies(_COPIES_AT_ONCE):
+            if not await self._dropped(due):
+                return
+            for purge in due:
+                await self._store.copy_gone(purge)
+        await self._store.forget_copies(_COPIES_AT_ONCE)
+
+    async def _repeated(self) -> bool:
+        behind = UserKey("", "")
+        while recent := await self._store.recent_copies(behind, _COPIES_AT_ONCE):
+            if not await self._dropped(recent):
+                return False
+            behind = recent[-1].user
+        return True
+
+    async def _dropped(self, purges: Sequence[CopyPurge]) -> bool:
+        return all(await asyncio.gather(*(self._preferences.drop(*purge) for purge in purges)))
+
+    def _keep(self, task: asyncio.Task[Any]) -> None:
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+
+    async def _repeat(self) -> None:
+        while True:
+            try:
+                await self.round()
+            except Refusal as refusal:
+                # Postgres is away or busy: what is not done stays due.
+                self._logger.debug("erasures wait", reason=refusal.message)
+            except Exception as error:
+                # Whatever it was, the next round must come: what is asked to be erased may not lie there for ever.
+                self._logger.error("erasures failed", exc_info=error)
+            await asyncio.sleep(_PERIOD_S)
