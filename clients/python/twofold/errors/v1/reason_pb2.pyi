@@ -61,6 +61,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """NOT_FOUND. The conversation has no message with this number, or it was erased."""
     REASON_ERASURE_UNKNOWN: _Reason.ValueType  # 19
     """NOT_FOUND. No such erasure in this workspace."""
+    REASON_DEAD_LETTER_UNKNOWN: _Reason.ValueType  # 100
+    """NOT_FOUND. No such dead letter."""
     REASON_WORKSPACE_EXISTS: _Reason.ValueType  # 20
     """ALREADY_EXISTS. The workspace id is taken (a deleted workspace keeps its id)."""
     REASON_USER_EXISTS: _Reason.ValueType  # 21
@@ -125,6 +127,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """FAILED_PRECONDITION. The message was said in the conversation that this one was branched off: metadata["owner_thread_id"]
     names it, and there it can be changed.
     """
+    REASON_DEAD_LETTER_RESOLVED: _Reason.ValueType  # 58
+    """FAILED_PRECONDITION. Somebody has dealt with the dead letter (metadata["resolution"]): it was replayed or discarded."""
     REASON_OVERLOADED: _Reason.ValueType  # 60
     """RESOURCE_EXHAUSTED. Too much at once for this process; RetryInfo says when to try again."""
     REASON_TOO_MANY: _Reason.ValueType  # 61
@@ -191,6 +195,8 @@ REASON_MESSAGE_UNKNOWN: Reason.ValueType  # 18
 """NOT_FOUND. The conversation has no message with this number, or it was erased."""
 REASON_ERASURE_UNKNOWN: Reason.ValueType  # 19
 """NOT_FOUND. No such erasure in this workspace."""
+REASON_DEAD_LETTER_UNKNOWN: Reason.ValueType  # 100
+"""NOT_FOUND. No such dead letter."""
 REASON_WORKSPACE_EXISTS: Reason.ValueType  # 20
 """ALREADY_EXISTS. The workspace id is taken (a deleted workspace keeps its id)."""
 REASON_USER_EXISTS: Reason.ValueType  # 21
@@ -255,6 +261,8 @@ REASON_MESSAGE_SHARED: Reason.ValueType  # 57
 """FAILED_PRECONDITION. The message was said in the conversation that this one was branched off: metadata["owner_thread_id"]
 names it, and there it can be changed.
 """
+REASON_DEAD_LETTER_RESOLVED: Reason.ValueType  # 58
+"""FAILED_PRECONDITION. Somebody has dealt with the dead letter (metadata["resolution"]): it was replayed or discarded."""
 REASON_OVERLOADED: Reason.ValueType  # 60
 """RESOURCE_EXHAUSTED. Too much at once for this process; RetryInfo says when to try again."""
 REASON_TOO_MANY: Reason.ValueType  # 61
