@@ -1,4 +1,4 @@
-"""Checkpoints: lines that grow at their heads, forks that cost the same anywhere, and deletions that never harm a kept one."""
+"""Checkpoints: lines that grow at their heads, forks that cost the same anywhere, deletions that harm no kept one."""
 
 import asyncio
 from typing import Any
@@ -205,7 +205,8 @@ async def test_a_long_line_is_deleted_some_at_a_time(room: Memory, key: ThreadKe
     await put(room, key, checkpoint_id="first")
     await sql.execute(
         "INSERT INTO memory.checkpoints (workspace_id, thread_id, line, version, checkpoint_id, parent_id, data,"
-        " content_type, metadata, pinned) SELECT $1, $2, '', i, 'c' || i, '', '', '', '{}', false FROM generate_series(2, 702) i",
+        " content_type, metadata, pinned)"
+        " SELECT $1, $2, '', i, 'c' || i, '', '', '', '{}', false FROM generate_series(2, 702) i",
         *key,
     )
     await sql.execute(

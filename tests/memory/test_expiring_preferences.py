@@ -58,8 +58,8 @@ async def pass_time(sql: "Sql[Any]", raw: Raw, workspace_id: str) -> None:
     )
     name = keys.user_preferences(workspace_id, "ada")
     for key, value in (await raw.hgetall(name)).items():
-        if b"@" in value:
-            await raw.hset(name, key, re.sub(rb"@\d+:", b"@1:", value, count=1))
+        assert isinstance(value, bytes)
+        await raw.hset(name, key, re.sub(rb"@\d+:", b"@1:", value, count=1))
 
 
 async def test_what_has_expired_is_returned_by_no_path(
