@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,13 @@ SET = "return redis.call('SET', KEYS[1], ARGV[1])"
 @pytest.fixture
 def folder(servers_folder: Path) -> Path:
     return servers_folder / f"sentinel-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture(scope="module")
+async def group(servers_folder: Path) -> AsyncIterator[tuple[Server, Sentinel]]:
+    """A master and its sentinel, for tests that leave them as they are."""
+    async with watched(servers_folder / f"sentinel-{uuid.uuid4().hex[:8]}") as (master, _, sentinel):
+        yield master, sentinel
 
 
 def through(*sentinels: Sentinel, master: Server, **others: object) -> RedisSettings:
@@ -72,26 +80,34 @@ async def test_a_master_that_has_become_a_replica_is_left(folder: Path) -> None:
         await server.close()
 
 
-async def test_sentinels_that_do_not_know_the_master_or_are_not_there_stop_no_start(folder: Path) -> None:
-    async with watched(folder) as (master, _, sentinel):
-        for settings in (through(master=master), through(sentinel, master=master, sentinel_master="another")):
-            with capture_logs() as logs:
-                link = await open_link(settings, must_keep=True)
-                with pytest.raises(RedisUnavailable):
-                    await link.call("PING")
-                await link.close()
-            assert [line["event"] for line in logs] == ["redis is away"]
-            assert "no sentinel that answers knows" in logs[0]["reason"]
+async def test_sentinels_that_do_not_know_the_master_or_are_not_there_stop_no_start(group: tuple[Server, Sentinel]) -> None:
+    master, sentinel = group
+    for settings, why in (
+        (through(master=master), "127.0.0.1:1: Error"),
+        (through(sentinel, master=master, sentinel_master="another"), "it knows no such master"),
+        (through(sentinel, master=master, sentinel_password="wrong"), "password"),
+    ):
+        with capture_logs() as logs:
+            link = await open_link(settings, must_keep=True)
+            with pytest.raises(RedisUnavailable):
+                await link.call("PING")
+            await link.close()
+        assert [line["event"] for line in logs] == ["redis is away"]
+        assert "no sentinel names a master" in logs[0]["reason"]
+        assert why in logs[0]["reason"]
 
 
-async def test_the_policy_of_the_master_counts_behind_sentinels_too(folder: Path) -> None:
-    async with watched(folder) as (master, _, sentinel):
-        await master.asked("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+async def test_the_policy_of_the_master_counts_behind_sentinels_too(group: tuple[Server, Sentinel]) -> None:
+    master, sentinel = group
+    await master.asked("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    try:
         with pytest.raises(StartError, match="allkeys-lru"):
             await open_link(through(sentinel, master=master), must_keep=True)
+    finally:
+        await master.asked("CONFIG", "SET", "maxmemory-policy", "noeviction")
 
 
-async def test_opening_is_bounded_and_leaves_nothing_open(folder: Path) -> None:
+async def test_opening_is_bounded_and_leaves_nothing_open() -> None:
     connected: list[asyncio.StreamWriter] = []
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

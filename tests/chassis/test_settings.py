@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from twofold_chassis.settings import DatabaseSettings, ListenSettings, ServiceSettings, load
+from twofold_chassis.settings import DatabaseSettings, ListenSettings, RedisSettings, ServiceSettings, load
 from twofold_chassis.start import StartError
 
 
@@ -86,3 +86,36 @@ def test_the_urls_that_servers_are_named_by_are_taken(monkeypatch: pytest.Monkey
 
     monkeypatch.setenv("DATABASE__URL", url)
     assert load(Some).database.url.get_secret_value() == url
+
+
+def redis_of(monkeypatch: pytest.MonkeyPatch, **settings: str) -> RedisSettings:
+    class Some(ServiceSettings):
+        redis: RedisSettings = RedisSettings()
+
+    for name, value in settings.items():
+        monkeypatch.setenv(f"REDIS__{name}", value)
+    return load(Some).redis
+
+
+def test_sentinels_are_named_by_host_and_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = redis_of(monkeypatch, SENTINELS="one:26379, two:26380,[::1]:1", SENTINEL_MASTER="main")
+    assert found.sentinel_addresses == [("one", 26379), ("two", 26380), ("::1", 1)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"SENTINELS": "one", "SENTINEL_MASTER": "main"}, "REDIS__SENTINELS: .*host:port"),
+        ({"SENTINELS": "one:2,", "SENTINEL_MASTER": "main"}, "REDIS__SENTINELS: .*host:port"),
+        ({"SENTINELS": "one:70000", "SENTINEL_MASTER": "main"}, "REDIS__SENTINELS: .*host:port"),
+        ({"SENTINELS": "one:1"}, "REDIS: .*SENTINEL_MASTER"),
+        ({"SENTINEL_MASTER": "main"}, "REDIS: .*SENTINELS"),
+        ({"CLUSTER": "true", "DB": "1"}, "REDIS: .*CLUSTER"),
+        ({"CLUSTER": "true", "SENTINELS": "one:1", "SENTINEL_MASTER": "main"}, "REDIS: .*CLUSTER"),
+    ],
+)
+def test_kinds_of_redis_that_cannot_be_meant_together_are_refused(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], told: str
+) -> None:
+    with pytest.raises(StartError, match=told):
+        redis_of(monkeypatch, **settings)

@@ -54,6 +54,7 @@ class RedisCluster:
         self._looked_at = float("-inf")
         self._asked = 0
         self._ending: set[asyncio.Task[None]] = set()
+        self._closed = False
         self.breaker = _Breakers(self)
 
     async def call(self, command: Sequence[Argument]) -> Reply:
@@ -101,6 +102,7 @@ class RedisCluster:
 
     async def close(self) -> None:
         """Waits for what is under way and closes all connections."""
+        self._closed = True
         if self._looking is not None:
             self._looking.cancel()
             await asyncio.wait((self._looking,))
@@ -128,7 +130,8 @@ class RedisCluster:
 
     def _look_soon(self) -> asyncio.Task[None] | None:
         """The look at the cluster that is under way, or one that begins now unless the last one was just before."""
-        if self._looking is None and asyncio.get_running_loop().time() - self._looked_at >= _LOOK_PERIOD_S:
+        due = asyncio.get_running_loop().time() - self._looked_at >= _LOOK_PERIOD_S
+        if self._looking is None and due and not self._closed:
             self._looking = asyncio.create_task(self._look())
             self._looking.add_done_callback(self._looked)
         return self._looking

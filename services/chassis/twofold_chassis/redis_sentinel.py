@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from redis.exceptions import RedisError
 
-from twofold_chassis.redis_opening import Address, Places, asked, connection_to
+from twofold_chassis.redis_opening import Address, Places, asked, connection_to, said
 from twofold_chassis.settings import RedisSettings
 
 
@@ -18,22 +18,23 @@ def masters(settings: RedisSettings) -> Places:
     """
     password = settings.sentinel_password.get_secret_value() if settings.sentinel_password else None
 
-    async def named(sentinel: Address) -> Address | None:
+    async def named(sentinel: Address) -> Address | Exception:
         connection = connection_to(sentinel, settings, password=password)
         try:
             await connection.connect()  # type: ignore[no-untyped-call]
             answer = await asked(connection, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", settings.sentinel_master)
-        except (RedisError, OSError, TimeoutError):
-            return None
+        except (RedisError, OSError, TimeoutError) as error:
+            return error
         finally:
             await connection.disconnect(nowait=True)
-        return (answer[0].decode(), int(answer[1])) if answer else None
+        return (answer[0].decode(), int(answer[1])) if answer else RedisError("it knows no such master")
 
     async def places() -> Sequence[Address]:
         told = await asyncio.gather(*map(named, settings.sentinel_addresses))
-        votes = Counter(place for place in told if place is not None)
+        votes = Counter(place for place in told if not isinstance(place, Exception))
         if not votes:
-            raise RedisError(f"no sentinel that answers knows {settings.sentinel_master!r}")
+            trouble = "; ".join(f"{said(at)}: {why}" for at, why in zip(settings.sentinel_addresses, told, strict=True))
+            raise RedisError(f"no sentinel names a master {settings.sentinel_master!r}: {trouble}")
         return [place for place, _ in votes.most_common()]
 
     return places
