@@ -351,6 +351,20 @@ async def test_who_waits_in_vain_is_told_and_so_is_who_finds_no_place(room: Memo
     assert (await waiters[0]).state == TurnState.TURN_STATE_OPEN
 
 
+async def test_nobody_passes_who_waits_also_when_all_is_free(room: Memory, key: ThreadKey, sql: "Sql[Any]") -> None:
+    await room.append(key, "there")
+    await sql.execute(
+        "INSERT INTO memory.turn_waiters (workspace_id, thread_id, place, turn_id, ticket, seen_at)"
+        " VALUES ($1, $2, 1, 'at another worker', '', now() + interval '1 hour')",
+        *key,
+    )
+    async with refused(ABORTED, "REASON_TURN_HELD"):
+        await begin(room, key, "t1")
+    async with refused(ABORTED, "REASON_TURN_HELD"):
+        await begin(room, key, "t2", policy=QUEUE, wait_s=1)
+    assert (await begin(room, key, "t3", policy=TAKE_OVER)).fence == 1
+
+
 async def test_the_place_of_a_worker_that_is_gone_holds_nobody_up(room: Memory, key: ThreadKey, sql: "Sql[Any]") -> None:
     fence = (await begin(room, key, "t0")).fence
     await sql.execute(
