@@ -129,7 +129,7 @@ async def test_a_conversation_goes_through_all_three_rooms_and_survives_its_redi
     third = await client.turn(ws, "Which language should I use?", thread_id="t")
     assert third.text == "You prefer Python."
     assert third.started.context_source == message_pb2.READ_SOURCE_L2
-    assert third.started.context_completeness == message_pb2.COMPLETENESS_COMPLETE
+    assert third.started.context_completeness == message_pb2.COMPLETENESS_COMMITTED_ONLY
 
     again = await client.turn(ws, "My name is Ada.", thread_id="t", operation_id="op-1")
     assert again.started.replayed
