@@ -27,8 +27,10 @@ async def check_window(raw: redis.asyncio.Redis, sql: "asyncpg.Pool[Any]", key: 
     if len(elements) != following - first:
         return 0  # one of the keys was evicted: nobody takes it for a window
     rows = await sql.fetch(
-        "SELECT seq, turn_id, turn_index, role, content FROM memory.messages"
-        " WHERE workspace_id = $1 AND thread_id = $2 AND seq >= $3 AND seq < $4 ORDER BY seq",
+        "SELECT m.seq, m.turn_id, m.turn_index, m.role, m.status, m.revision, m.content"
+        " FROM memory.conversations c, memory.segments(c) s, memory.messages m"
+        " WHERE c.workspace_id = $1 AND c.thread_id = $2 AND m.workspace_id = $1 AND m.thread_id = s.thread_id"
+        " AND m.seq > s.after_seq AND m.seq <= s.last_seq AND m.seq >= $3 AND m.seq < $4 ORDER BY m.seq",
         *key,
         first,
         following,
@@ -37,7 +39,7 @@ async def check_window(raw: redis.asyncio.Redis, sql: "asyncpg.Pool[Any]", key: 
     if int(head[b"epoch"]) != epoch:
         return 0  # of another epoch: nobody takes it for a window either
     held = list(ReadWindowResponse.FromString(b"".join(element[1:] for element in elements)).messages)
-    assert [(m.seq, m.turn_id, m.turn_index, m.role) for m in held] == [tuple(row)[:4] for row in rows]
+    assert [(m.seq, m.turn_id, m.turn_index, m.role, m.status, m.revision) for m in held] == [tuple(row)[:6] for row in rows]
     assert [m.content if m.HasField("content") else None for m in held] == [row["content"] for row in rows]
     assert sum(map(len, elements)) == int(head[b"bytes"])
     return len(held)

@@ -104,8 +104,8 @@ def deleted(body: Body) -> Body:
 
 
 def check_turn(size: int, former: Body, body: Body) -> None:
-    """Refuses an edit that makes its turn, which had `size` bytes, larger than a turn may be."""
-    if body.bytes > former.bytes and size - former.bytes + body.bytes > TURN_BYTES_MAX:
+    """Refuses a change that makes its turn, which had `size` bytes, larger than a turn may be."""
+    if size - former.bytes + body.bytes > TURN_BYTES_MAX:
         raise InvalidField("content", f"makes the turn larger than {TURN_BYTES_MAX} bytes")
 
 

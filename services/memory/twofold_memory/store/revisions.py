@@ -120,16 +120,11 @@ async def _revised(connection: Connection, key: ThreadKey, seq: int, revising: R
     *values, turn_id = row
     former = Body(*values)
     body = revising.applied(former)
-    if revising.kind is Kind.EDIT:
+    if body.bytes > former.bytes:
         check_turn(await connection.fetchval(STATEMENTS["turn_bytes"], *key, turn_id), former, body)
-    kept = (former.content, former.rest, former.token_count)
-    who = call.current().identity.actor
-    await connection.execute(
-        STATEMENTS["keep_revision"], *key, seq, body.revision, revising.kind.value, *kept, revising.reason, who
-    )
-    await connection.execute(
-        STATEMENTS["revise_message"], *key, seq, body.content, body.rest, body.token_count, body.status, body.revision
-    )
+    new = (body.content, body.rest, body.token_count, body.status, body.revision)
+    change = (revising.kind.value, revising.reason, call.current().identity.actor)
+    await connection.execute(STATEMENTS["revise_message"], *key, seq, *new, *change)
     if revising.kind is Kind.REDACT:
         await connection.execute(STATEMENTS["redact_revisions"], *key, seq)
     return body
@@ -138,9 +133,7 @@ async def _revised(connection: Connection, key: ThreadKey, seq: int, revising: R
 async def _raised(connection: Connection, key: ThreadKey, seq: int, family: Sequence[str]) -> list[Purge]:
     """Raises the epochs of all that have the message, and asks for the end of their windows."""
     rows = await connection.fetch(STATEMENTS["raise_epochs"], *key, seq, family)
-    purges = [changes.purge(key.workspace_id, row) for row in rows]
-    await changes.ask_purges(connection, key.workspace_id, purges)
-    return purges
+    return [changes.purge(key.workspace_id, row) for row in rows]
 
 
 def _epoch_of(key: ThreadKey, purges: Sequence[Purge]) -> int:

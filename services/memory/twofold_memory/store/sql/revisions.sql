@@ -27,20 +27,30 @@ WHERE c.workspace_id = $1 AND c.thread_id = ANY (ARRAY(
 ));
 
 -- name: raise_epochs
--- Of the conversation and of those that share its message $3, out of the ones that are locked ($4).
-UPDATE memory.conversations c
-SET
-    epoch = c.epoch + 1,
-    updated_at = now(),
-    listed_at = CASE WHEN c.listed_at < now() - interval '1 minute' THEN now() ELSE c.listed_at END
-WHERE c.workspace_id = $1 AND c.thread_id = ANY ($4::text[])
-    AND (c.thread_id = $2 OR c.shared_until[array_position(c.ancestors, $2)] >= $3::bigint)
-RETURNING c.thread_id, c.epoch, c.next_seq;
+-- Of the conversation and of those that share its message $3, out of the ones that are locked ($4); asks for the end of their
+-- windows.
+WITH raised AS (
+    UPDATE memory.conversations c
+    SET
+        epoch = c.epoch + 1,
+        updated_at = now(),
+        listed_at = CASE WHEN c.listed_at < now() - interval '1 minute' THEN now() ELSE c.listed_at END
+    WHERE c.workspace_id = $1 AND c.thread_id = ANY ($4::text[]) AND c.erased_at IS NULL
+        AND (c.thread_id = $2 OR c.shared_until[array_position(c.ancestors, $2)] >= $3::bigint)
+    RETURNING c.thread_id, c.epoch
+), asked AS (
+    INSERT INTO memory.window_purges (workspace_id, thread_id, epoch)
+    SELECT $1, thread_id, epoch FROM raised
+    ON CONFLICT (workspace_id, thread_id)
+    DO UPDATE SET epoch = excluded.epoch, asked_at = now(), done = false, erased = false
+)
+SELECT thread_id, epoch FROM raised;
 
 -- name: ask_purges
 INSERT INTO memory.window_purges (workspace_id, thread_id, epoch)
 SELECT $1, p.thread_id, p.epoch FROM unnest($2::text[], $3::bigint[]) AS p (thread_id, epoch)
-ON CONFLICT (workspace_id, thread_id) DO UPDATE SET epoch = excluded.epoch, asked_at = now(), done = false;
+ON CONFLICT (workspace_id, thread_id)
+DO UPDATE SET epoch = excluded.epoch, asked_at = now(), done = false, erased = false;
 
 -- name: message_body
 SELECT role, content, rest, token_count, status, revision, turn_id
@@ -54,15 +64,18 @@ JOIN memory.messages m ON m.workspace_id = $1 AND m.thread_id = $2 AND m.seq BET
 WHERE t.workspace_id = $1 AND t.thread_id = $2 AND t.turn_id = $3;
 
 -- name: revise_message
+-- $4 … $8 what it becomes, $9 … $11 which change that is, and why, and by whom. What it was is kept.
+WITH kept AS (
+    INSERT INTO memory.message_revisions (
+        workspace_id, thread_id, seq, revision, kind, content, rest, token_count, reason, actor
+    )
+    SELECT workspace_id, thread_id, seq, $8, $9, content, rest, token_count, $10, $11
+    FROM memory.messages
+    WHERE workspace_id = $1 AND thread_id = $2 AND seq = $3
+)
 UPDATE memory.messages
 SET content = $4, rest = $5, token_count = $6, status = $7, revision = $8
 WHERE workspace_id = $1 AND thread_id = $2 AND seq = $3;
-
--- name: keep_revision
-INSERT INTO memory.message_revisions (
-    workspace_id, thread_id, seq, revision, kind, content, rest, token_count, reason, actor
-)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10);
 
 -- name: redact_revisions
 UPDATE memory.message_revisions
