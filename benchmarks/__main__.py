@@ -22,7 +22,7 @@ from benchmarks import curve, document, operations, rows, sizes, table, threads
 from benchmarks.operations import Operation
 from benchmarks.peers import comparison as peers
 from benchmarks.places import Place, measuring_place
-from benchmarks.rows import Compared, Row
+from benchmarks.rows import Compared, Figure, Row
 
 REPORT = Path("build/bench.json")
 CURVE = Path("build/curve.json")
@@ -65,14 +65,19 @@ async def with_curve(console: Console) -> None:
     console.print(f"written to {CURVE}, {document.PLOT} and {document.PAGE}", style="dim")
 
 
-async def _compared(console: Console, place: Place, operation: Operation) -> Compared:
+async def _compared(console: Console, place: Place, operation: Operation) -> Compared | Figure:
+    """The row; if what was measured was not what was meant, one that says so. The others are measured all the same."""
     with console.status(f"{operation.id}: preparing") as status:
-        comparison = await operation.prepare(place)
 
         def told(number: int) -> None:
-            status.update(f"{comparison.id} {comparison.what}: round {number + 1} of {rows.ROUNDS}")
+            status.update(f"{operation.id}: round {number + 1} of {rows.ROUNDS}")
 
-        compared = await rows.measure(comparison, told=told)
+        try:
+            compared = await rows.measure(await operation.prepare(place), told=told)
+        except RuntimeError as error:
+            console.print(f"{operation.id}: not measured: {error}", style="red")
+            return Figure(operation.id, "not measured", {"reason": str(error)}, met=False)
+    comparison = compared.comparison
     if compared.unsteady:
         moved = f"{comparison.id}: not reported, the baseline itself moved by {compared.spread:.2f}×"
         console.print(moved, style="yellow")

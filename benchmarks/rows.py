@@ -18,6 +18,8 @@ from benchmarks.load import Load, Measured
 ROUNDS = 5
 ROUND_S = 1
 SPREAD_MAX = 1.5
+_OTHERWISE_MAX = 0.05
+_FEW = 100
 # Another row than the ones that a round has: what the first, unmeasured calls are made with.
 WARM_UP = ROUNDS
 
@@ -47,12 +49,18 @@ async def _nothing() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Calls of one method of one server. `bodies` are those of a round; `settle` waits for what the server still does."""
+    """Calls of one method of one server. `bodies` are those of a round; `settle` waits for what the server still does.
+
+    `outcomes` names a family of the server's counters, `wanted` those series of it that may rise: a call that was answered
+    in another way than the one that is measured (from another store, not durably) is no result.
+    """
 
     server: Server
     method: str
     bodies: Callable[[int], Sequence[bytes]]
     settle: Callable[[], Awaitable[None]] = _nothing
+    outcomes: str = ""
+    wanted: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +91,7 @@ class Round:
 
     measured: Measured
     cpu_us: float
+    others: int = 0
 
 
 @dataclass
@@ -136,6 +145,7 @@ class Compared:
             **_medians("", [mine for mine, _ in self.rounds]),
             **_medians("baseline_", [base for _, base in self.rounds]),
             "rounds": len(self.rounds),
+            "answered_otherwise": sum(mine.others + base.others for mine, base in self.rounds),
             "note": comparison.note,
         }
 
@@ -178,14 +188,19 @@ async def measure(comparison: Comparison, *, told: Callable[[int], None], rounds
 
 
 async def _round(comparison: Comparison, subject: Subject, number: int) -> Round:
-    answered, cpu_s = await _answered(subject), cpu_s_of(subject.server.pid)
+    before, cpu_s = await _metrics(subject.server), cpu_s_of(subject.server.pid)
     asked = Load(subject.server.target, subject.method, subject.bodies(number), comparison.callers)
     measured = await load.run(asked, ROUND_S)
     cpu_us = (cpu_s_of(subject.server.pid) - cpu_s) / measured.calls * 1e6
-    if answered is not None:
-        check(comparison.id, answered, await _answered(subject) or {}, measured.calls)
+    after = await _metrics(subject.server)
+    others = 0
+    if subject.server.metrics_url is not None:
+        check(comparison.id, answered_of(before, subject.method), answered_of(after, subject.method), measured.calls)
+        others = otherwise(
+            comparison.id, counted(before, subject.outcomes), counted(after, subject.outcomes), subject.wanted
+        )
     await subject.settle()
-    return Round(measured, cpu_us)
+    return Round(measured, cpu_us, others)
 
 
 def machine() -> Json:
@@ -217,23 +232,29 @@ def read(path: Path) -> list[Json]:
     return found
 
 
-async def _answered(subject: Subject) -> dict[str, float] | None:
-    """Calls of the method that the server counted, by code; None where it does not count."""
-    if subject.server.metrics_url is None:
-        return None
-    async with aiohttp.ClientSession() as session, session.get(subject.server.metrics_url) as response:
-        return answered_of(await response.text(), subject.method)
+async def _metrics(server: Server) -> str:
+    """What the server counts; nothing where it does not."""
+    if server.metrics_url is None:
+        return ""
+    async with aiohttp.ClientSession() as session, session.get(server.metrics_url) as response:
+        return await response.text()
+
+
+def counted(metrics: str, family: str) -> dict[str, float]:
+    """The series of a family of counters, with their labels."""
+    lines = (line.rsplit(" ", 1) for line in metrics.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, value in lines if family and name.partition("{")[0] == family}
 
 
 def answered_of(metrics: str, method: str) -> dict[str, float]:
     """Calls of a method by code, out of a server's metrics."""
     service, name = method.lstrip("/").split("/")
-    counts: dict[str, float] = {}
-    for line in metrics.splitlines():
-        if line.startswith("grpc_server_handled_total{") and f'"{service}"' in line and f'"{name}"' in line:
-            code = line.split('grpc_code="')[1].split('"')[0]
-            counts[code] = float(line.rsplit(" ", 1)[1])
-    return counts
+    handled = counted(metrics, "grpc_server_handled_total")
+    return {
+        series.split('grpc_code="')[1].split('"')[0]: value
+        for series, value in handled.items()
+        if f'"{service}"' in series and f'"{name}"' in series
+    }
 
 
 def check(id_: str, before: dict[str, float], after: dict[str, float], calls: int) -> None:
@@ -248,6 +269,15 @@ def check(id_: str, before: dict[str, float], after: dict[str, float], calls: in
     done = after.get("OK", 0) - before.get("OK", 0)
     if done < 0.95 * calls:
         raise RuntimeError(f"{id_}: the generator counted {calls} calls, the server {done:.0f}")
+
+
+def otherwise(id_: str, before: dict[str, float], after: dict[str, float], wanted: str) -> int:
+    """How many calls were answered in another way than wanted; a few are reported, many are a RuntimeError."""
+    rises = {series: value - before.get(series, 0) for series, value in after.items() if value > before.get(series, 0)}
+    others = {series: rise for series, rise in rises.items() if not (wanted and wanted in series)}
+    if sum(others.values()) > _OTHERWISE_MAX * max(sum(rises.values()), _FEW):
+        raise RuntimeError(f"{id_}: answered in another way than is measured: {others}")
+    return round(sum(others.values()))
 
 
 def cpu_s_of(pid: int) -> float:

@@ -79,6 +79,39 @@ def test_calls_that_the_server_did_not_see_are_no_result() -> None:
     rows.check("P0", {"OK": 10, "Cancelled": 1}, {"OK": 105, "Cancelled": 9}, 100)
 
 
+COUNTERS = """\
+# TYPE windows_total counter
+windows_total{completeness="COMPLETE",source="L1"} 90.0
+windows_total{completeness="COMPLETE",source="L2"} 10.0
+windows_total_of_another_kind{source="L1"} 5.0
+journaled_total 3.0
+"""
+
+
+def test_a_family_of_counters_is_read_with_its_labels() -> None:
+    assert rows.counted(COUNTERS, "windows_total") == {
+        'windows_total{completeness="COMPLETE",source="L1"}': 90,
+        'windows_total{completeness="COMPLETE",source="L2"}': 10,
+    }
+    assert rows.counted(COUNTERS, "journaled_total") == {"journaled_total": 3}
+    assert rows.counted(COUNTERS, "") == {}
+
+
+def test_calls_that_were_answered_in_another_way_are_reported_or_no_result() -> None:
+    before = rows.counted(COUNTERS, "windows_total")
+    few = {series: value + (980 if "L1" in series else 20) for series, value in before.items()}
+    assert rows.otherwise("P0", before, few, 'source="L1"') == 20
+    assert rows.otherwise("P0", before, before, 'source="L1"') == 0
+    with pytest.raises(RuntimeError, match="another way"):
+        rows.otherwise("P0", before, few, 'source="L2"')
+
+
+def test_where_nothing_may_rise_every_rise_counts() -> None:
+    assert rows.otherwise("P0", {"journaled_total": 3}, {"journaled_total": 5}, "") == 2
+    with pytest.raises(RuntimeError, match="another way"):
+        rows.otherwise("P0", {}, {"journaled_total": 2000}, "")
+
+
 def test_a_report_keeps_rows_that_were_not_measured_again(tmp_path: Path) -> None:
     path = tmp_path / "build" / "bench.json"
     rows.write([Figure("P12-a", "a", {"bytes": 1}), Figure("P12-b", "b", {"bytes": 2})], path)
