@@ -141,8 +141,8 @@ async def nothing(_: Any) -> None:
 
 
 async def tell(appends: Appends, key: ThreadKey, told: dict[str, bool]) -> None:
-    """The story, from its beginning; notes what was acknowledged, and whether as journaled."""
-    for turn_id, wanted in STORY:
+    """The story, from where no acknowledgement came; notes what was acknowledged, and whether as journaled."""
+    for turn_id, wanted in STORY[len(told) :]:
         message = NewMessage(2, f"text of {turn_id}", b"", None)
         turn = NewTurn(key, None, turn_id, turn_id.encode(), [message], 1)
         answer = await appends.append(turn, wanted)
@@ -168,8 +168,7 @@ async def test_a_worker_may_die_at_any_step_and_every_turn_is_stored_once_and_in
             await fate.meet(tell(appends, key, told))
         crashed = fate.crashed
         async with worker(memory_database, redis_settings, Fate(None, after=False)) as (appends, journal):
-            again: dict[str, bool] = {}
-            await tell(appends, key, again)
+            await tell(appends, key, told)
             async with asyncio.timeout(30):
                 while not await journal.none_before(key):
                     pass
