@@ -1,7 +1,9 @@
 """Conversations: made, found, listed, changed, hidden."""
 
 import asyncio
+from typing import Any
 
+import asyncpg
 import grpc
 import redis.asyncio
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -226,3 +228,57 @@ async def test_pages_of_messages_go_both_ways_and_are_bound_to_their_query(room:
     request.newest_first = False
     async with refused(grpc.StatusCode.INVALID_ARGUMENT, "REASON_INVALID_PAGE_TOKEN"):
         await room.conversations.ListMessages(request, timeout=CALL_S)
+
+
+async def test_lists_are_filtered_by_labels_time_and_user_together(
+    room: Memory, workspace_id: str, sql: "asyncpg.Pool[Any]"
+) -> None:
+    async def make(thread_id: str, user_id: str, **labels: str) -> None:
+        made = Conversation(workspace_id=workspace_id, thread_id=thread_id, user_id=user_id, metadata=labels)
+        await room.conversations.CreateConversation(CreateConversationRequest(conversation=made), timeout=CALL_S)
+
+    await make("t0", "ada", channel="web", lang="de")
+    await make("t1", "ada", channel="web")
+    await make("t2", "bob", channel="web", lang="de")
+    await make("t3", "ada", channel="webb", lang="de", a='"quoted", \\ and {braces}')
+    await make("t4", "ada")
+
+    async def found(**asked: Any) -> list[str]:
+        request = ListConversationsRequest(workspace_id=workspace_id, page_size=1, **asked)
+        names: list[str] = []
+        while True:
+            page = await room.conversations.ListConversations(request, timeout=CALL_S)
+            names += [conversation.thread_id for conversation in page.conversations]
+            if not page.next_page_token:
+                return names
+            request.page_token = page.next_page_token
+
+    assert await found(metadata={"channel": "web"}) == ["t2", "t1", "t0"]
+    assert await found(metadata={"channel": "web", "lang": "de"}) == ["t2", "t0"]
+    assert await found(metadata={"channel": "web", "lang": "de"}, user_id="ada") == ["t0"]
+    assert await found(metadata={"a": '"quoted", \\ and {braces}'}) == ["t3"]
+    assert await found(metadata={"channel": "we"}) == []
+    assert await found(user_id="ada") == ["t4", "t3", "t1", "t0"]
+    changed = (await get(room, ThreadKey(workspace_id, "t1"))).update_time
+    later = (await get(room, ThreadKey(workspace_id, "t3"))).update_time
+    assert await found(updated_from=changed) == ["t4", "t3", "t2", "t1"]
+    assert await found(updated_before=later) == ["t2", "t1", "t0"]
+    assert await found(updated_from=changed, updated_before=later, user_id="ada") == ["t1"]
+    assert await found(updated_from=changed, metadata={"lang": "de"}) == ["t3", "t2"]
+    # An append changes the time, and the place in the list only after a minute: the filter goes by the time.
+    await room.append(ThreadKey(workspace_id, "t0"), "q")
+    changed = (await get(room, ThreadKey(workspace_id, "t0"))).update_time
+    assert await found(updated_from=changed) == ["t0"]
+    await sql.execute(
+        "UPDATE memory.conversations SET metadata = '{}' WHERE workspace_id = $1 AND thread_id = 't2'", workspace_id
+    )
+    assert await found(metadata={"lang": "de"}) == ["t3", "t0"]
+
+
+async def test_a_label_of_another_workspace_finds_nothing_here(room: Memory, workspace_id: str) -> None:
+    for workspace in (workspace_id, f"{workspace_id}x"):
+        made = Conversation(workspace_id=workspace, thread_id="t", metadata={"channel": "web"})
+        await room.conversations.CreateConversation(CreateConversationRequest(conversation=made), timeout=CALL_S)
+    request = ListConversationsRequest(workspace_id=workspace_id, metadata={"channel": "web"})
+    answer = await room.conversations.ListConversations(request, timeout=CALL_S)
+    assert [conversation.workspace_id for conversation in answer.conversations] == [workspace_id]
