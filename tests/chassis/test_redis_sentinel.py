@@ -24,6 +24,26 @@ def folder(servers_folder: Path) -> Path:
     return servers_folder / f"sentinel-{uuid.uuid4().hex[:8]}"
 
 
+async def test_what_redis_6_2_says_of_it_inside_a_script_is_understood() -> None:
+    said = b"-ERR Error running script (call to f_0): @user_script:1: @user_script: 1: -READONLY You can't write\r\n"
+
+    async def old(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while command := await reader.read(1000):
+            writer.write(b"$11\r\nrole:master\r\n" if b"INFO" in command else said)
+        writer.close()
+
+    listening = await asyncio.start_server(old, "127.0.0.1", 0)
+    address: Address = listening.sockets[0].getsockname()[:2]
+    with capture_logs() as logs:
+        server = RedisServer(Opening(RedisSettings(), at(address)), lambda _: None, budget_s=2)
+        with pytest.raises(RedisUnavailable, match="READONLY"):
+            await server.call(("EVAL", SET, 1, "a", "2"))
+        assert server.generation == 2, "one connection that came, and went"
+        await server.close()
+    assert logs == []
+    listening.close()
+
+
 @pytest.fixture(scope="module")
 async def group(servers_folder: Path) -> AsyncIterator[tuple[Server, Sentinel]]:
     """A master and its sentinel, for tests that leave them as they are."""
@@ -56,7 +76,7 @@ async def test_when_the_master_is_killed_commands_go_to_the_one_that_is_promoted
 
 
 async def test_a_master_that_has_become_a_replica_is_left(folder: Path) -> None:
-    """It stays connected and refuses writes only; in a script, Redis 6.2 says so in words alone."""
+    """It stays connected and refuses writes only."""
     one, other = Server(folder / "one"), Server(folder / "other")
 
     async def places() -> list[Address]:
