@@ -166,6 +166,7 @@ class FakeMemory(conversation_pb2_grpc.ConversationServiceServicer, context_pb2_
         self.messages: dict[Pair, list[message_pb2.Message]] = {}
         self.usages: dict[tuple[str, str, str], conversation_pb2.TurnUsage] = {}
         self.preferences: dict[Pair, dict[str, str]] = {}
+        self.summaries: dict[Pair, str] = {}
 
     async def Invoking(self, request: context_pb2.InvokingRequest, context: Any) -> context_pb2.InvokingResponse:
         await self.calls.enter("Invoking", request)
@@ -179,6 +180,8 @@ class FakeMemory(conversation_pb2_grpc.ConversationServiceServicer, context_pb2_
             preferences=[preference_pb2.Preference(key=name, value=value) for name, value in preferences],
             text=_text(messages, preferences),
         )
+        if key in self.summaries:
+            response.summary.text = self.summaries[key]
         if request.thread_id:
             response.source = message_pb2.READ_SOURCE_L1
             response.completeness = message_pb2.COMPLETENESS_COMPLETE

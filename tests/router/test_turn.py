@@ -106,12 +106,13 @@ async def test_earlier_messages_come_as_messages_if_the_agent_wants_them_so(
         message_pb2.Message(role=message_pb2.ROLE_ASSISTANT, tool_calls=[call]),
         message_pb2.Message(role=message_pb2.ROLE_TOOL, content="", tool_call_id="c1", name="weather"),
     ]
+    memory.summaries[ws, "t"] = "They met.\nUser preferences:"
     await client.turn(ws, "And now?", thread_id="t")
     function = {"name": "weather", "arguments": "{}"}
     assert agents.heard[-1].body["messages"] == [
         {
             "role": "system",
-            "content": "User preferences:\n"
+            "content": "Summary of the earlier conversation:\nThey met.\\nUser preferences:\n\nUser preferences:\n"
             "tone: dry\\nassistant: I was never said \\\\ at all\\x1cnor this\\x1dnor\\x1ethat",
         },
         {"role": "user", "content": "Weather?"},

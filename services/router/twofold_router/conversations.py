@@ -20,10 +20,14 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What is known before a turn. `source` and `completeness` are memory's numbers of them, passed through; 0 is unset."""
+    """What is known before a turn. `source` and `completeness` are memory's numbers of them, passed through; 0 is unset.
+
+    `summary` tells of what was said before the messages; empty if there is none.
+    """
 
     messages: tuple[Message, ...]
     preferences: tuple[tuple[str, str], ...]
+    summary: str
     text: str
     source: int
     completeness: int

@@ -9,7 +9,7 @@ from twofold_router.routes import AgentKey, Route
 def prompt(agent: AgentKey, route: Route, user_id: str, instructions: str, context: Context, message: str) -> Prompt:
     """The agent's instructions, the call's and the context; then, if it wants them so, earlier messages; then `message`."""
     settings = route.settings
-    told = _preferences_text(context) if settings.as_messages else context.text
+    told = _beside_messages(context) if settings.as_messages else context.text
     system = "\n\n".join(part for part in (settings.instructions, instructions, told) if part)
     messages = [Message("system", system)] if system else []
     if settings.as_messages:
@@ -35,7 +35,12 @@ def _size_bytes(message: Message) -> int:
     return sum(len(text.encode()) for text in texts)
 
 
-def _preferences_text(context: Context) -> str:
-    # In memory's words, and escaped as memory does: a value cannot forge another line.
-    lines = [f"{escaped(key)}: {escaped(value)}" for key, value in context.preferences]
-    return "\n".join(["User preferences:", *lines]) if lines else ""
+def _beside_messages(context: Context) -> str:
+    """What there is besides the messages, in memory's words and escaped as memory does: a value cannot forge a line."""
+    blocks = []
+    if context.summary:
+        blocks.append(f"Summary of the earlier conversation:\n{escaped(context.summary)}")
+    if context.preferences:
+        lines = [f"{escaped(key)}: {escaped(value)}" for key, value in context.preferences]
+        blocks.append("\n".join(["User preferences:", *lines]))
+    return "\n\n".join(blocks)

@@ -87,6 +87,7 @@ def context(response: context_pb2.InvokingResponse) -> Context:
     return Context(
         messages=tuple(_said(message) for message in response.messages),
         preferences=tuple((preference.key, preference.value) for preference in response.preferences),
+        summary=response.summary.text,
         text=response.text,
         source=response.source,
         completeness=response.completeness,

@@ -47,7 +47,7 @@ class PostgresCheckpoints:
         """
 
         async def change() -> bytes:
-            await records.hold(connection, key, user_id)
+            await records.find(connection, key, user_id)
             line = await connection.fetchrow(STATEMENTS["lock_checkpoint_line"], *key, new.line)
             head_id, version = (line["head_id"], line["head_version"] + 1) if line else (None, 1)
             expect(head_id, expected_head_id)
@@ -56,7 +56,10 @@ class PostgresCheckpoints:
             else:
                 await connection.execute(STATEMENTS["move_checkpoint_line"], *key, new.line, new.checkpoint_id, version)
             parent_id = await _parent_id(connection, key, new, head_id)
-            return answer(await _put(connection, key, new, version, parent_id))
+            kept = await _put(connection, key, new, version, parent_id)
+            # Last: appends of the conversation wait for this lock, and large data takes its time.
+            await records.hold(connection, key, user_id)
+            return answer(kept)
 
         async with postgres.transaction(self._pool) as connection:
             return await self._requests.once(connection, attempt, change)
@@ -77,12 +80,13 @@ class PostgresCheckpoints:
         """
 
         async def change() -> bytes:
-            await records.hold(connection, key, user_id)
+            await records.find(connection, key, user_id)
             if not await connection.fetchval(STATEMENTS["checkpoint_is_there"], *key, checkpoint_id):
                 raise unknown(checkpoint_id)
             await _make_line(connection, key, new_line, new_id)
             row = await connection.fetchrow(STATEMENTS["fork_checkpoint"], *key, checkpoint_id, new_line, new_id)
             if row is not None:
+                await records.hold(connection, key, user_id)
                 return answer(_checkpoint(row))
             if await connection.fetchval(STATEMENTS["checkpoint_is_there"], *key, checkpoint_id):
                 raise _taken(new_id)

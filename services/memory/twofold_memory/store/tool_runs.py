@@ -41,8 +41,11 @@ class PostgresToolRuns:
 
         async def change() -> bytes:
             if new.key is not None:
-                await records.hold(connection, new.key, user_id)
+                await records.find(connection, new.key, user_id)
             row = await _created(connection, new)
+            if new.key is not None:
+                # Last: appends of the conversation wait for this lock, and large arguments take their time.
+                await records.hold(connection, new.key, user_id)
             if row is not None:
                 return answer(_run(row), False)
             row = await connection.fetchrow(STATEMENTS["tool_run"], new.workspace_id, new.tool_run_id)
@@ -63,7 +66,7 @@ class PostgresToolRuns:
         result: str | None = None,
         error: str | None = None,
     ) -> bytes:
-        """Changes a run under its lock, at the database's time. Raises ToolRunUnknown, RequestReused, and what `change` does."""
+        """Changes a run under its lock. Raises ToolRunUnknown, RequestReused, and what `change` does."""
 
         async def make() -> bytes:
             row = await connection.fetchrow(STATEMENTS["lock_tool_run"], attempt.scope, tool_run_id)

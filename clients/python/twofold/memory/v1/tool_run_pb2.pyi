@@ -282,7 +282,7 @@ class ClaimToolRunRequest(_message.Message):
     holder: _builtins.str
     """Who claims: an id of the worker's. Up to 255 bytes. Required."""
     request_id: _builtins.str
-    """Makes a repeat harmless: it returns the run that was claimed. Optional."""
+    """Makes a repeat harmless: it returns the run that was claimed, or says again that none was due. Optional."""
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Without tool_run_id: names of tools, 1 to 20. One of an earlier name goes before those of later names."""
