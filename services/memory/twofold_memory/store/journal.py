@@ -1,6 +1,7 @@
 """The way of journaled turns into Postgres."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from twofold_chassis import postgres
 from twofold_chassis.postgres import Connection, Pool
@@ -108,7 +109,8 @@ async def _insert(connection: Connection, chosen: Sequence[tuple[Journaled, bool
     """Stores what may go in; what the conversation does not take becomes a dead letter."""
     if not chosen:
         return
-    candidates = [Candidate(journaled.turn, False, unverified) for journaled, unverified in chosen]
+    # Its `after` is among its prevs, and may go in with this very statement, which would not see it.
+    candidates = [Candidate(replace(journaled.turn, after=None), False, unverified) for journaled, unverified in chosen]
     inserted = set()
     for (journaled, _), answer in zip(chosen, await append(connection, candidates), strict=True):
         if answer.turn is not None:
