@@ -6,7 +6,7 @@ from typing import Any
 import asyncpg
 import grpc
 
-from tests.memory.rooms import CALL_S, Memory, reason, refused, thread
+from tests.memory.rooms import CALL_S, Memory, reason, refused, thread, until
 from twofold.memory.v1.checkpoint_pb2 import (
     Checkpoint,
     DeleteCheckpointsRequest,
@@ -219,18 +219,24 @@ async def test_a_long_line_is_deleted_some_at_a_time(room: Memory, key: ThreadKe
     assert [entry.checkpoint_id for entry in await listed(room, key)] == ["c702", "c701"]
 
 
-async def test_pinning_and_deleting_at_once_never_deletes_what_was_pinned_before(
-    room: Memory, other_room: Memory, key: ThreadKey
-) -> None:
+async def test_what_is_pinned_while_older_ones_are_deleted_is_kept(room: Memory, key: ThreadKey, sql: "Sql[Any]") -> None:
     await room.append(key, "q")
-    for _ in range(8):
-        head = await listed(room, key, size=1)
-        old = await put(room, key, b"old", head=head[0].checkpoint_id if head else "")
-        new = await put(room, key, b"new", head=old.checkpoint_id)
-        told = await asyncio.gather(pin(room, key, old.checkpoint_id), delete(other_room, key, 1), return_exceptions=True)
-        if isinstance(told[0], Checkpoint):
-            assert (await get(room, key, old.checkpoint_id)).pinned
-        assert (await get(room, key)).checkpoint_id == new.checkpoint_id
+    ids = await line_of(room, key, 4)
+    async with sql.acquire() as connection:
+        pinning = connection.transaction()
+        await pinning.start()
+        await connection.execute("UPDATE memory.checkpoints SET pinned = true WHERE checkpoint_id = $1", ids[1])
+        pid = await connection.fetchval("SELECT pg_backend_pid()")
+        deleting = asyncio.ensure_future(delete(room, key, 1))
+
+        async def waits() -> bool:
+            blocked = "SELECT count(*) FROM pg_stat_activity WHERE $1 = ANY (pg_blocking_pids(pid))"
+            return bool(await sql.fetchval(blocked, pid))
+
+        await until(waits)
+        await pinning.commit()
+    assert (await deleting).deleted_count == 2
+    assert [entry.checkpoint_id for entry in await listed(room, key)] == [ids[3], ids[1]]
 
 
 async def test_repeats_change_nothing(room: Memory, other_room: Memory, key: ThreadKey, sql: "Sql[Any]") -> None:

@@ -51,7 +51,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Which lines a context holds (indices, in order), which preferences, whether the summary, and what they cost together."""
+    """Which lines a context holds (indices, in order), which preferences, which summary, and what they cost together."""
 
     lines: Sequence[int]
     preferences: Sequence[Preference]
@@ -62,7 +62,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """A cut with the summary that belongs before it, and what neither tells of: the first and last such message, or 0 and 0."""
+    """A cut with the summary before it, and what neither tells of: the first and last such message, or 0 and 0."""
 
     cut: Cut
     gap: tuple[int, int]

@@ -97,4 +97,5 @@ RETURNING 1;
 -- name: checkpoints_to_delete
 SELECT true FROM memory.checkpoints
 WHERE workspace_id = $1 AND thread_id = $2 AND line = $3 AND version < $4 AND NOT pinned
+ORDER BY version
 LIMIT 1;

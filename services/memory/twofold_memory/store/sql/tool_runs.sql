@@ -25,16 +25,17 @@ WHERE r.workspace_id = $1 AND r.tool_run_id = $2
 SELECT arguments, metadata, result, error FROM memory.tool_runs WHERE workspace_id = $1 AND tool_run_id = $2;
 
 -- name: lock_tool_run
--- Not of a deleted conversation.
+-- Not of a deleted conversation. (Asked with CASE, here and below: of OR and EXISTS Postgres may make a hash of all conversations.)
 SELECT
     r.workspace_id, r.tool_run_id, r.number, r.thread_id, r.turn_id, r.tool_call_id, r.name, r.state, r.version,
     r.attempt, r.attempts_max, r.backoff, r.holder, r.due_at, r.retryable, r.created_at, r.updated_at, now() AS now
 FROM memory.tool_runs r
 WHERE r.workspace_id = $1 AND r.tool_run_id = $2
-    AND (r.thread_id IS NULL OR EXISTS (
-        SELECT FROM memory.conversations c
-        WHERE c.workspace_id = r.workspace_id AND c.thread_id = r.thread_id AND c.deleted_at IS NULL AND c.erased_at IS NULL
-    ))
+    AND CASE WHEN r.thread_id IS NULL THEN true ELSE (
+        SELECT c.deleted_at IS NULL AND c.erased_at IS NULL
+        FROM memory.conversations c
+        WHERE c.workspace_id = r.workspace_id AND c.thread_id = r.thread_id
+    ) END
 FOR UPDATE OF r;
 
 -- name: lock_due_tool_run
@@ -44,10 +45,11 @@ SELECT
     r.attempt, r.attempts_max, r.backoff, r.holder, r.due_at, r.retryable, r.created_at, r.updated_at, now() AS now
 FROM memory.tool_runs r
 WHERE r.workspace_id = $1 AND r.name = $2 AND r.due_at <= now() AND r.attempt < r.attempts_max
-    AND (r.thread_id IS NULL OR EXISTS (
-        SELECT FROM memory.conversations c
-        WHERE c.workspace_id = r.workspace_id AND c.thread_id = r.thread_id AND c.deleted_at IS NULL AND c.erased_at IS NULL
-    ))
+    AND CASE WHEN r.thread_id IS NULL THEN true ELSE (
+        SELECT c.deleted_at IS NULL AND c.erased_at IS NULL
+        FROM memory.conversations c
+        WHERE c.workspace_id = r.workspace_id AND c.thread_id = r.thread_id
+    ) END
 ORDER BY r.due_at
 LIMIT 1
 FOR UPDATE OF r SKIP LOCKED;
@@ -56,8 +58,8 @@ FOR UPDATE OF r SKIP LOCKED;
 -- $9 and $10 are result and error; null leaves the error as it is.
 UPDATE memory.tool_runs
 SET
-    state = $3, version = $4, attempt = $5, holder = $6, due_at = $7, retryable = $8,
-    result = $9, error = CASE WHEN $3 = 3 THEN NULL ELSE coalesce($10, error) END, updated_at = now()
+    state = $3::smallint, version = $4, attempt = $5, holder = $6, due_at = $7, retryable = $8,
+    result = $9, error = CASE WHEN $3::smallint = 3::smallint THEN NULL ELSE coalesce($10, error) END, updated_at = now()
 WHERE workspace_id = $1 AND tool_run_id = $2;
 
 -- name: give_up_tool_runs
@@ -79,10 +81,11 @@ SELECT
     holder, due_at, retryable, created_at, updated_at
 FROM memory.tool_runs r
 WHERE workspace_id = $1 AND number < $2
-    AND (thread_id IS NULL OR EXISTS (
-        SELECT FROM memory.conversations c
-        WHERE c.workspace_id = r.workspace_id AND c.thread_id = r.thread_id AND c.deleted_at IS NULL AND c.erased_at IS NULL
-    ))
+    AND CASE WHEN r.thread_id IS NULL THEN true ELSE (
+        SELECT c.deleted_at IS NULL AND c.erased_at IS NULL
+        FROM memory.conversations c
+        WHERE c.workspace_id = r.workspace_id AND c.thread_id = r.thread_id
+    ) END
 ORDER BY number DESC
 LIMIT $3;
 
@@ -92,10 +95,11 @@ SELECT
     holder, due_at, retryable, created_at, updated_at
 FROM memory.tool_runs r
 WHERE workspace_id = $1 AND state = $4 AND number < $2
-    AND (thread_id IS NULL OR EXISTS (
-        SELECT FROM memory.conversations c
-        WHERE c.workspace_id = r.workspace_id AND c.thread_id = r.thread_id AND c.deleted_at IS NULL AND c.erased_at IS NULL
-    ))
+    AND CASE WHEN r.thread_id IS NULL THEN true ELSE (
+        SELECT c.deleted_at IS NULL AND c.erased_at IS NULL
+        FROM memory.conversations c
+        WHERE c.workspace_id = r.workspace_id AND c.thread_id = r.thread_id
+    ) END
 ORDER BY number DESC
 LIMIT $3;
 
@@ -105,10 +109,11 @@ SELECT
     holder, due_at, retryable, created_at, updated_at
 FROM memory.tool_runs r
 WHERE workspace_id = $1 AND name = $5 AND ($4::smallint IS NULL OR state = $4) AND number < $2
-    AND (thread_id IS NULL OR EXISTS (
-        SELECT FROM memory.conversations c
-        WHERE c.workspace_id = r.workspace_id AND c.thread_id = r.thread_id AND c.deleted_at IS NULL AND c.erased_at IS NULL
-    ))
+    AND CASE WHEN r.thread_id IS NULL THEN true ELSE (
+        SELECT c.deleted_at IS NULL AND c.erased_at IS NULL
+        FROM memory.conversations c
+        WHERE c.workspace_id = r.workspace_id AND c.thread_id = r.thread_id
+    ) END
 ORDER BY number DESC
 LIMIT $3;
 
