@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 import random
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,11 +22,12 @@ from rich.console import Console
 
 from benchmarks.chaos.run import Result, run
 from benchmarks.chaos.schedules import KINDS, planned
-from benchmarks.chaos.stack import raise_servers, raise_workers
+from benchmarks.chaos.stack import Stack, raise_servers, raise_workers
 from benchmarks.chaos.transcripts import Import
 from twofold_chassis.start import StartError
 
 REPORT = Path("build/chaos.json")
+LOGS = Path("build/chaos-logs")
 SCHEDULES_DEFAULT = 5
 LOAD_S = 9.0
 
@@ -41,6 +43,8 @@ async def chaos(console: Console, asked: argparse.Namespace) -> int:
             with console.status(f"schedule {number + 1} of {asked.schedules}, seed {plan.seed}, {plan.kind}"):
                 results.append(await run(stack, plan))
             _tell(console, results[-1])
+            if results[-1].verdict.violations:
+                _keep_logs(stack, plan.seed)
             _write(_report(asked, results, None))
         compared = None
         if transcripts is not None and importing is not None:
@@ -52,6 +56,13 @@ async def chaos(console: Console, asked: argparse.Namespace) -> int:
     _write(report)
     console.print(f"{json.dumps({name: report[name] for name in report if name != 'runs'})}\nwritten to {REPORT}")
     return 1 if report["violations"] or (compared and compared["different"]) else 0
+
+
+def _keep_logs(stack: Stack, seed: int) -> None:
+    """What the workers said of a schedule in which something was violated, beside the report."""
+    LOGS.mkdir(parents=True, exist_ok=True)
+    for worker in stack.workers:
+        shutil.copyfile(worker.process.child.log.path, LOGS / f"{seed}-memory-{worker.number}.log")
 
 
 def _tell(console: Console, result: Result) -> None:

@@ -289,7 +289,7 @@ async def read_window(
         return None
     shown = tuple(Shown(message.seq, message.turn_id, message.content) for message in window.messages)
     promise = _SOME.get(window.completeness, Promise.SOME)
-    read = Read(request.thread_id, number, sent, _now(), promise, request.message_count_max, shown, token)
+    read = Read(request.thread_id, number, sent, _now(), promise, request.message_count_max, shown, token, window.as_of_seq)
     history.reads.append(read)
     return window.thread_token, read
 

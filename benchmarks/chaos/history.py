@@ -91,6 +91,8 @@ class Read:
     asked: int
     messages: tuple[Shown, ...]
     token: Token | None = None
+    # The newest number that the answer knows of; the message itself may be cut off by what waits behind it.
+    as_of_seq: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -291,29 +291,38 @@ class _ThreadJudge:
             if turn.turn_id not in shown
             and not self._is_before(turn, first_seq)
             and (turn.turn_id, turn.texts) not in self._kept.dead
+            and not self._is_cut_off(read, turn)
         ]
         if read.token is not None and any(turn.turn_id == read.token.turn_id for turn in missed):
-            yield self._bad("STALE", [read.token.turn_id], "a window that had to show this turn does not")
-        elif read.token is not None and read.token.seq > max((message.seq for message in read.messages), default=0):
-            yield self._bad("STALE", [read.token.turn_id], f"a window that had to reach {read.token.seq} does not")
+            yield self._bad("STALE", [read.token.turn_id], f"a window that had to show this turn does not: {_told(read)}")
+        elif read.token is not None and read.token.seq > read.as_of_seq:
+            yield self._bad(
+                "STALE", [read.token.turn_id], f"a window that had to reach {read.token.seq} does not: {_told(read)}"
+            )
         lacking = [turn for turn in missed if self._had_to_show(read, turn)]
         if not lacking:
             return
-        what = (
-            f"a {read.promise.value} window of {len(read.messages)} messages from {first_seq} on lacks an acknowledged turn"
-        )
+        what = f"a window from {first_seq} on lacks an acknowledged turn: {_told(read)}"
         kind = "STALE" if read.messages else "FALSE-EMPTY"
         yield self._bad(kind, [turn.turn_id for turn in lacking[:5]], what)
 
     def _begin(self, messages: Sequence[Shown]) -> int:
-        """Where a window begins; what waits is counted by the number that it has got since."""
-        kept = self._kept.turns
-        seqs = (shown.seq or (kept[shown.turn_id].first_seq if shown.turn_id in kept else 0) for shown in messages)
-        return min(filter(None, seqs), default=0)
+        """Where a window begins. One of waiting turns only: at the number that its first has got since."""
+        numbered = [shown.seq for shown in messages if shown.seq]
+        if numbered:
+            return numbered[0]
+        return min(
+            (self._kept.turns[shown.turn_id].first_seq for shown in messages if shown.turn_id in self._kept.turns), default=0
+        )
 
     def _is_before(self, turn: _Turn, first_seq: int) -> bool:
         kept = self._kept.turns.get(turn.turn_id)
         return kept is not None and 0 < kept.last_seq < first_seq
+
+    def _is_cut_off(self, read: Read, turn: _Turn) -> bool:
+        """Whether it may have stood before a window of waiting turns, which a data loss may have put into another order."""
+        only_waiting = bool(read.messages) and not any(message.seq for message in read.messages)
+        return only_waiting and len(read.messages) > read.asked - self._longest and self._was_lost(turn.sent, _ALWAYS)
 
     def _had_to_show(self, read: Read, turn: _Turn) -> bool:
         if read.promise is Promise.SOME:
@@ -346,6 +355,17 @@ class _ThreadJudge:
 
 def _payload(attempt: Attempt) -> tuple[str, Texts]:
     return attempt.turn_id, attempt.texts
+
+
+def _told(read: Read) -> str:
+    """A read in short."""
+    waiting = list(dict.fromkeys(message.turn_id[:8] for message in read.messages if not message.seq))
+    token = f", with the token of {read.token.turn_id} at {read.token.seq}" if read.token else ""
+    return (
+        f"{read.promise.value} of worker {read.worker}, {read.asked} asked{token}, as of {read.as_of_seq}, shows"
+        f" {_runs([message.seq for message in read.messages if message.seq])}, waiting {' '.join(waiting) or 'none'},"
+        f" sent {read.sent:.3f}, answered {read.answered:.3f}"
+    )
 
 
 def _ends(rows: Sequence[Row]) -> tuple[int, int]:

@@ -71,7 +71,8 @@ async def run(
             channel = await undo.enter_async_context(grpc.aio.insecure_channel(worker.process.target, options=OPTIONS))
             stubs.append(ConversationServiceStub(channel))
         people = [Client(stubs, history, random.Random(chance.random()), shared, name, appetite) for name in own]
-        watching = asyncio.create_task(stores.watch(stack, shared + own, history, random.Random(chance.random())))
+        enough = asyncio.Event()
+        watching = asyncio.create_task(stores.watch(stack, shared + own, history, random.Random(chance.random()), enough))
         until = asyncio.get_running_loop().time() + plan.seconds
         try:
             async with asyncio.TaskGroup() as group:
@@ -80,8 +81,8 @@ async def run(
                     group.create_task(person.run(until))
             settled_s = await _calmed(stack, history, overdue_s)
         finally:
-            watching.cancel()
-            await asyncio.wait([watching])
+            enough.set()  # not cancelled: libraries take a cancellation that meets their own timeout for that
+            await watching
         await _last_reads(stubs, history)
         await _last_samples(stack, history)
     threads = {attempt.thread for attempt in history.attempts}

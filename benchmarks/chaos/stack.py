@@ -236,6 +236,8 @@ def _environment(servers: Servers, urls: DatabaseUrls, code: Path | None) -> dic
         "REDIS__PASSWORD": servers.redis.password,
         "REDIS__BUDGET_MS": str(REDIS_BUDGET_MS),
         "MEMORY__CONFIRM_MS": str(CONFIRM_MS),
+        "MEMORY__COMMIT_MS": str(CONFIRM_MS),
+        "MEMORY__JOURNAL_MS": str(CONFIRM_MS),
         "MEMORY__MAX_THREAD_MESSAGES": str(WINDOW_EXCHANGES),
         "MEMORY__DRAIN_S": "2",
         "LOG__LEVEL": "warning",

@@ -99,11 +99,13 @@ async def waiting(stack: Stack, thread: str) -> list[str]:
     return [turn_id.decode() for turn_id in ids or ()]
 
 
-async def watch(stack: Stack, threads: Sequence[str], history: History, chance: random.Random) -> None:
-    """Samples windows until it is cancelled: what Redis holds of a thread at one moment, against Postgres right after."""
+async def watch(
+    stack: Stack, threads: Sequence[str], history: History, chance: random.Random, enough: asyncio.Event
+) -> None:
+    """Samples windows until it is enough: what Redis holds of a thread at one moment, against Postgres right after."""
     postgres: asyncpg.Connection[Any] | None = None
     try:
-        while True:
+        while not enough.is_set():
             await asyncio.sleep(_PAUSE_S)
             thread = chance.choice(threads)
             found = await sample(stack, thread)

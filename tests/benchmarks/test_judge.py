@@ -73,7 +73,8 @@ def read(
     asked: int = 20,
     at: float = 9,
 ) -> Read:
-    return Read(THREAD, 0, at, at + 1, promise, asked, messages, token)
+    as_of_seq = max((message.seq for message in messages), default=0)
+    return Read(THREAD, 0, at, at + 1, promise, asked, messages, token, as_of_seq)
 
 
 def kinds(history: History, stored: Thread | Mapping[str, Thread]) -> dict[str, int]:
