@@ -9,11 +9,25 @@ import grpc
 import pytest
 import redis.asyncio
 
-from tests.memory.rooms import CALL_S, Memory, database_of, redis_of, refused, said, seqs, serving, texts, thread, until
+from tests.memory.rooms import (
+    CALL_S,
+    Memory,
+    database_of,
+    reason,
+    redis_of,
+    refused,
+    said,
+    seqs,
+    serving,
+    texts,
+    thread,
+    until,
+)
 from twofold.memory.v1.conversation_pb2 import (
     AppendTurnRequest,
     AppendTurnResponse,
     DeleteConversationRequest,
+    GetTurnRequest,
     ReadWindowResponse,
 )
 from twofold.memory.v1.message_pb2 import Completeness, Durability
@@ -122,6 +136,26 @@ async def test_while_postgres_is_silent_turns_are_journaled_shown_and_come_in_on
         assert window.completeness == COMPLETE
     retried = await append(worker, warm, "q2", "a2", turn_id="t2")
     assert (retried.durability, retried.first_seq, retried.duplicate) == (COMMITTED, 5, True)
+
+
+async def test_who_asks_for_a_turn_that_waits_is_told_that_it_is_on_its_way(
+    worker: Memory, other: Memory, own_postgres: EmbeddedPostgres, workspace_id: str
+) -> None:
+    """Who keeps what an agent has answered must not take it for lost, and ask the agent again."""
+    key = thread(workspace_id)
+    asked = GetTurnRequest(workspace_id=key.workspace_id, thread_id=key.thread_id, turn_id="t", user_id="ada")
+    await journaled(worker, key, "q", turn_id="t", user_id="ada")
+    codes = set()
+
+    async def found() -> bool:
+        try:
+            return bool((await other.conversations.GetTurn(asked, timeout=CALL_S)).messages)
+        except grpc.aio.AioRpcError as error:
+            codes.add(reason(error))
+            return False
+
+    await until(found)
+    assert codes <= {"REASON_TURN_ON_ITS_WAY"}
 
 
 async def test_with_postgres_killed_a_turn_is_journaled_at_once(

@@ -119,6 +119,8 @@ async def memory(settings: Settings) -> AsyncIterator[Running]:
 
         purges = Purges(PostgresPurges(pool, window_ttl_s=service.thread_ttl_hours * 3600), windows)
         await cleanup.enter_async_context(purges.repeated())
+        followers = Followers(turns)
+        cleanup.push_async_callback(followers.close)
         postgres_answers = Breaker(failures_max=3)
         journal = Journal(
             PostgresJournal(pool),
@@ -127,6 +129,7 @@ async def memory(settings: Settings) -> AsyncIterator[Running]:
             put_s=service.journal_ms / 1000,
             metrics=metrics,
             unreachable=RedisUnavailable,
+            told=followers.told,
         )
         await cleanup.enter_async_context(journal.drained())
         appends = Appends(
@@ -137,6 +140,7 @@ async def memory(settings: Settings) -> AsyncIterator[Running]:
             lanes=service.commit_lanes,
             commit_s=service.commit_ms / 1000,
             metrics=metrics,
+            told=followers.told,
         )
         cleanup.push_async_callback(appends.drain)
         recall = Recall(
@@ -153,15 +157,13 @@ async def memory(settings: Settings) -> AsyncIterator[Running]:
         summary_recall = SummaryRecall(summaries, summary_copies)
         cleanup.push_async_callback(summary_recall.drain)
         await cleanup.enter_async_context(Sweeps([preferences.sweep, tool_runs.give_up]).repeated())
-        followers = Followers(turns)
-        cleanup.push_async_callback(followers.close)
         kept_open = PostgresOpenTurns(pool)
         queue = TurnQueue(kept_open)
         cleanup.push_async_callback(queue.drain)
         open_turns = OpenTurns(kept_open, windows, journal, queue, told=followers.told)
         cleanup.push_async_callback(open_turns.drain)
         await cleanup.enter_async_context(Sweeps([open_turns.sweep], period_s=1.0).repeated())
-        history = History(turns)
+        history = History(turns, journal)
         changes = Changes(purges)
         cleanup.push_async_callback(changes.drain)
 

@@ -5,7 +5,19 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from twofold_memory import windows
-from twofold_memory.threads import Entry, Head, MessageUnknown, StoredTurn, ThreadKey, TurnUnknown, unknown
+from twofold_memory.journaled import Journaled
+from twofold_memory.threads import (
+    ConversationUnknown,
+    Entry,
+    Head,
+    MessageUnknown,
+    StoredTurn,
+    ThreadKey,
+    TurnOnItsWay,
+    TurnUnknown,
+    may_see,
+    unknown,
+)
 
 
 class Turns(Protocol):
@@ -28,6 +40,14 @@ class Turns(Protocol):
         ...
 
 
+class Journal(Protocol):
+    """Turns that wait for the truth."""
+
+    async def find(self, key: ThreadKey, turn_id: str) -> Journaled | None:
+        """One that waits, as far as anybody can know."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """Some messages, and whether there are more behind the last one."""
@@ -39,15 +59,22 @@ class Page:
 class History:
     """A thread's past."""
 
-    def __init__(self, turns: Turns) -> None:
+    def __init__(self, turns: Turns, journal: Journal) -> None:
         self._turns = turns
+        self._journal = journal
 
     async def turn(self, key: ThreadKey, turn_id: str, user_id: str | None = None) -> StoredTurn:
-        """One turn with its messages. Raises ConversationUnknown, TurnUnknown."""
-        await self._visible(key, user_id)
-        turn = await self._turns.turn(key, turn_id)
-        if turn is None:
-            raise TurnUnknown(f"the conversation has no turn {turn_id!r}", turn_id=turn_id)
+        """One turn with its messages. Raises ConversationUnknown, TurnUnknown, TurnOnItsWay (it waits in the journal)."""
+        try:
+            await self._visible(key, user_id)
+            turn = await self._turns.turn(key, turn_id)
+            if turn is None:
+                raise TurnUnknown(f"the conversation has no turn {turn_id!r}", turn_id=turn_id)
+        except (ConversationUnknown, TurnUnknown):
+            waiting = await self._journal.find(key, turn_id)
+            if waiting is None or not may_see(waiting.turn.user_id, user_id):
+                raise
+            raise TurnOnItsWay("the turn is accepted and still on its way", retry_after_s=0.2, turn_id=turn_id) from None
         return turn
 
     async def message(self, key: ThreadKey, seq: int, user_id: str | None = None) -> Entry:

@@ -129,17 +129,19 @@ class Journal:
         put_s: float,
         metrics: CollectorRegistry,
         unreachable: type[Exception],
+        told: Callable[[ThreadKey], None] = lambda key: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`breaker` hears that Postgres answers. `put_s` is what all attempts to put a turn into it may take. `unreachable`: what the cache raises when it is away.
 
-        `clock` is monotonic; nothing depends on the time of day.
+        `told` hears of each thread that has got messages. `clock` is monotonic; nothing depends on the time of day.
         """
         self._store = store
         self._cache = cache
         self._breaker = breaker
         self._put_s = put_s
         self._unreachable = unreachable
+        self._told = told
         self._clock = clock
         self.worker = uuid.uuid4().hex[:12]
         self._copies: dict[ThreadKey, dict[EntryKey, _Copy]] = {}
@@ -186,6 +188,11 @@ class Journal:
     async def count(self, key: ThreadKey) -> int | None:
         """How many turns of the thread wait; None if nobody can know."""
         return await self._cache.count(key)
+
+    async def find(self, key: ThreadKey, turn_id: str) -> Journaled | None:
+        """A turn that waits; None if there is none as far as anybody can know."""
+        waiting = [*self.copies(key), *(await self._cache.waiting(key) or ())]
+        return next((journaled for journaled in waiting if journaled.turn.turn_id == turn_id), None)
 
     async def known(self, key: ThreadKey, turn_ids: Sequence[str]) -> dict[str, Known]:
         """Those of the turns that Postgres knows by now. Raises Overloaded, StoreUnavailable."""
@@ -347,6 +354,8 @@ class Journal:
             self._seen.pop(key, None)
         by_key = {waiter.journaled.key: waiter.journaled for waiter in waiters}
         await self._cache.settle(key, done, drained.stored, {name: by_key[name] for name in drained.inserted})
+        if drained.inserted:
+            self._told(key)
         for name in drained.stored:
             self._drained.labels("stored" if name in drained.inserted else "found").inc()
         for name, why in drained.refused.items():

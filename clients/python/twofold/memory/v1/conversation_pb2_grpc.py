@@ -168,7 +168,8 @@ class ConversationServiceServicer:
 
     def GetTurn(self, request, context):
         """GetTurn returns the messages of one turn, e.g. to learn whether an append whose answer was lost has been stored.
-        Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN, REASON_TURN_UNKNOWN).
+        Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN, REASON_TURN_UNKNOWN), ABORTED (REASON_TURN_ON_ITS_WAY: it waits in the
+        journal).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

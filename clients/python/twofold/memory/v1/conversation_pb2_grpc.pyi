@@ -75,7 +75,8 @@ class ConversationServiceStub:
     """
     GetTurn: _aio.UnaryUnaryMultiCallable[_conversation_pb2.GetTurnRequest, _conversation_pb2.GetTurnResponse]
     """GetTurn returns the messages of one turn, e.g. to learn whether an append whose answer was lost has been stored.
-    Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN, REASON_TURN_UNKNOWN).
+    Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN, REASON_TURN_UNKNOWN), ABORTED (REASON_TURN_ON_ITS_WAY: it waits in the
+    journal).
     """
     GetMessage: _aio.UnaryUnaryMultiCallable[_conversation_pb2.GetMessageRequest, _conversation_pb2.GetMessageResponse]
     """GetMessage returns one message as it is now, e.g. to learn its revision.
@@ -190,7 +191,8 @@ class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_conversation_pb2.GetTurnRequest, _abc.Awaitable[_conversation_pb2.GetTurnResponse]],
     ) -> _abc.Awaitable[_conversation_pb2.GetTurnResponse]:
         """GetTurn returns the messages of one turn, e.g. to learn whether an append whose answer was lost has been stored.
-        Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN, REASON_TURN_UNKNOWN).
+        Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN, REASON_TURN_UNKNOWN), ABORTED (REASON_TURN_ON_ITS_WAY: it waits in the
+        journal).
         """
 
     @_abc_1.abstractmethod
