@@ -23,12 +23,15 @@ from twofold.memory.v1.conversation_pb2 import (
     ReadWindowResponse,
 )
 from twofold.memory.v1.conversation_pb2_grpc import ConversationServiceStub
+from twofold.memory.v1.document_pb2_grpc import DocumentServiceStub
 from twofold.memory.v1.erasure_pb2_grpc import ErasureServiceStub
 from twofold.memory.v1.event_pb2_grpc import EventLogServiceStub
 from twofold.memory.v1.message_pb2 import Message, ReadLevel, Role
 from twofold.memory.v1.preference_pb2_grpc import PreferenceServiceStub
 from twofold.memory.v1.revision_pb2_grpc import RevisionServiceStub
+from twofold.memory.v1.search_pb2_grpc import SearchServiceStub
 from twofold.memory.v1.summary_pb2_grpc import SummaryServiceStub
+from twofold.memory.v1.sync_pb2_grpc import SyncServiceStub
 from twofold.memory.v1.tool_run_pb2_grpc import ToolRunServiceStub
 from twofold.memory.v1.transfer_pb2_grpc import TransferServiceStub
 from twofold.memory.v1.turn_pb2_grpc import TurnServiceStub
@@ -58,10 +61,13 @@ class Memory:
     events: EventLogServiceStub
     turns: TurnServiceStub
     watches: WatchServiceStub
+    search: SearchServiceStub
+    documents: DocumentServiceStub
     revisions: RevisionServiceStub
     branches: BranchServiceStub
     transfers: TransferServiceStub
     erasures: ErasureServiceStub
+    sync: SyncServiceStub
 
     async def append(
         self, key: ThreadKey, *texts: str, turn_id: str = "", user_id: str = "", timeout: float = CALL_S
@@ -149,10 +155,13 @@ async def connected(port: int) -> AsyncIterator[Memory]:
             EventLogServiceStub(channel),
             TurnServiceStub(channel),
             WatchServiceStub(channel),
+            SearchServiceStub(channel),
+            DocumentServiceStub(channel),
             RevisionServiceStub(channel),
             BranchServiceStub(channel),
             TransferServiceStub(channel),
             ErasureServiceStub(channel),
+            SyncServiceStub(channel),
         )
 
 

@@ -9,10 +9,13 @@ from twofold import channels
 from twofold.memory.v1.checkpoint_pb2_grpc import CheckpointServiceStub
 from twofold.memory.v1.context_pb2_grpc import ContextServiceStub
 from twofold.memory.v1.conversation_pb2_grpc import ConversationServiceStub
+from twofold.memory.v1.document_pb2_grpc import DocumentServiceStub
 from twofold.memory.v1.erasure_pb2_grpc import ErasureServiceStub
 from twofold.memory.v1.event_pb2_grpc import EventLogServiceStub
 from twofold.memory.v1.preference_pb2_grpc import PreferenceServiceStub
+from twofold.memory.v1.search_pb2_grpc import SearchServiceStub
 from twofold.memory.v1.summary_pb2_grpc import SummaryServiceStub
+from twofold.memory.v1.sync_pb2_grpc import SyncServiceStub
 from twofold.memory.v1.tool_run_pb2_grpc import ToolRunServiceStub
 from twofold.memory.v1.transfer_pb2_grpc import TransferServiceStub
 from twofold.memory.v1.turn_pb2_grpc import TurnServiceStub as OpenTurnServiceStub
@@ -36,7 +39,22 @@ _REGISTRY_CONFIG = channels.service_config(
 _MEMORY_CONFIG = channels.service_config(
     [
         f"twofold.memory.v1.{name}Service"
-        for name in ("Conversation", "Context", "Preference", "Summary", "ToolRun", "Checkpoint", "EventLog", "Turn", "Watch", "Transfer", "Erasure")
+        for name in (
+            "Conversation",
+            "Context",
+            "Preference",
+            "Summary",
+            "ToolRun",
+            "Checkpoint",
+            "EventLog",
+            "Turn",
+            "Watch",
+            "Search",
+            "Document",
+            "Transfer",
+            "Erasure",
+            "Sync",
+        )
     ]
 )
 _ROUTER_CONFIG = channels.service_config(
@@ -88,9 +106,12 @@ class Twofold:
     events: EventLogServiceStub
     transfers: TransferServiceStub
     erasures: ErasureServiceStub
+    sync: SyncServiceStub
     # A turn that is opened first; `turns` is the router's way of a whole one.
     open_turns: OpenTurnServiceStub
     watches: WatchServiceStub
+    search: SearchServiceStub
+    documents: DocumentServiceStub
 
     routing: RoutingServiceStub
     turns: TurnServiceStub
@@ -113,8 +134,11 @@ class Twofold:
         self.events = EventLogServiceStub(memory)
         self.transfers = TransferServiceStub(memory)
         self.erasures = ErasureServiceStub(memory)
+        self.sync = SyncServiceStub(memory)
         self.open_turns = OpenTurnServiceStub(memory)
         self.watches = WatchServiceStub(memory)
+        self.search = SearchServiceStub(memory)
+        self.documents = DocumentServiceStub(memory)
         self.routing = RoutingServiceStub(router)
         self.turns = TurnServiceStub(router)
         return self

@@ -11,11 +11,14 @@ from twofold.memory.v1 import (
     checkpoint_pb2_grpc,
     context_pb2_grpc,
     conversation_pb2_grpc,
+    document_pb2_grpc,
     erasure_pb2_grpc,
     event_pb2_grpc,
     preference_pb2_grpc,
     revision_pb2_grpc,
+    search_pb2_grpc,
     summary_pb2_grpc,
+    sync_pb2_grpc,
     tool_run_pb2_grpc,
     transfer_pb2_grpc,
     turn_pb2_grpc,
@@ -27,15 +30,20 @@ from twofold_chassis.redis import RedisUnavailable, open_link
 from twofold_chassis.requests import Requests
 from twofold_chassis.server import Face, Running, serving
 from twofold_memory.appends import Appends
+from twofold_memory.audits import Audits
 from twofold_memory.branch_service import BranchService
+from twofold_memory.cache.audit import RedisAudits
 from twofold_memory.cache.journal import RedisJournal
 from twofold_memory.cache.preferences import RedisPreferences
 from twofold_memory.cache.summaries import RedisSummaries
+from twofold_memory.cache.sync import RedisSync
 from twofold_memory.cache.threads import RedisThreads
 from twofold_memory.changes import Changes
 from twofold_memory.checkpoint_service import CheckpointService
 from twofold_memory.context_service import ContextService
 from twofold_memory.conversation_service import ConversationService
+from twofold_memory.dead_letters import Replays
+from twofold_memory.document_service import DocumentService
 from twofold_memory.erasure_service import ErasureService
 from twofold_memory.erasures import Erasures
 from twofold_memory.event_log_service import EventLogService
@@ -51,10 +59,16 @@ from twofold_memory.preferences import PreferenceRecall
 from twofold_memory.purges import Purges
 from twofold_memory.recall import Recall
 from twofold_memory.revision_service import RevisionService
+from twofold_memory.search_service import SearchService
+from twofold_memory.searching import SEARCHES_AT_ONCE, Indexing, Searches
 from twofold_memory.settings import Settings
+from twofold_memory.store.audits import PostgresAudits
+from twofold_memory.store.backlogs import PostgresBacklogs
 from twofold_memory.store.branches import PostgresBranches
 from twofold_memory.store.checkpoints import PostgresCheckpoints
 from twofold_memory.store.conversations import PostgresConversations
+from twofold_memory.store.dead_letters import PostgresDeadLetters
+from twofold_memory.store.documents import PostgresDocuments
 from twofold_memory.store.erasures import PostgresErasures
 from twofold_memory.store.events import PostgresEvents
 from twofold_memory.store.exports import PostgresExports
@@ -64,6 +78,7 @@ from twofold_memory.store.preferences import PostgresPreferences
 from twofold_memory.store.purges import PostgresPurges
 from twofold_memory.store.retentions import PostgresRetentions
 from twofold_memory.store.revisions import PostgresRevisions
+from twofold_memory.store.search import PostgresSearch
 from twofold_memory.store.statements import STATEMENTS
 from twofold_memory.store.summaries import PostgresSummaries
 from twofold_memory.store.tool_runs import PostgresToolRuns
@@ -72,6 +87,8 @@ from twofold_memory.store.watches import PostgresWatches
 from twofold_memory.summaries import SummaryRecall
 from twofold_memory.summary_service import SummaryService
 from twofold_memory.sweeps import Sweeps
+from twofold_memory.sync_service import SyncService
+from twofold_memory.sync_status import BacklogGauges, Sync
 from twofold_memory.tool_run_service import ToolRunService
 from twofold_memory.transfer_service import TransferService
 from twofold_memory.turn_queue import TurnQueue
@@ -103,6 +120,9 @@ async def memory(settings: Settings) -> AsyncIterator[Running]:
         long_settings = {"pool_size_max": service.long_pool_size_max, "command_timeout_s": service.long_command_timeout_s}
         long_pool = await postgres.open_pool(settings.database.model_copy(update=long_settings), name="memory-long")
         cleanup.push_async_callback(postgres.close_pool, long_pool)
+        search_settings = {"pool_size_max": SEARCHES_AT_ONCE, "command_timeout_s": service.long_command_timeout_s}
+        search_pool = await postgres.open_pool(settings.database.model_copy(update=search_settings), name="memory-search")
+        cleanup.push_async_callback(postgres.close_pool, search_pool)
 
         requests = Requests("memory", says_what=True)
         turns = PostgresTurns(pool)
@@ -163,6 +183,8 @@ async def memory(settings: Settings) -> AsyncIterator[Running]:
         open_turns = OpenTurns(kept_open, windows, journal, queue, told=followers.told)
         cleanup.push_async_callback(open_turns.drain)
         await cleanup.enter_async_context(Sweeps([open_turns.sweep], period_s=1.0).repeated())
+        search = PostgresSearch(search_pool, long_pool)
+        await cleanup.enter_async_context(Sweeps([Indexing(search).sweep], period_s=1.0).repeated())
         history = History(turns, journal)
         changes = Changes(purges)
         cleanup.push_async_callback(changes.drain)
@@ -176,6 +198,14 @@ async def memory(settings: Settings) -> AsyncIterator[Running]:
         long_turns = PostgresTurns(long_pool)
         cleanup.push_async_callback(long_turns.close)
         exports = Exports(PostgresExports(long_pool), long_turns)
+
+        backlogs = PostgresBacklogs(pool)
+        await cleanup.enter_async_context(Sweeps([BacklogGauges(backlogs, metrics).refresh], period_s=15.0).repeated())
+        sync = Sync(journal, backlogs, RedisSync(link), lambda: purges.settled)
+        replays = Replays(windows, journal, told=followers.told)
+        cleanup.push_async_callback(replays.drain)
+        window_audits = RedisAudits(link, ttl_s=service.thread_ttl_hours * 3600)
+        audits = Audits(PostgresAudits(long_pool), long_turns, window_audits, windows, journal)
 
         faces = [
             Face(
@@ -234,6 +264,16 @@ async def memory(settings: Settings) -> AsyncIterator[Running]:
                 event_pb2_grpc.add_EventLogServiceServicer_to_server,
             ),
             Face(
+                f"{_PACKAGE}.SearchService",
+                SearchService(Searches(search)),
+                search_pb2_grpc.add_SearchServiceServicer_to_server,
+            ),
+            Face(
+                f"{_PACKAGE}.DocumentService",
+                DocumentService(PostgresDocuments(pool, requests)),
+                document_pb2_grpc.add_DocumentServiceServicer_to_server,
+            ),
+            Face(
                 f"{_PACKAGE}.TransferService",
                 TransferService(Imports(conversations, appends), exports),
                 transfer_pb2_grpc.add_TransferServiceServicer_to_server,
@@ -242,6 +282,11 @@ async def memory(settings: Settings) -> AsyncIterator[Running]:
                 f"{_PACKAGE}.ErasureService",
                 ErasureService(erasures, receipts, PostgresRetentions(pool, requests)),
                 erasure_pb2_grpc.add_ErasureServiceServicer_to_server,
+            ),
+            Face(
+                f"{_PACKAGE}.SyncService",
+                SyncService(sync, PostgresDeadLetters(pool, requests), replays, audits),
+                sync_pb2_grpc.add_SyncServiceServicer_to_server,
             ),
         ]
         running = await cleanup.enter_async_context(
