@@ -137,7 +137,8 @@ class Edge(grpc.aio.ServerInterceptor):
         if handler.response_streaming:
             behaviour = _written(behaviour)
         if handler.request_streaming:
-            behaviour, reader = _told_all(behaviour), _read_or_refused(reader)
+            behaviour = _told_all(behaviour, answers_meanwhile=handler.response_streaming)
+            reader = _read_or_refused(reader)
         record = _Record(method, handler, self._metrics, self._log)
         streams = handler.request_streaming or handler.response_streaming
         return kind.handler(
@@ -205,10 +206,13 @@ def _written(behaviour: Any) -> Behaviour:
     return write
 
 
-def _told_all(behaviour: Behaviour) -> Behaviour:
+def _told_all(behaviour: Behaviour, *, answers_meanwhile: bool) -> Behaviour:
     """A method that takes many requests, which it gets to the end only if its caller has ended them."""
 
     async def serve(requests: Any, context: Context) -> Any:
+        if answers_meanwhile:
+            # Later it could meet an answer that is being sent, and be refused for that.
+            await context.send_initial_metadata(())
         async with contextlib.aclosing(_to_their_end(requests, context)) as told:
             return await behaviour(told, context)
 

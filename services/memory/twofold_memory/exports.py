@@ -15,6 +15,8 @@ from twofold_chassis.refusals import HistoryChanged, Overloaded
 from twofold_memory.threads import Entry, Head, ThreadKey
 
 CHUNK_BYTES_MAX = 1024 * 1024
+# With so much of whole conversations a chunk goes out: each is a place to go on from.
+_CHUNK_BYTES_WORTH_SENDING = 256 * 1024
 _EXPORTS_MAX = 4
 _CONVERSATIONS_AT_ONCE = 100
 _MESSAGES_AT_ONCE = 200
@@ -146,6 +148,8 @@ class Exports:
                 found = again[0]
                 continue
             chunk.behind = found.thread_id
+            if chunk.bytes >= _CHUNK_BYTES_WORTH_SENDING:
+                yield chunk.taken()
             return
         raise HistoryChanged(f"the past of the conversation {found.thread_id!r} changes all the time")
 
@@ -178,24 +182,24 @@ class _Chunk:
     def __init__(self) -> None:
         self.pieces: list[bytes] = []
         self.behind: str | None = None
-        self._bytes = 0
+        self.bytes = 0
 
     def put(self, piece: bytes) -> Iterator[Chunk]:
         """Adds a piece; chunks that are full with it go out. Whole conversations go out first if it does not fit."""
-        if self.behind is not None and self._bytes + len(piece) > CHUNK_BYTES_MAX:
+        if self.behind is not None and self.bytes + len(piece) > CHUNK_BYTES_MAX:
             yield self.taken()
         self.behind = None
         self.pieces.append(piece)
-        self._bytes += len(piece)
-        while self._bytes > CHUNK_BYTES_MAX:
+        self.bytes += len(piece)
+        while self.bytes > CHUNK_BYTES_MAX:
             data = b"".join(self.pieces)
-            self.pieces, self._bytes = [data[CHUNK_BYTES_MAX:]], len(data) - CHUNK_BYTES_MAX
+            self.pieces, self.bytes = [data[CHUNK_BYTES_MAX:]], len(data) - CHUNK_BYTES_MAX
             yield Chunk(data[:CHUNK_BYTES_MAX], None)
 
     def taken(self) -> Chunk:
         """All there is."""
         chunk = Chunk(b"".join(self.pieces), self.behind)
-        self.pieces, self._bytes = [], 0
+        self.pieces, self.bytes = [], 0
         return chunk
 
     def mark(self) -> tuple[int, str | None]:
@@ -206,4 +210,4 @@ class _Chunk:
         """What has been put since is dropped."""
         del self.pieces[mark[0] :]
         self.behind = mark[1]
-        self._bytes = sum(map(len, self.pieces))
+        self.bytes = sum(map(len, self.pieces))

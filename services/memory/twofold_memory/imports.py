@@ -44,7 +44,7 @@ _BYTES_AT_ONCE = 32 * 1024 * 1024
 _LARGE_BYTES = 256 * 1024
 _PROGRESS_S = 1.0
 _PROGRESS_LINES = 100
-_ERRORS_WAITING_MAX = 100
+_WAITING_MAX = 100
 # For what passes by itself: a thread that others hold, too much at once, a store that is starting again.
 _PATIENCE_S = 20.0
 _PASSES = (Busy, Overloaded, TurnOnItsWay, JournalFull, StoreUnavailable)
@@ -207,8 +207,7 @@ class _Run:
         self._first_bad: int | None = None
         self._next_line = order.first_line
         self._counts = [0] * 5
-        self._bad: deque[BadLine] = deque()
-        self._told_lines = 0
+        self._waiting: deque[BadLine | Progress] = deque()
         self._told_at = asyncio.get_running_loop().time()
         self._ended = False
         self._moved = asyncio.Event()
@@ -230,14 +229,14 @@ class _Run:
     async def next(self) -> Told | None:
         """What is to be told next, at least once a second how far it has come; None at the end."""
         while True:
-            if self._bad:
+            if self._waiting:
                 self._moved.set()
-                return self._bad.popleft()
+                return self._waiting.popleft()
             if self._ended:
                 return None
             left = self._told_at + _PROGRESS_S - asyncio.get_running_loop().time()
-            if left <= 0 or self._counts[0] - self._told_lines >= _PROGRESS_LINES:
-                self._told_at, self._told_lines = asyncio.get_running_loop().time(), self._counts[0]
+            if left <= 0:
+                self._told_at = asyncio.get_running_loop().time()
                 return self.progress
             self._news.clear()
             with contextlib.suppress(TimeoutError):
@@ -282,7 +281,9 @@ class _Run:
         self._check()
         self._counts[0] += 1
         self._next_line = line.number + 1
-        self._news.set()
+        if self._counts[0] % _PROGRESS_LINES == 0:
+            self._waiting.append(self.progress)
+            self._news.set()
         try:
             imported = await self._understood(line)
         except InvalidArgument as refusal:
@@ -298,7 +299,7 @@ class _Run:
         task.add_done_callback(lambda ended: self._left(line.number, imported, ended))
 
     def _is_full(self, size: int) -> bool:
-        if len(self._bad) >= _ERRORS_WAITING_MAX or len(self._open) >= _LINES_AT_ONCE:
+        if len(self._waiting) >= _WAITING_MAX or len(self._open) >= _LINES_AT_ONCE:
             return True
         return bool(self._open) and sum(self._open.values()) + size > _BYTES_AT_ONCE
 
@@ -339,7 +340,7 @@ class _Run:
     def _tell(self, number: int, refusal: Refusal) -> None:
         self._counts[4] += 1
         self._first_bad = number if self._first_bad is None else min(number, self._first_bad)
-        self._bad.append(BadLine(number, refusal))
+        self._waiting.append(BadLine(number, refusal))
         self._news.set()
 
     def _left(self, number: int, imported: Imported, ended: asyncio.Task[None]) -> None:
