@@ -16,6 +16,7 @@ NEWEST_MAX = 4
 _BATCH_MAX = 16
 _WAITING_MAX = 4096
 _FILLS_MAX = 256
+_POSTGRES_IS_SILENT = (Completeness.UNVERIFIED, Completeness.PARTIAL)
 
 
 class SummaryUnknown(NotFound):
@@ -171,8 +172,8 @@ class SummaryRecall:
         if level is Level.VERIFIED:
             asked = self._newest.ask(key)
             seen = await window
-            if seen.completeness is Completeness.UNVERIFIED and not asked.done():
-                return seen, await self._standing_in(key, seen)  # Postgres is silent: not waited for any longer
+            if seen.completeness in _POSTGRES_IS_SILENT and not asked.done():
+                return seen, await self._standing_in(key, seen)  # not waited for any longer
             return seen, await self._told(key, seen, asked, fill=seen.source is not Source.L1)
         copy, seen = await asyncio.gather(self._cache.look(key), window)
         if seen.completeness is Completeness.AS_OF and copy is not None and copy.epoch == seen.epoch:
