@@ -20,9 +20,9 @@ class SearchServiceStub:
     """SearchMessages returns the messages of a workspace, a user or a conversation that match, each with those around it. Every
     message counts as soon as it is committed, and not any more as soon as it is edited, redacted or deleted, or its
     conversation is. Words are compared as they are written, in any case (no stemming, no stop words, all languages alike);
-    the first 100,000 characters of a message's content are looked at.
+    the first 100,000 characters of a message's text are looked at: of its content, or of the text among its parts.
     Errors: INVALID_ARGUMENT (REASON_INVALID_PAGE_TOKEN), NOT_FOUND (REASON_CONVERSATION_UNKNOWN: of a thread_id that does not
-    exist, or is another user's), RESOURCE_EXHAUSTED (REASON_SEARCH_TOO_BROAD; REASON_OVERLOADED: 4 searches run in a worker at
+    exist, or is another user's), RESOURCE_EXHAUSTED (REASON_SEARCH_TOO_BROAD; REASON_OVERLOADED: 2 searches run in a worker at
     a time, 32 wait).
     """
 
@@ -38,9 +38,9 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         """SearchMessages returns the messages of a workspace, a user or a conversation that match, each with those around it. Every
         message counts as soon as it is committed, and not any more as soon as it is edited, redacted or deleted, or its
         conversation is. Words are compared as they are written, in any case (no stemming, no stop words, all languages alike);
-        the first 100,000 characters of a message's content are looked at.
+        the first 100,000 characters of a message's text are looked at: of its content, or of the text among its parts.
         Errors: INVALID_ARGUMENT (REASON_INVALID_PAGE_TOKEN), NOT_FOUND (REASON_CONVERSATION_UNKNOWN: of a thread_id that does not
-        exist, or is another user's), RESOURCE_EXHAUSTED (REASON_SEARCH_TOO_BROAD; REASON_OVERLOADED: 4 searches run in a worker at
+        exist, or is another user's), RESOURCE_EXHAUSTED (REASON_SEARCH_TOO_BROAD; REASON_OVERLOADED: 2 searches run in a worker at
         a time, 32 wait).
         """
 
