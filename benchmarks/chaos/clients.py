@@ -3,19 +3,22 @@
 import asyncio
 import random
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import grpc
 from google.rpc.error_details_pb2 import ErrorInfo
 from grpc_status import rpc_status
 
-from benchmarks.chaos.history import Attempt, Deletion, History, Promise, Read, Shown, Texts, Token, Told
+from benchmarks.chaos.history import Attempt, Deletion, Edit, History, Promise, Read, Shown, Texts, Token, Told, edited
 from twofold import refusals
 from twofold.errors.v1.reason_pb2 import Reason
 from twofold.memory.v1 import conversation_pb2 as pb
 from twofold.memory.v1 import message_pb2
 from twofold.memory.v1.conversation_pb2_grpc import ConversationServiceStub
+from twofold.memory.v1.revision_pb2 import EditMessageRequest, NewContent
+from twofold.memory.v1.revision_pb2_grpc import RevisionServiceStub
 
 WORKSPACE = "chaos"
 # Nobody is stopped for so long: who then has no answer was forgotten.
@@ -30,9 +33,11 @@ _ATTEMPTS = 12
 _PAUSE_S = 0.05
 _THINKING_S = 0.02
 _OLD_MAX = 200
+_EDITABLE_MAX = 8
 _WINDOWS = (2, 6, 20, 100)
 _SIZES = (1, 2, 2, 2, 3)
 _FRESH_S = 0.1
+_BEGUN_MAX = 2
 _GIVE_UP_S = (0.001, 0.08)
 
 _Code = grpc.StatusCode
@@ -51,6 +56,7 @@ class Appetite:
     appends: float = 0.45
     repeats: float = 0.12
     deletions: float = 0.008
+    edits: float = 0.015
     # A thread that another client is beginning at the same moment.
     fresh: float = 0.03
     journaled: float = 0.12
@@ -71,11 +77,20 @@ class _Turn:
 
 @dataclass
 class _Thread:
-    """What a client knows of a thread."""
+    """What a client knows of a thread; `numbered` are its own messages there whose numbers it knows."""
 
     name: str
     tokens: list[tuple[bytes, Token]] = field(default_factory=list)
+    numbered: list[tuple[int, str]] = field(default_factory=list)
     deleted: bool = False
+
+
+class Worker:
+    """What is called of one worker."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.conversations = ConversationServiceStub(channel)
+        self.revisions = RevisionServiceStub(channel)
 
 
 class Client:
@@ -83,7 +98,7 @@ class Client:
 
     def __init__(
         self,
-        workers: Sequence[ConversationServiceStub],
+        workers: Sequence[Worker],
         history: History,
         chance: random.Random,
         shared: Sequence[str],
@@ -99,6 +114,7 @@ class Client:
         self._appetite = appetite or Appetite()
         self._doomed = 0
         self._private = [_Thread(own), _Thread(f"{own}-doomed-0")]
+        self._begun: list[_Thread] = []
         self._old: list[_Turn] = []
         self._payloads: dict[str, set[Texts]] = {}
         self.calls = 0
@@ -108,16 +124,20 @@ class Client:
         chance, appetite = self._chance, self._appetite
         while _now() < until:
             await asyncio.sleep(chance.uniform(0, _THINKING_S))
-            thread = chance.choice(self._shared + self._private)
+            thread = chance.choice(self._shared + self._private + self._begun)
+            doings: list[tuple[float, Callable[[], Awaitable[None]]]] = [
+                (appetite.appends, partial(self._say, thread)),
+                (appetite.repeats, self._repeat),
+                (appetite.deletions, self._delete),
+                (appetite.edits, partial(self._edit, thread)),
+                (appetite.fresh, self._begin),
+            ]
             drawn = chance.random()
-            if drawn < appetite.appends:
-                await self._say(thread)
-            elif drawn < appetite.appends + appetite.repeats:
-                await self._repeat()
-            elif drawn < appetite.appends + appetite.repeats + appetite.deletions:
-                await self._delete()
-            elif drawn < appetite.appends + appetite.repeats + appetite.deletions + appetite.fresh:
-                await self._say(_Thread(f"{self._fresh}-{_now() // _FRESH_S:.0f}"))
+            for often, doing in doings:
+                drawn -= often
+                if drawn < 0:
+                    await doing()
+                    break
             else:
                 await self._read(thread)
 
@@ -136,6 +156,14 @@ class Client:
         if len(self._old) > _OLD_MAX:
             self._old.pop(chance.randrange(_OLD_MAX))
 
+    async def _begin(self) -> None:
+        """Says something in a conversation that others may be beginning at this very moment, and stays in it for a while."""
+        name = f"{self._fresh}-{_now() // _FRESH_S:.0f}"
+        thread = next((known for known in self._begun if known.name == name), _Thread(name))
+        if thread not in self._begun:
+            self._begun = [*self._begun, thread][-_BEGUN_MAX:]
+        await self._say(thread)
+
     async def _repeat(self) -> None:
         """Says something again, as somebody does who did not hear the answer; or something else under its id."""
         if not self._old:
@@ -143,7 +171,10 @@ class Client:
         turn = self._chance.choice(self._old)
         if self._chance.random() < self._appetite.other_payload:
             turn = _Turn(turn.thread, turn.turn_id, tuple(f"other {text}" for text in turn.texts), False, "", b"")
-        thread = next((known for known in self._shared + self._private if known.name == turn.thread), _Thread(turn.thread))
+        thread = next(
+            (known for known in self._shared + self._private + self._begun if known.name == turn.thread),
+            _Thread(turn.thread),
+        )
         await self._insist(turn, thread, patient=self._chance.random() >= self._appetite.given_up)
 
     async def _insist(self, turn: _Turn, thread: _Thread, *, patient: bool) -> None:
@@ -162,7 +193,7 @@ class Client:
         sent = _now()
         self.calls += 1
         try:
-            answer = await self._workers[number].AppendTurn(request, timeout=timeout)
+            answer = await self._workers[number].conversations.AppendTurn(request, timeout=timeout)
         except grpc.aio.AioRpcError as error:
             gave_up = not patient and error.code() in (_Code.DEADLINE_EXCEEDED, _Code.CANCELLED)
             told = Told.UNKNOWN if gave_up else _told(error)
@@ -187,6 +218,8 @@ class Client:
             )
         )
         thread.tokens.append((answer.thread_token, Token(turn.turn_id, answer.last_seq)))
+        if not journaled:
+            thread.numbered.append((answer.first_seq, turn.texts[0]))
         return False
 
     def _is_to_be_repeated(self, error: grpc.aio.AioRpcError, turn: _Turn, thread: _Thread) -> bool:
@@ -228,7 +261,7 @@ class Client:
         for _ in range(_ATTEMPTS):
             self.calls += 1
             try:
-                await self._chance.choice(self._workers).DeleteConversation(request, timeout=CALL_S)
+                await self._chance.choice(self._workers).conversations.DeleteConversation(request, timeout=CALL_S)
             except grpc.aio.AioRpcError as error:
                 if error.code() is _Code.DEADLINE_EXCEEDED:
                     self._history.stuck.append((thread.name, "a deletion"))
@@ -243,6 +276,39 @@ class Client:
                 break
         self._doomed += 1
         self._private[1:] = [_Thread(f"{self._own}-doomed-{self._doomed}"), *self._private[1:]][:4]
+
+    # Edits -----------------------------------------------------------------------------------------------
+
+    async def _edit(self, thread: _Thread) -> None:
+        """Lets one of its own messages say something else."""
+        if thread.deleted or not thread.numbered:
+            return
+        seq, first = self._chance.choice(thread.numbered[-_EDITABLE_MAX:])
+        by = uuid.UUID(int=self._chance.getrandbits(128)).hex[:12]
+        place, sent = len(self._history.edits), _now()
+        self._history.edits.append(Edit(thread.name, seq, edited(first, by), sent, None))
+        request = EditMessageRequest(
+            workspace_id=WORKSPACE,
+            thread_id=thread.name,
+            seq=seq,
+            content=NewContent(text=edited(first, by)),
+            request_id=f"edit-{by}",
+        )
+        for _ in range(_ATTEMPTS):
+            self.calls += 1
+            try:
+                await self._chance.choice(self._workers).revisions.EditMessage(request, timeout=CALL_S)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is _Code.DEADLINE_EXCEEDED:
+                    self._history.stuck.append((thread.name, "an edit"))
+                if error.code() not in (_Code.UNAVAILABLE, _Code.ABORTED, _Code.RESOURCE_EXHAUSTED):
+                    if error.code() is not _Code.DEADLINE_EXCEEDED and not self._was_deleted(thread.name):
+                        self._refused(thread.name, f"an edit of {seq}", error)
+                    return
+                await asyncio.sleep(_PAUSE_S)
+            else:
+                self._history.edits[place] = Edit(thread.name, seq, edited(first, by), sent, _now())
+                return
 
     # Reads -----------------------------------------------------------------------------------------------
 
@@ -266,7 +332,7 @@ class Client:
 
 
 async def read_window(
-    worker: ConversationServiceStub,
+    worker: Worker,
     number: int,
     request: pb.ReadWindowRequest,
     history: History,
@@ -275,7 +341,7 @@ async def read_window(
     """Reads and writes down what was seen; the answer's token and what it showed, None if there was no answer."""
     sent = _now()
     try:
-        window = await worker.ReadWindow(request, timeout=CALL_S)
+        window = await worker.conversations.ReadWindow(request, timeout=CALL_S)
     except grpc.aio.AioRpcError as error:
         if error.code() is _Code.NOT_FOUND:
             history.reads.append(Read(request.thread_id, number, sent, _now(), Promise.MISSING, 0, ()))

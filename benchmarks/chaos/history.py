@@ -41,6 +41,20 @@ class Promise(Enum):
     MISSING = "missing"
 
 
+# What stands between the text of a message as it was first said and what an edit added.
+_EDITED = " | "
+
+
+def edited(text: str, by: str) -> str:
+    """The text of a message after an edit."""
+    return f"{said(text)}{_EDITED}{by}"
+
+
+def said(text: str) -> str:
+    """The text of a message as it was first said, whatever it says by now."""
+    return text.partition(_EDITED)[0]
+
+
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """One call of an append. `after` is the turn whose token it carried."""
@@ -105,6 +119,17 @@ class Deletion:
 
 
 @dataclass(frozen=True, slots=True)
+class Edit:
+    """A message that was asked to say `text` from now on; `answered` is None if nobody knows whether it does."""
+
+    thread: str
+    seq: int
+    text: str
+    sent: float
+    answered: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """What Redis held of a thread at one moment, taken in one step; `problem` says what could not even be read."""
 
@@ -143,6 +168,7 @@ class History:
     attempts: list[Attempt] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     deletions: list[Deletion] = field(default_factory=list)
+    edits: list[Edit] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     losses: list[Span] = field(default_factory=list)
     deaths: list[Death] = field(default_factory=list)

@@ -69,8 +69,8 @@ async def tried(servers: Servers, mutant: Mutant, number: int, seed: int) -> Out
         try:
             async with raise_workers(servers, f"mutant_{number}", code=folder) as stack:
                 for count in range(mutant.schedules_max):
-                    if mutant.faults:
-                        plan = directed(seed + count, _LOAD_S, mutant.faults, gap_s=mutant.gap_s)
+                    if mutant.tracks:
+                        plan = directed(seed + count, _LOAD_S, mutant.tracks, gap_s=mutant.gap_s)
                     else:
                         plan = planned(seed + count, _LOAD_S, kind=mutant.kind)
                     result = await run(stack, plan, appetite=mutant.appetite, overdue_s=_OVERDUE_S)

@@ -8,8 +8,11 @@ _JOURNAL_SQL = "migrations/versions/0002_journal.sql"
 _FIRST_SQL = "migrations/versions/0001_conversations.sql"
 
 _RETRIES = Appetite(repeats=0.4, appends=0.35, deletions=0)
-_LINKS = ("redis swallow", "redis answers held", "redis hole", "redis refuse")
-_CRASHES = ("postgres kill", "postgres immediate")
+_WAITING = Appetite(appends=0.6, journaled=0.3, deletions=0)
+_CUT_OFF = (("redis swallow", "redis answers held", "redis hole", "redis refuse"),)
+_CRASHES = (("postgres kill", "postgres immediate"),)
+_POSTGRES_AWAY = ("postgres immediate", "postgres stop", "postgres slow")
+_LOST_WHILE_WAITING = (_POSTGRES_AWAY, ("redis flush",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +26,12 @@ class Patch:
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """A planted bug and the schedules it is tried under: `faults` one after the other, or all that `kind` has."""
+    """A planted bug and the schedules it is tried under: faults of these `tracks`, or all that `kind` has."""
 
     name: str
     flaw: str
     patches: tuple[Patch, ...]
-    faults: tuple[str, ...] = ()
+    tracks: tuple[tuple[str, ...], ...] = ()
     kind: str = "calm"
     gap_s: float = 0.2
     appetite: Appetite = field(default_factory=Appetite)
@@ -48,7 +51,7 @@ MUTANTS = (
                 "    PERFORM set_config('synchronous_commit', 'off', true);\n    IF true = ANY (t_new) THEN\n",
             ),
         ),
-        faults=_CRASHES,
+        tracks=_CRASHES,
         appetite=Appetite(appends=0.8, journaled=0, deletions=0),
     ),
     Mutant(
@@ -129,7 +132,230 @@ MUTANTS = (
                 "if head is not None:",
             ),
         ),
-        faults=_LINKS,
+        tracks=_CUT_OFF,
         appetite=Appetite(deletions=0.03),
+    ),
+    Mutant(
+        "window-not-counted",
+        "appends onto a window of which a part was evicted",
+        (
+            Patch(
+                "cache/lua/window.lua",
+                "elseif turn.epoch > old_epoch or next_seq == 0 or redis.call('LLEN', messages) ~= next_seq - start then",
+                "elseif turn.epoch > old_epoch or next_seq == 0 then",
+            ),
+            Patch(
+                "cache/lua/look.lua",
+                "if redis.call('LLEN', KEYS[1]) ~= tonumber(head[3]) - tonumber(head[2]) then",
+                "if false then",
+            ),
+        ),
+        tracks=(("window evict",),),
+    ),
+    Mutant(
+        "fill-adds",
+        "a fill adds to the window instead of replacing it",
+        (
+            Patch(
+                "cache/lua/fill.lua",
+                "local bytes = 0\nredis.call('DEL', KEYS[1])\n",
+                "local bytes = 0\n",
+            ),
+            Patch("cache/lua/fill.lua", "length >= count and redis.call('LLEN', KEYS[1]) == length then", "false then"),
+            Patch(
+                "cache/lua/fill.lua",
+                "'first', next_seq - count, 'next', next_seq,",
+                "'first', next_seq - redis.call('LLEN', KEYS[1]), 'next', next_seq,",
+            ),
+        ),
+        tracks=(("window evict",),),
+    ),
+    Mutant(
+        "four-commands",
+        "a turn goes into the window by four commands instead of one script",
+        (
+            Patch(
+                "cache/threads.py",
+                '        await self._tell(self._extend, key, *numbers, turn.owner or "", *map(element, entries))\n',
+                "        messages, head, *_ = keys.all_of_thread(key)\n"
+                "        try:\n"
+                "            for entry in entries:\n"
+                "                length = await self._link.call('RPUSH', messages, element(entry))\n"
+                "                await self._link.call('HSET', head, 'epoch', numbers[0], 'first', entry.seq + 1 - length,"
+                " 'next', entry.seq + 1, 'hw', entry.seq, 'bytes', 0, 'owner', turn.owner or '')\n"
+                "            await self._link.call('PEXPIRE', messages, self._ttl_ms)\n"
+                "            await self._link.call('PEXPIRE', head, self._ttl_ms)\n"
+                "        except RedisUnavailable:\n"
+                "            return\n",
+            ),
+        ),
+    ),
+    # Guards of the protocol -------------------------------------------------------------------------------
+    Mutant(
+        "no-epoch",
+        "a window of before an edit is taken for good",
+        (Patch("recall.py", "head.epoch == copy.epoch and copy.next_seq", "copy.next_seq"),),
+        tracks=_CUT_OFF,
+        appetite=Appetite(appends=0.2, edits=0.25, deletions=0, journaled=0, fresh=0),
+    ),
+    Mutant(
+        "no-purge",
+        "windows of deleted conversations stay",
+        (
+            Patch(
+                "purges.py",
+                "        if not await self._cache.fence(",
+                "        return\n        if not await self._cache.fence(",
+            ),
+            Patch(
+                "purges.py",
+                "        if generation != self._repeated_for:\n",
+                "        return generation\n        if generation != self._repeated_for:\n",
+            ),
+        ),
+        appetite=Appetite(deletions=0.1),
+    ),
+    Mutant(
+        "repeats-extend",
+        "a repeat puts its payload into the window, which was edited since",
+        (
+            Patch(
+                "appends.py",
+                "entries = [] if kept.duplicate else entries_of(",
+                "entries = entries_of(",
+            ),
+        ),
+        tracks=(("window evict",), ("window expire",)),
+        gap_s=0.05,
+        appetite=Appetite(appends=0.02, fresh=0.2, edits=0.2, repeats=0.35, other_payload=0, deletions=0, journaled=0),
+        schedules_max=8,
+    ),
+    Mutant(
+        "no-waiting-check",
+        "a turn does not ask whether others wait before it",
+        (
+            Patch(
+                "appends.py",
+                "        if self._journal.holds(turn.key) if blind else (waiting or self._journal.holds(turn.key)):\n",
+                "        if False:\n",
+            ),
+        ),
+        appetite=_WAITING,
+    ),
+    Mutant(
+        "settle-before-commit",
+        "what waits is taken out of the journal before it is in Postgres",
+        (
+            Patch(
+                "journal.py",
+                "            try:\n                drained = await self._store.drain(key, waiters)\n",
+                "            try:\n"
+                "                self._drop(key, [waiter.journaled.key for waiter in waiters])\n"
+                "                await self._cache.settle(key, [waiter.journaled.key for waiter in waiters], {}, {})\n"
+                "                drained = await self._store.drain(key, waiters)\n",
+            ),
+        ),
+        tracks=(_POSTGRES_AWAY,),
+        appetite=_WAITING,
+    ),
+    Mutant(
+        "no-prevs",
+        "what waits goes in without looking whether what stood before it is in",
+        (
+            Patch(
+                "journal.py",
+                "prevs = [journaled.prevs] if copy is None else [journaled.prevs, copy.journaled.prevs]",
+                "prevs = [frozenset[str]()]",
+            ),
+            Patch(
+                "journal.py",
+                "Waiter(copy.journaled, [copy.journaled.prevs], overdue=",
+                "Waiter(copy.journaled, [frozenset()], overdue=",
+            ),
+        ),
+        tracks=_LOST_WHILE_WAITING,
+        appetite=Appetite(appends=0.8, with_token=1.0, journaled=0.1, deletions=0),
+        schedules_max=8,
+    ),
+    Mutant(
+        "no-merge-rule",
+        "what waits is shown although the window has it already",
+        (
+            Patch(
+                "recall.py",
+                "shown_before = {turn_id_of(entry.frame) for entry in base.entries}",
+                "shown_before = set[str]()",
+            ),
+            Patch("recall.py", "    if known is None:\n        return True\n", "    return True\n"),
+        ),
+        tracks=(("redis delay", "redis answers held", "redis requests held"),),
+        appetite=Appetite(journaled=0.4, deletions=0),
+    ),
+    Mutant(
+        "no-worker-copy",
+        "a turn that waits lies in Redis only",
+        (
+            Patch(
+                "journal.py",
+                "                    self._keep(replace(self._new(turn), prevs=put.prevs))\n",
+                "",
+            ),
+        ),
+        tracks=_LOST_WHILE_WAITING,
+        appetite=_WAITING,
+    ),
+    Mutant(
+        "after-ignored",
+        "nobody looks whether the turn of after_token is there",
+        (Patch(_JOURNAL_SQL, "WHEN t.after IS NOT NULL AND NOT EXISTS (", "WHEN false AND NOT EXISTS ("),),
+        tracks=(("redis refuse", "redis hole"), ("postgres slow", "postgres stop")),
+        appetite=Appetite(appends=0.8, with_token=1.0, journaled=0.3, deletions=0),
+        schedules_max=8,
+    ),
+    Mutant(
+        "blind-unmarked",
+        "a turn that was numbered without asking the journal does not say so",
+        (
+            Patch(
+                "appends.py",
+                "candidate = Candidate(turn, turn.key not in self._known, order_unverified=blind)",
+                "candidate = Candidate(turn, turn.key not in self._known, order_unverified=False)",
+            ),
+        ),
+        tracks=(("redis refuse", "redis hole"), ("postgres slow", "postgres stop")),
+        appetite=Appetite(appends=0.8, with_token=0.0, journaled=0.3, deletions=0),
+        schedules_max=8,
+    ),
+    Mutant(
+        "waiting-expires",
+        "what waits has a time to live",
+        (Patch("cache/lua/journal.lua", "redis.call('PERSIST', KEYS[3])\n", "redis.call('PEXPIRE', KEYS[3], 86400000)\n"),),
+        appetite=_WAITING,
+    ),
+    Mutant(
+        "journaled-unheard",
+        "a turn counts as journaled although Redis did not answer",
+        (
+            Patch(
+                "journal.py",
+                "                    if put is None:\n                        continue\n",
+                "                    if put is None:\n                        return JournaledTurn(False, False)\n",
+            ),
+        ),
+        tracks=(("redis requests held", "redis hole"), _POSTGRES_AWAY),
+        appetite=_WAITING,
+    ),
+    Mutant(
+        "orphans-forgotten",
+        "nobody looks for what a worker left that died",
+        (
+            Patch(
+                "journal.py",
+                "        for shard in range(JOURNAL_SHARDS):\n",
+                "        for shard in range(0):\n",
+            ),
+        ),
+        tracks=(("worker kill", "all workers kill"), _POSTGRES_AWAY),
+        appetite=_WAITING,
     ),
 )

@@ -11,13 +11,12 @@ from typing import Any
 import grpc
 
 from benchmarks.chaos import faults, stores
-from benchmarks.chaos.clients import OPTIONS, WORKSPACE, Appetite, Client, read_window, request_of
+from benchmarks.chaos.clients import OPTIONS, WORKSPACE, Appetite, Client, Worker, read_window, request_of
 from benchmarks.chaos.history import History, Promise, Texts, Told
 from benchmarks.chaos.judge import Verdict, judge
 from benchmarks.chaos.schedules import Plan
 from benchmarks.chaos.stack import Stack
 from twofold.memory.v1 import conversation_pb2 as pb
-from twofold.memory.v1.conversation_pb2_grpc import ConversationServiceStub
 from twofold_memory.wire.messages import appended_turn
 
 _CLIENTS = 8
@@ -69,7 +68,7 @@ async def run(
         stubs = []
         for worker in stack.workers:
             channel = await undo.enter_async_context(grpc.aio.insecure_channel(worker.process.target, options=OPTIONS))
-            stubs.append(ConversationServiceStub(channel))
+            stubs.append(Worker(channel))
         people = [Client(stubs, history, random.Random(chance.random()), shared, name, appetite) for name in own]
         enough = asyncio.Event()
         watching = asyncio.create_task(stores.watch(stack, shared + own, history, random.Random(chance.random()), enough))
@@ -108,7 +107,7 @@ async def _calmed(stack: Stack, history: History, overdue_s: float) -> float:
         await asyncio.sleep(_POLL_S)
 
 
-async def _last_reads(stubs: Sequence[ConversationServiceStub], history: History) -> None:
+async def _last_reads(stubs: Sequence[Worker], history: History) -> None:
     """Every worker must be able to say all of every thread, now that nothing disturbs."""
     until = asyncio.get_running_loop().time() + _CALM_S
     for thread in sorted({attempt.thread for attempt in history.attempts if attempt.acknowledged}):
@@ -121,7 +120,7 @@ async def _last_reads(stubs: Sequence[ConversationServiceStub], history: History
                 await asyncio.sleep(_POLL_S)
 
 
-async def _is_said(stub: ConversationServiceStub, number: int, request: pb.ReadWindowRequest, history: History) -> bool:
+async def _is_said(stub: Worker, number: int, request: pb.ReadWindowRequest, history: History) -> bool:
     before = len(history.reads)
     await read_window(stub, number, request, history)
     return any(read.promise in (Promise.COMPLETE, Promise.MISSING) for read in history.reads[before:])
@@ -154,6 +153,7 @@ def _counts(history: History, people: Sequence[Client]) -> Counter[str]:
     counts.update(f"reads {read.promise.value}" for read in history.reads)
     counts["reads with token"] = sum(read.token is not None for read in history.reads)
     counts["deletions"] = len(history.deletions)
+    counts["edits"] = len(history.edits)
     counts["windows sampled"] = len(history.samples)
     counts["data losses of Redis"] = len(history.losses)
     counts["calls"] = sum(person.calls for person in people)

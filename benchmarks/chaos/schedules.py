@@ -83,11 +83,11 @@ def planned(seed: int, seconds: float, *, workers: int = 2, kind: str | None = N
     return Plan(seed, chosen, seconds, tracks)
 
 
-def directed(seed: int, seconds: float, names: Sequence[str], *, gap_s: float = 0.3, workers: int = 2) -> Plan:
-    """A schedule of these faults only, one after the other."""
+def directed(seed: int, seconds: float, tracks: Sequence[Sequence[str]], *, gap_s: float = 0.3, workers: int = 2) -> Plan:
+    """A schedule of these faults only; those of one track come one after the other."""
     chance = random.Random(f"directed {seed}")
-    kind = "both" if set(names) & set(LOSSES) else "crash"
-    return Plan(seed, kind, seconds, [list(_track(chance, names, gap_s, seconds, workers))])
+    kind = "both" if {name for names in tracks for name in names} & set(LOSSES) else "crash"
+    return Plan(seed, kind, seconds, [list(_track(chance, names, gap_s, seconds, workers)) for names in tracks])
 
 
 def _track(chance: random.Random, names: Sequence[str], gap_s: float, seconds: float, workers: int) -> Iterator[Fault]:

@@ -39,9 +39,9 @@ def test_faults_of_one_track_follow_each_other_within_the_load() -> None:
 
 
 def test_a_directed_schedule_has_the_named_faults_only() -> None:
-    plan = directed(5, 10, ["redis flush", "worker kill"])
+    plan = directed(5, 10, [["redis flush"], ["worker kill"]])
     assert {fault.name for track in plan.tracks for fault in track} == {"redis flush", "worker kill"}
-    assert (plan.kind, directed(5, 10, ["worker kill"]).kind) == ("both", "crash")
+    assert (plan.kind, directed(5, 10, [["worker kill"]]).kind) == ("both", "crash")
 
 
 def test_the_environment_speaks_for_make(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from benchmarks.chaos.history import (
     Attempt,
     Death,
     Deletion,
+    Edit,
     History,
     Kept,
     Promise,
@@ -20,6 +21,7 @@ from benchmarks.chaos.history import (
     Thread,
     Token,
     Told,
+    edited,
 )
 from benchmarks.chaos.judge import judge
 
@@ -176,6 +178,9 @@ def test_a_marked_turn_excuses_its_order_only_if_who_was_told_its_number_was_tol
     assert kinds(History([journaled("one", 1), silent]), stored) == {"ORDER": 1}
     verdict = judge(History([journaled("one", 1), replace(silent, unverified=True)]), {THREAD: stored})
     assert (verdict.violations, verdict.excused) == ([], {"order_unverified": 1})
+    with_token = replace(silent, unverified=True, after="one")
+    assert kinds(History([journaled("one", 1), with_token]), stored) == {"ORDER": 1}
+    assert not kinds(History([journaled("one", 1), with_token], losses=[Span(0, 0)]), stored)
 
 
 def test_after_redis_lost_data_a_turn_without_token_may_overtake_one_that_waited() -> None:
@@ -233,6 +238,26 @@ def test_what_is_deleted_is_not_shown_as_complete() -> None:
     assert kinds(History(TWO, [seen], [Deletion(THREAD, 6, 7)]), stored) == {"STALE": 1}
     assert not kinds(History(TWO, [seen], [Deletion(THREAD, 6, None)]), stored)
     assert not kinds(History(TWO, [read((), promise=Promise.MISSING)], [Deletion(THREAD, 6, None)]), stored)
+
+
+def test_after_an_edit_nobody_sees_what_was_before() -> None:
+    def with_text(text: str) -> tuple[Shown, ...]:
+        return (Shown(1, "one", text), *shown([2, 3, 4], "one", "two"))
+
+    first, second = edited("q one", "first"), edited("q one", "second")
+    stored = replace(thread("one", "two"), rows=[Row(1, "one", 0, second), *rows("one", "two")[1:]], epoch=3)
+    edits = [Edit(THREAD, 1, first, 5, 6), Edit(THREAD, 1, second, 7, 8)]
+    assert not kinds(History(TWO, [read(with_text(second))], edits=edits), stored)
+    for text in ("q one", first):
+        assert kinds(History(TWO, [read(with_text(text))], edits=edits), stored) == {"STALE": 1}
+        assert not kinds(History(TWO, [read(with_text(text), promise=Promise.SOME)], edits=edits), stored)
+        assert not kinds(History(TWO, [read(with_text(text), at=4.5)], edits=edits), stored)
+        assert kinds(History(TWO, edits=edits), replace(stored, rows=[Row(1, "one", 0, text), *rows("one", "two")[1:]]))
+    together = [edits[0], replace(edits[1], sent=5.5)]
+    assert not kinds(History(TWO, [read(with_text(first))], edits=together), stored)
+    samples = [Sample(THREAD, 9, epoch, 1, with_text(first)) for epoch in (2, 3)]
+    assert not kinds(History(TWO, edits=edits, samples=samples[:1]), stored)
+    assert kinds(History(TWO, edits=edits, samples=samples[1:]), stored) == {"WINDOW": 1}
 
 
 @pytest.mark.parametrize(

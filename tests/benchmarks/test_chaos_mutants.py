@@ -1,0 +1,41 @@
+"""Planted bugs must be planted: one that no longer applies to the service is noticed here, not after minutes."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.chaos.mutants import Outcome, planted
+from benchmarks.chaos.plants import MUTANTS, Mutant, Patch
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_mutant_applies_to_the_service_as_it_is(mutant: Mutant, tmp_path: Path) -> None:
+    planted(mutant, tmp_path)
+    assert (tmp_path / "twofold_memory" / "app.py").is_file()
+    for patch in mutant.patches:
+        path = tmp_path / "twofold_memory" / patch.file
+        if path.suffix == ".py":
+            compile(path.read_text(encoding="utf-8"), patch.file, "exec")
+
+
+def test_there_are_enough_and_each_has_a_name() -> None:
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) > 10
+
+
+@pytest.mark.parametrize("text", ["not there", "a b a"])
+def test_what_does_not_apply_exactly_once_is_refused(text: str, tmp_path: Path) -> None:
+    package = tmp_path / "source" / "twofold_memory"
+    package.mkdir(parents=True)
+    (package / "file.py").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"file\.py holds the text to be changed \d times"):
+        planted(Mutant("m", "f", (Patch("file.py", "a", "b"),)), tmp_path / "copy", tmp_path / "source")
+
+
+def test_a_mutant_must_be_caught_and_the_service_as_it_is_must_not_be_accused() -> None:
+    service, mutant = MUTANTS[0], MUTANTS[1]
+    assert not service.patches
+    assert Outcome(service, {}, 1).is_well
+    assert not Outcome(service, {"LOST": 1}, 1).is_well
+    assert Outcome(mutant, {"LOST": 1}, 1).is_well
+    assert not Outcome(mutant, {}, 1).is_well
+    assert not Outcome(mutant, {"LOST": 1}, 1, "does not apply").is_well
