@@ -27,7 +27,8 @@ from twofold_memory.store.statements import STATEMENTS
 from twofold_memory.threads import ThreadKey, unknown
 
 # Every table with a workspace is in one of these three: a test compares them with the schema, so that none is forgotten.
-# Rows of a conversation: memory.erase_rows deletes them by their thread_id. What others refer to comes last.
+# Rows of a conversation: memory.erase_rows deletes them by their thread_id, in this order. Who indexes messages holds their
+# rows of search_pending meanwhile, so that what comes of that is found behind them.
 TABLES_OF_A_THREAD = (
     "messages",
     "message_revisions",
@@ -39,6 +40,9 @@ TABLES_OF_A_THREAD = (
     "checkpoint_lines",
     "record_heads",
     "open_turns",
+    "documents",
+    "search_pending",
+    "search_entries",
     "turn_waiters",
     "requests",
     "turns",
