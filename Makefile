@@ -13,7 +13,7 @@ RUN := .venv/installed-run
 DEV := .venv/installed-dev
 PINS := pyproject.toml clients/python/pyproject.toml constraints.txt
 
-.PHONY: help demo test up check bench chaos stubs settings clean
+.PHONY: help demo test up check bench chaos chaos-mutants stubs settings clean
 
 help:
 	@echo "make demo    the main job, on a Postgres and a Redis of its own:  $(BIN)/twofold demo"
@@ -23,6 +23,7 @@ help:
 	@echo "make bench   what it costs, to build/bench.json:                 $(BIN)/python -m benchmarks"
 	@echo "             (longer parts: ARGS=--peers, ARGS=--curve; one row: ARGS=P3; docs/performance.md says more)"
 	@echo "make chaos   what survives, to build/chaos.json:                 $(BIN)/python -m benchmarks.chaos"
+	@echo "make chaos-mutants  whether that would be noticed:               $(BIN)/python -m benchmarks.chaos.mutants"
 	@echo "make stubs   the Python stubs of the contract, anew:             $(BIN)/python tools/generate_stubs.py"
 	@echo "make settings  docs/settings.md, anew:                           $(BIN)/python tools/settings_table.py"
 	@echo "make clean   takes away what can be made again; .twofold (your data) stays"
@@ -44,6 +45,9 @@ bench: $(DEV)
 
 chaos: $(DEV)
 	@$(BIN)/python -m benchmarks.chaos $(ARGS)
+
+chaos-mutants: $(DEV)
+	@$(BIN)/python -m benchmarks.chaos.mutants $(ARGS)
 
 stubs: $(DEV)
 	@$(BIN)/python tools/generate_stubs.py
