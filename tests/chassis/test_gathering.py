@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
-from twofold_chassis.gathering import Gathering
+from twofold_chassis.gathering import Gathering, Late
 from twofold_chassis.refusals import Overloaded
 
 Run = Callable[[Sequence[int]], Awaitable[Sequence[int | BaseException]]]
@@ -166,3 +166,35 @@ async def test_drain_returns_when_everything_that_was_asked_is_answered() -> Non
     store.gate.set()
     await draining
     assert all(answer.done() for answer in answers)
+
+
+async def test_nobody_waits_for_a_batch_that_is_late_but_those_who_said_so() -> None:
+    """Those in it do not know what becomes of them; those behind it were never sent; once it has ended all goes on."""
+    gate = asyncio.Event()
+    batches: list[list[str]] = []
+
+    async def run(items: Sequence[str]) -> list[str]:
+        batches.append(list(items))
+        await gate.wait()
+        return list(items)
+
+    gathering = Gathering(run, batch_max=2, waiting_max=10, patience_s=0.01, patient=lambda item: item.startswith("patient"))
+    asked = {name: gathering.ask(name) for name in ("first", "patient 1", "behind", "patient 2")}
+    async with asyncio.timeout(10):
+        await asyncio.wait([asked["first"], asked["behind"]])
+        late = gathering.ask("while it is late")
+        sent = {name: await is_late(future) for name, future in (asked | {"late": late}).items() if "patient" not in name}
+        assert sent == {"first": True, "behind": False, "late": False}
+        assert not asked["patient 1"].done()
+        gate.set()
+        assert await asked["patient 1"] == "patient 1"
+        assert await asked["patient 2"] == "patient 2"
+        assert await gathering.ask("afterwards") == "afterwards"
+    assert batches == [["first", "patient 1"], ["patient 2"], ["afterwards"]]
+
+
+async def is_late(future: "asyncio.Future[str]") -> bool:
+    """Whether it was sent."""
+    with pytest.raises(Late) as late:
+        await future
+    return late.value.sent

@@ -47,8 +47,8 @@ class Cache:
     def __init__(self) -> None:
         self.told: list[tuple[ThreadKey, int]] = []
 
-    async def extend(self, key: ThreadKey, turn: KeptTurn, entries: list[Entry]) -> None:
-        self.told.append((key, len(entries)))
+    async def extend(self, key: ThreadKey, turns: Sequence[tuple[KeptTurn, Sequence[Entry]]]) -> None:
+        self.told += [(key, len(entries)) for _, entries in turns]
 
 
 class Journal:
@@ -57,8 +57,8 @@ class Journal:
     def holds(self, key: ThreadKey) -> bool:
         return False
 
-    async def count(self, key: ThreadKey) -> int | None:
-        return 0
+    async def counts(self, threads: Sequence[ThreadKey]) -> list[int | None]:
+        return [0] * len(threads)
 
     async def put(self, turn: NewTurn, *, unknown: bool) -> JournaledTurn:
         raise StoreUnavailable("no journal", outcome="UNKNOWN" if unknown else "NOT_STORED")
@@ -166,6 +166,7 @@ async def test_a_turn_that_is_found_stored_is_told_to_the_window_without_its_mes
     appends = appends_with(Store(), cache)
     for _ in range(3):
         await appends.append(turn("t", "same", size=2))
+    await appends.drain()
     assert [entries for _, entries in cache.told] == [2, 0, 0]
 
 

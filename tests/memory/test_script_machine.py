@@ -59,7 +59,7 @@ class Windows(RuleBasedStateMachine):
     def tell(self, index: int, *, with_elements: bool) -> None:
         first, last = self.turns[index]
         elements = self.log[first - 1 : last] if with_elements else []
-        self.under_way.append(("extend", [self.epoch, first, last, TTL_MS, WINDOW_MAX, 10**6, "", *elements]))
+        self.under_way.append(("extend", [TTL_MS, WINDOW_MAX, 10**6, "", self.epoch, first, last, len(elements), *elements]))
 
     @precondition(lambda self: self.log)
     @rule(count=st.integers(1, 2 * WINDOW_MAX))

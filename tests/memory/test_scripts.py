@@ -35,8 +35,9 @@ class Scripts:
         most: int = 100,
         bytes_most: int = 10**6,
     ) -> str:
-        answer: bytes = await self.run("extend", epoch, first, last, TTL_MS, most, bytes_most, "ada", *elements)
-        return answer.decode()
+        turn = (epoch, first, last, len(elements), *elements)
+        (answer,) = await self.run("extend", TTL_MS, most, bytes_most, "ada", *turn)
+        return str(answer.decode())
 
     async def fill(self, next_seq: int, elements: Sequence[str], *, epoch: int = 1) -> str:
         answer: bytes = await self.run("fill", epoch, next_seq, TTL_MS, "ada", *elements)

@@ -97,7 +97,7 @@ async def test_every_script_runs_on_a_cluster(own_redis: EmbeddedRedis, key: Thr
             await command("MGET", "a", "b")
         names = keys.all_of_thread(key)
         expected = {
-            "extend": ((1, 1, 1, 60_000, 10, 1000, "", "t1"), b"OK"),
+            "extend": ((60_000, 10, 1000, "", 1, 1, 1, 1, "t1"), [b"OK"]),
             "look": ((10,), [[b"1", b"1", b"2", b"", [b"t1"]], None]),
             "fill": ((1, 3, 60_000, "", "t1", "t2"), b"FILLED"),
             "fence": ((2, 60_000, 0), b"FENCED"),

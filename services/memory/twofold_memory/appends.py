@@ -5,15 +5,15 @@ caller that goes away changes nothing, and its retry with the same turn id learn
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import cachetools
 from prometheus_client import CollectorRegistry, Histogram
 
 from twofold_chassis.breaker import Breaker
-from twofold_chassis.gathering import Gathering
+from twofold_chassis.gathering import Gathering, Late
 from twofold_chassis.refusals import Busy, InvalidField, Overloaded, Refusal, RequestReused, StoreUnavailable
 from twofold_memory.draining import Drained
 from twofold_memory.encoding import entries_of
@@ -55,8 +55,8 @@ class Store(Protocol):
 class Cache(Protocol):
     """The copy of the newest messages. Never raises: what it cannot do, it leaves to the next read."""
 
-    async def extend(self, key: ThreadKey, turn: KeptTurn, entries: list[Entry]) -> None:
-        """Appends a committed turn to the thread's window."""
+    async def extend(self, key: ThreadKey, turns: Sequence[tuple[KeptTurn, Sequence[Entry]]]) -> None:
+        """Appends committed turns to the thread's window."""
         ...
 
 
@@ -67,8 +67,8 @@ class Journal(Protocol):
         """Whether this worker has copies of turns of the thread that wait."""
         ...
 
-    async def count(self, key: ThreadKey) -> int | None:
-        """How many turns of the thread wait; None if nobody can know."""
+    async def counts(self, threads: Sequence[ThreadKey]) -> list[int | None]:
+        """How many turns of each thread wait; None if nobody can know."""
         ...
 
     async def put(self, turn: NewTurn, *, unknown: bool) -> JournaledTurn:
@@ -78,6 +78,14 @@ class Journal(Protocol):
     async def drain(self, key: ThreadKey) -> Drained:
         """Brings what may go of a thread's waiting turns into the store."""
         ...
+
+
+class _Behind(Exception):  # noqa: N818  (a state, not an error)
+    """Turns of the thread wait in the journal: this one must not overtake them. `blind`: only this worker knows of them."""
+
+    def __init__(self, *, blind: bool) -> None:
+        super().__init__("others wait")
+        self.blind = blind
 
 
 class Appends:
@@ -95,11 +103,13 @@ class Appends:
         metrics: CollectorRegistry,
         told: Callable[[ThreadKey], None] = lambda key: None,
     ) -> None:
-        """`breaker`: whether Postgres is believed to be too slow or gone; while it is, nobody waits for it, but for one now and
-        then. `commit_s`: how long an append waits for the store before it is journaled. `told` hears of each stored turn."""
+        """`commit_s`: how long the store may take before appends are journaled instead. `breaker`: whether it is believed to
+        be gone; while it is, nobody asks it, but for one now and then. `told` hears of each thread that has got messages.
+        """
         self._store = store
         self._cache = cache
         self._journal = journal
+        self._breaker = breaker
         self._commit_s = commit_s
         self._told = told
         self._gathering: Gathering[Candidate, Appended] = Gathering(
@@ -110,9 +120,12 @@ class Appends:
             weigh=lambda candidate: candidate.turn.bytes,
             weight_max=_BATCH_BYTES_MAX,
             waiting_weight_max=_WAITING_BYTES_MAX,
+            patience_s=commit_s,
+            patient=lambda candidate: candidate.wanted is Wanted.COMMITTED,
         )
-        self._breaker = breaker
-        self._under_way: dict[tuple[ThreadKey, str], asyncio.Task[KeptTurn | JournaledTurn]] = {}
+        # Turns in a batch or on the longer way, by name: never two of one id at a time.
+        self._under_way: dict[tuple[ThreadKey, str], asyncio.Future[Any]] = {}
+        self._tellings: set[asyncio.Task[None]] = set()
         # Threads that exist for sure (rows are never removed): their batches need no attempt to make them.
         self._known: cachetools.LRUCache[ThreadKey, None] = cachetools.LRUCache(_KNOWN_THREADS_MAX)
         self._batch_sizes = Histogram(
@@ -134,46 +147,63 @@ class Appends:
         while (twin := self._under_way.get(name)) is not None:
             # Never two of one id in a batch: the second looks when the first has ended, however that was.
             await asyncio.wait([twin])
-        task = asyncio.create_task(self._append(turn, wanted))
-        self._under_way[name] = task
-        task.add_done_callback(lambda ended: self._ended(name, ended))
-        return await asyncio.shield(task)
+        if wanted is Wanted.JOURNALED or (wanted is Wanted.COMMITTED_IN_TIME and not self._breaker.admits()):
+            return await self._outliving(name, self._waiting(turn, wanted))
+        candidate = Candidate(turn, turn.key not in self._known, wanted=wanted)
+        asked = self._gathering.ask(candidate)
+        self._note(name, asked)
+        try:
+            # Shielded: its end is that of the batch, not of the caller.
+            answer = await asyncio.shield(asked)
+        except _Behind as behind:
+            return await self._outliving(name, self._behind_others(turn, wanted, blind=behind.blind))
+        except (StoreUnavailable, Late) as trouble:
+            self._breaker.failed()
+            if wanted is Wanted.COMMITTED:
+                raise
+            unknown = trouble.sent if isinstance(trouble, Late) else trouble.metadata.get("outcome") != "NOT_STORED"
+            return await self._outliving(name, self._journal.put(turn, unknown=unknown))
+        self._breaker.succeeded()
+        if answer.outcome == "MISSING":
+            self._known.pop(turn.key, None)
+            return await self.append(turn, wanted)
+        return _judged(turn, answer)
 
     async def drain(self) -> None:
         """Returns when every append that was accepted has ended."""
         while self._under_way:
             await asyncio.wait(self._under_way.values())
         await self._gathering.drain()
+        while self._tellings:
+            await asyncio.wait(self._tellings)
 
-    async def _append(self, turn: NewTurn, wanted: Wanted) -> KeptTurn | JournaledTurn:
-        waiting = await self._journal.count(turn.key)
-        blind = waiting is None
-        if self._journal.holds(turn.key) if blind else (waiting or self._journal.holds(turn.key)):
-            return await self._behind_others(turn, wanted, blind=blind)
-        if wanted is Wanted.JOURNALED and not blind:
-            return await self._journal.put(turn, unknown=False)
-        candidate = Candidate(turn, turn.key not in self._known, order_unverified=blind)
-        if wanted is Wanted.COMMITTED:
-            return await self._kept(candidate, await self._gathering.ask(candidate))
-        return await self._in_time(candidate, blind=blind)
+    def _note(self, name: tuple[ThreadKey, str], work: "asyncio.Future[Any]") -> None:
+        self._under_way[name] = work
+        work.add_done_callback(lambda ended: self._ended(name, ended))
 
-    async def _in_time(self, candidate: Candidate, *, blind: bool) -> KeptTurn | JournaledTurn:
-        """Commits if the store answers in time, else lets the turn wait in the journal."""
-        if not self._breaker.admits():
-            return await self._journal.put(candidate.turn, unknown=False)
-        asked = self._gathering.ask(candidate)
-        # Without Redis there is no other way: then it may take twice as long.
-        await asyncio.wait([asked], timeout=self._commit_s * (2 if blind else 1))
-        if not asked.done():
-            self._breaker.failed()
-            return await self._journal.put(candidate.turn, unknown=not self._gathering.withdraw(asked))
+    async def _outliving(
+        self, name: tuple[ThreadKey, str], work: Coroutine[Any, Any, KeptTurn | JournaledTurn]
+    ) -> KeptTurn | JournaledTurn:
+        """Does the work in a task of its own, so that it ends as it would have if its caller goes away."""
+        task = asyncio.create_task(work)
+        self._note(name, task)
+        return await asyncio.shield(task)
+
+    async def _waiting(self, turn: NewTurn, wanted: Wanted) -> KeptTurn | JournaledTurn:
+        """A turn that is not to wait for the store, or for which it cannot be asked now."""
         try:
-            answer = asked.result()
-        except StoreUnavailable as refusal:
-            self._breaker.failed()
-            return await self._journal.put(candidate.turn, unknown=refusal.metadata.get("outcome") != "NOT_STORED")
-        self._breaker.succeeded()
-        return await self._kept(candidate, answer)
+            return await self._journal.put(turn, unknown=False)
+        except StoreUnavailable:
+            if wanted is not Wanted.JOURNALED:
+                raise
+        # There is no journal: then nothing less than a commit will do.
+        candidate = Candidate(turn, turn.key not in self._known, wanted=wanted)
+        try:
+            return _judged(turn, await self._gathering.ask(candidate))
+        except (_Behind, Late):
+            raise StoreUnavailable(
+                "neither the durable store nor the journal answers", retry_after_s=1.0, outcome="UNKNOWN"
+            ) from None
 
     async def _behind_others(self, turn: NewTurn, wanted: Wanted, *, blind: bool) -> KeptTurn | JournaledTurn:
         """A turn of a thread of which others wait: it must not overtake them."""
@@ -188,11 +218,11 @@ class Appends:
                 raise TurnOnItsWay("turns before this one are still on their way", retry_after_s=0.2)
             if name in drained.stored:
                 return replace(drained.stored[name], duplicate=True)
-            candidate = Candidate(turn, False, order_unverified=blind)
-            return await self._kept(candidate, await self._gathering.ask(candidate))
+            try:
+                return _judged(turn, await self._gathering.ask(Candidate(turn, False, wanted=wanted)))
+            except (_Behind, Late):
+                raise TurnOnItsWay("turns before this one are still on their way", retry_after_s=0.2) from None
         journaled = await self._journal.put(turn, unknown=False)
-        if wanted is Wanted.JOURNALED or not self._breaker.admits():
-            return journaled
         try:
             async with asyncio.timeout(self._commit_s):
                 drained = await self._journal.drain(turn.key)
@@ -201,26 +231,51 @@ class Appends:
             return journaled
         except (Overloaded, Busy):
             return journaled
-        self._breaker.succeeded()
         if name in drained.refused:
             raise _refusal(turn, drained.refused[name])
         kept = drained.stored.get(name)
         return journaled if kept is None else replace(kept, duplicate=name not in drained.inserted)
 
-    async def _kept(self, candidate: Candidate, answer: Appended) -> KeptTurn:
-        turn = candidate.turn
-        if answer.outcome == "MISSING":
-            self._known.pop(turn.key, None)
-            answer = await self._gathering.ask(replace(candidate, is_new=True))
-        kept = _judged(turn, answer)
-        self._known[turn.key] = None
-        # A turn that was found is not put into the window again: its content may have been edited since.
-        entries = [] if kept.duplicate else entries_of(turn.messages, kept.first_seq, turn.turn_id, kept.created_at)
-        await self._cache.extend(turn.key, kept, entries)
-        self._told(turn.key)
-        return kept
+    async def _commit(self, batch: Sequence[Candidate]) -> Sequence[Appended | BaseException]:
+        """Stores a batch, but for turns of threads of which others wait in the journal."""
+        threads = list(dict.fromkeys(candidate.turn.key for candidate in batch))
+        waiting = dict(zip(threads, await self._journal.counts(threads), strict=True))
+        answers: dict[int, Appended | BaseException] = {}
+        chosen: list[tuple[int, Candidate]] = []
+        for place, candidate in enumerate(batch):
+            key = candidate.turn.key
+            count = waiting[key]
+            if count or (count is None and self._journal.holds(key)):
+                answers[place] = _Behind(blind=count is None)
+            elif count is None:
+                chosen.append((place, replace(candidate, order_unverified=True)))
+            else:
+                chosen.append((place, candidate))
+        if chosen:
+            candidates = [candidate for _, candidate in chosen]
+            told = await self._committed(candidates)
+            answers.update(zip((place for place, _ in chosen), told, strict=True))
+            self._tell(candidates, told)
+        return [answers[place] for place in range(len(batch))]
 
-    async def _commit(self, turns: Sequence[Candidate]) -> Sequence[Appended | BaseException]:
+    def _tell(self, candidates: Sequence[Candidate], answers: Sequence[Appended | BaseException]) -> None:
+        """Lets the windows and those who follow know what is stored. Nobody waits for it: a window that lags is no harm."""
+        stored: dict[ThreadKey, list[tuple[KeptTurn, Sequence[Entry]]]] = {}
+        for candidate, answer in zip(candidates, answers, strict=True):
+            if isinstance(answer, BaseException) or answer.turn is None:
+                continue
+            turn, kept = candidate.turn, answer.turn
+            # A turn that was found is not put into the window again: its content may have been edited since.
+            entries = [] if kept.duplicate else entries_of(turn.messages, kept.first_seq, turn.turn_id, kept.created_at)
+            stored.setdefault(turn.key, []).append((kept, entries))
+            self._known[turn.key] = None
+        for key, turns in stored.items():
+            task = asyncio.create_task(self._cache.extend(key, sorted(turns, key=_first_seq)))
+            self._tellings.add(task)
+            task.add_done_callback(self._tellings.discard)
+            self._told(key)
+
+    async def _committed(self, turns: Sequence[Candidate]) -> Sequence[Appended | BaseException]:
         self._batch_sizes.observe(len(turns))
         try:
             return await self._store.append(turns)
@@ -255,10 +310,15 @@ class Appends:
         except Refusal as refusal:
             return [refusal] * len(turns)
 
-    def _ended(self, name: tuple[ThreadKey, str], task: "asyncio.Task[KeptTurn | JournaledTurn]") -> None:
-        del self._under_way[name]
-        if not task.cancelled():
-            task.exception()  # its caller may be gone: then nobody else looks at it
+    def _ended(self, name: tuple[ThreadKey, str], work: "asyncio.Future[Any]") -> None:
+        if self._under_way.get(name) is work:
+            del self._under_way[name]
+        if not work.cancelled():
+            work.exception()  # its caller may be gone: then nobody else looks at it
+
+
+def _first_seq(stored: tuple[KeptTurn, Sequence[Entry]]) -> int:
+    return stored[0].first_seq
 
 
 def _judged(turn: NewTurn, answer: Appended) -> KeptTurn:

@@ -1,7 +1,7 @@
 """Dead letters: turns that were accepted into the journal and cannot be stored, until an operator replays or discards them."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
@@ -140,8 +140,8 @@ Replay = Callable[[bool], Coroutine[Any, Any, Replayed]]
 class Cache(Protocol):
     """The copy of the newest messages. Never raises: what it cannot do, it leaves to the next read."""
 
-    async def extend(self, key: ThreadKey, turn: KeptTurn, entries: list[Entry]) -> None:
-        """Appends a committed turn to the thread's window."""
+    async def extend(self, key: ThreadKey, turns: Sequence[tuple[KeptTurn, Sequence[Entry]]]) -> None:
+        """Appends committed turns to the thread's window."""
         ...
 
 
@@ -183,7 +183,7 @@ class Replays:
             turn, kept = replayed.stored
             # One that was found may have been edited since: the window is only told of it.
             entries = [] if kept.duplicate else entries_of(turn.messages, kept.first_seq, turn.turn_id, kept.created_at)
-            await self._cache.extend(key, kept, entries)
+            await self._cache.extend(key, [(kept, entries)])
             self._told(key)
         return replayed.answer
 

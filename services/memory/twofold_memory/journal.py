@@ -74,8 +74,8 @@ class Cache(Protocol):
         """Whether what waits may be evicted."""
         ...
 
-    async def count(self, key: ThreadKey) -> int | None:
-        """How many turns of the thread wait."""
+    async def counts(self, threads: Sequence[ThreadKey]) -> list[int | None]:
+        """How many turns of each thread wait."""
         ...
 
     async def waiting(self, key: ThreadKey) -> list[Journaled] | None:
@@ -132,7 +132,8 @@ class Journal:
         told: Callable[[ThreadKey], None] = lambda key: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`breaker` hears that Postgres answers. `put_s` is what all attempts to put a turn into it may take. `unreachable`: what the cache raises when it is away.
+        """`breaker` hears that Postgres answers. `put_s` is what all attempts to put a turn into it may take. `unreachable`:
+        what the cache raises when it is away.
 
         `told` hears of each thread that has got messages. `clock` is monotonic; nothing depends on the time of day.
         """
@@ -185,9 +186,15 @@ class Journal:
         """This worker's copies of the thread's turns, in the order in which they came."""
         return [copy.journaled for copy in self._copies.get(key, {}).values()]
 
-    async def count(self, key: ThreadKey) -> int | None:
-        """How many turns of the thread wait; None if nobody can know."""
-        return await self._cache.count(key)
+    async def counts(self, threads: Sequence[ThreadKey]) -> list[int | None]:
+        """How many turns of each thread wait, copies of this worker's included; None if nobody can know."""
+        counts = await self._cache.counts(threads)
+        if not self._copies:
+            return counts
+        return [
+            None if count is None else max(count, len(self._copies.get(key, ())))
+            for key, count in zip(threads, counts, strict=True)
+        ]
 
     async def find(self, key: ThreadKey, turn_id: str) -> Journaled | None:
         """A turn that waits; None if there is none as far as anybody can know."""
@@ -267,8 +274,7 @@ class Journal:
 
     async def none_before(self, key: ThreadKey) -> bool:
         """Whether nothing of the thread waits any more, after having tried to bring it in."""
-        waiting = await self.count(key)
-        if waiting == 0 and not self.holds(key):
+        if await self.counts([key]) == [0]:
             return True
         try:
             return not (await self.drain(key)).held

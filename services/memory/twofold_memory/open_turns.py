@@ -227,8 +227,8 @@ class Store(Protocol):
 class Cache(Protocol):
     """The copy of the newest messages. Never raises: what it cannot do, it leaves to the next read."""
 
-    async def extend(self, key: ThreadKey, turn: KeptTurn, entries: list[Entry]) -> None:
-        """Appends a committed turn to the thread's window."""
+    async def extend(self, key: ThreadKey, turns: Sequence[tuple[KeptTurn, Sequence[Entry]]]) -> None:
+        """Appends committed turns to the thread's window."""
         ...
 
 
@@ -342,7 +342,8 @@ class OpenTurns:
         if closed.turn is None:
             return
         kept, turn = closed.kept, closed.turn
-        await self._cache.extend(key, kept, entries_of(turn.messages, kept.first_seq, turn.turn_id, kept.created_at))
+        entries = entries_of(turn.messages, kept.first_seq, turn.turn_id, kept.created_at)
+        await self._cache.extend(key, [(kept, entries)])
         self._told(key)
 
     async def _outliving(self, work: Callable[[], Awaitable[Value]]) -> Value:

@@ -181,11 +181,13 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A turn on its way into a batch: whether its thread may have to be made, and whether the journal could not be asked."""
+    """A turn on its way into a batch: whether its thread may have to be made, whether the journal could not be asked for
+    turns that wait, and what is wanted."""
 
     turn: NewTurn
     is_new: bool
     order_unverified: bool = False
+    wanted: Wanted = Wanted.COMMITTED_IN_TIME
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """The journal: turns that were accepted while Postgres did not answer."""
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -45,6 +46,12 @@ class RedisJournal:
     async def count(self, key: ThreadKey) -> int | None:
         """How many turns of the thread wait; None if nobody can know."""
         return await losable(self._link.call("LLEN", keys.thread_waiting(key)), otherwise=None)
+
+    async def counts(self, threads: Sequence[ThreadKey]) -> list[int | None]:
+        """The same for some threads at once."""
+        if len(threads) == 1:
+            return [await self.count(threads[0])]
+        return await asyncio.gather(*map(self.count, threads))
 
     async def waiting(self, key: ThreadKey) -> list[Journaled] | None:
         """The turns of the thread that wait, in order; None if nobody can know."""

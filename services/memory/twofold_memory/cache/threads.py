@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter
 
-from twofold_chassis.redis import RedisLink, RedisUnavailable, Reply, Script, losable
+from twofold_chassis.redis import Argument, RedisLink, RedisUnavailable, Reply, Script, losable
 from twofold_memory import keys
 from twofold_memory.cache.journal import waiting_of
 from twofold_memory.cache.scripts import script
@@ -41,10 +41,14 @@ class RedisThreads:
             return Looked(None, (), answered=False)
         return Looked(_copy(window), waiting_of(key, waiting) if waiting else (), answered=True)
 
-    async def extend(self, key: ThreadKey, turn: KeptTurn, entries: Sequence[Entry]) -> None:
-        """Appends a committed turn to the window; without entries it only tells that the turn exists."""
-        numbers = (turn.epoch, turn.first_seq, turn.last_seq, self._ttl_ms, self.messages_max, WINDOW_BYTES_MAX)
-        await self._tell(self._extend, key, *numbers, turn.owner or "", *map(element, entries))
+    async def extend(self, key: ThreadKey, turns: Sequence[tuple[KeptTurn, Sequence[Entry]]]) -> None:
+        """Appends committed turns to the window, in the order of their numbers; one without entries is only told of."""
+        arguments: list[Argument] = [self._ttl_ms, self.messages_max, WINDOW_BYTES_MAX, turns[0][0].owner or ""]
+        for kept, entries in turns:
+            arguments += (kept.epoch, kept.first_seq, kept.last_seq, len(entries), *map(element, entries))
+        outcomes = await losable(self._link.run(self._extend, keys.all_of_thread(key), arguments), otherwise=None)
+        for outcome in outcomes or [b"UNAVAILABLE"] * len(turns):
+            self._told.labels("extend", outcome.decode()).inc()
 
     async def fill(self, key: ThreadKey, snapshot: Snapshot) -> bool:
         """Replaces the window by a snapshot's newest entries (at least one), unless it is newer; whether that is sure."""

@@ -19,22 +19,5 @@ for _ = 1, tonumber(ARGV[5]) do
   end
   place = place + 2
 end
-while place <= #ARGV do
-  local count = tonumber(ARGV[place + 3])
-  local elements = {}
-  for index = 1, count do
-    elements[index] = ARGV[place + 3 + index]
-  end
-  extend_window(KEYS[1], KEYS[2], {
-    epoch = tonumber(ARGV[place]),
-    first = tonumber(ARGV[place + 1]),
-    last = tonumber(ARGV[place + 2]),
-    ttl = ARGV[1],
-    length_max = tonumber(ARGV[2]),
-    bytes_max = tonumber(ARGV[3]),
-    owner = ARGV[4],
-    elements = elements,
-  })
-  place = place + 4 + count
-end
+extend_turns(KEYS[1], KEYS[2], place)
 return redis.call('LLEN', KEYS[3])

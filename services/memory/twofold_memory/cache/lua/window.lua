@@ -67,3 +67,28 @@ local function extend_window(messages, head_key, turn)
   redis.call('PEXPIRE', messages, turn.ttl)
   return 'OK'
 end
+
+-- extend_turns(messages, head, place): the same for all turns that stand in ARGV from a place on: epoch, first seq, last seq, number
+-- of elements, the elements. ARGV 1 to 4: time to live, messages at most, bytes at most, owner. Returns the list of answers.
+local function extend_turns(messages, head_key, place)
+  local answers = {}
+  while place <= #ARGV do
+    local count = tonumber(ARGV[place + 3])
+    local elements = {}
+    for index = 1, count do
+      elements[index] = ARGV[place + 3 + index]
+    end
+    answers[#answers + 1] = extend_window(messages, head_key, {
+      epoch = tonumber(ARGV[place]),
+      first = tonumber(ARGV[place + 1]),
+      last = tonumber(ARGV[place + 2]),
+      ttl = ARGV[1],
+      length_max = tonumber(ARGV[2]),
+      bytes_max = tonumber(ARGV[3]),
+      owner = ARGV[4],
+      elements = elements,
+    })
+    place = place + 4 + count
+  end
+  return answers
+end
