@@ -97,7 +97,7 @@ async def test_each_command_keeps_its_own_budget_while_older_ones_are_unanswered
             started = loop.time()
             with pytest.raises(RedisUnavailable):
                 await sender.send(("ECHO", "late"))
-            assert loop.time() - started < 0.5  # 50 ms, and ten times that
+            assert loop.time() - started < 0.9  # 50 ms, and what a busy machine needs; the silence itself lasts a second
         assert told == [True] + [False] * 4
 
 
