@@ -17,13 +17,17 @@ from twofold.memory.v1 import (
     checkpoint_pb2,
     context_pb2,
     conversation_pb2,
+    document_pb2,
     event_pb2,
     preference_pb2,
     revision_pb2,
+    search_pb2,
     summary_pb2,
     tool_run_pb2,
+    watch_pb2,
 )
 from twofold.memory.v1 import message_pb2 as said
+from twofold.memory.v1 import turn_pb2 as memory_turn_pb2
 from twofold.registry.v1 import agent_pb2, audit_pb2, permission_pb2, usage_pb2, user_pb2, workspace_pb2
 from twofold.router.v1 import routing_pb2, turn_pb2
 
@@ -37,6 +41,9 @@ class World:
     agent_id: str = "helper"
     thread_id: str = "thread-1"
     turn_id: str = "turn-1"
+    # Where a turn is open: the first one, so its fence is 1.
+    open_thread_id: str = "thread-open"
+    open_turn_id: str = "turn-open"
     summary_id: str = "summary-1"
     checkpoint_id: str = "checkpoint-1"
     # One that waits, one that runs its first attempt, and one that has failed and may be retried.
@@ -326,6 +333,87 @@ _MEMORY: dict[str, Callable[[World], ProtoMessage]] = {
         request_id=world.request_id,
     ),
     "BranchService.ListBranches": lambda world: branch_pb2.ListBranchesRequest(
+        workspace_id=world.workspace_id, thread_id=world.thread_id, user_id=world.user_id, page_size=5
+    ),
+    "TurnService.BeginTurn": lambda world: memory_turn_pb2.BeginTurnRequest(
+        workspace_id=world.workspace_id,
+        thread_id="thread-begun",
+        user_id=world.user_id,
+        request_id=world.request_id,
+        messages=[_asked()],
+        lease_duration=Duration(seconds=30),
+        holder="helper-7",
+        policy=memory_turn_pb2.TurnPolicy.TURN_POLICY_QUEUE,
+        queue_wait=Duration(seconds=5),
+    ),
+    "TurnService.HeartbeatTurn": lambda world: memory_turn_pb2.HeartbeatTurnRequest(
+        workspace_id=world.workspace_id,
+        thread_id=world.open_thread_id,
+        turn_id=world.open_turn_id,
+        fence=1,
+        partial_messages=[_called(), _result()],
+        lease_duration=Duration(seconds=30),
+    ),
+    "TurnService.CommitTurn": lambda world: memory_turn_pb2.CommitTurnRequest(
+        workspace_id=world.workspace_id,
+        thread_id=world.open_thread_id,
+        turn_id=world.open_turn_id,
+        fence=1,
+        response_messages=[_called(), _result()],
+        usage=_turn_usage(),
+        interrupted=True,
+    ),
+    "TurnService.AbortTurn": lambda world: memory_turn_pb2.AbortTurnRequest(
+        workspace_id=world.workspace_id,
+        thread_id=world.open_thread_id,
+        turn_id=world.open_turn_id,
+        fence=1,
+        partial_messages=[_called()],
+        reason="The model does not answer.",
+        usage=_turn_usage(),
+    ),
+    "TurnService.GetOpenTurn": lambda world: memory_turn_pb2.GetOpenTurnRequest(
+        workspace_id=world.workspace_id, thread_id=world.open_thread_id, user_id=world.user_id
+    ),
+    "WatchService.WatchConversation": lambda world: watch_pb2.WatchConversationRequest(
+        workspace_id=world.workspace_id,
+        thread_id=world.thread_id,
+        user_id=world.user_id,
+        after_seq=1,
+        until_caught_up=True,
+    ),
+    "SearchService.SearchMessages": lambda world: search_pb2.SearchMessagesRequest(
+        workspace_id=world.workspace_id,
+        user_id=world.user_id,
+        thread_id=world.thread_id,
+        query='hello -goodbye or "good day"',
+        start_time=_time(-timedelta(days=1)),
+        end_time=_time(timedelta(days=1)),
+        around=2,
+        order=search_pb2.SearchOrder.SEARCH_ORDER_RELEVANCE,
+        page_size=5,
+    ),
+    "DocumentService.LinkDocument": lambda world: document_pb2.LinkDocumentRequest(
+        workspace_id=world.workspace_id,
+        thread_id=world.thread_id,
+        user_id=world.user_id,
+        document=document_pb2.Document(
+            document_id="paper-1",
+            title="A paper",
+            url="s3://papers/1",
+            media_type="text/markdown",
+            metadata={"language": "en"},
+        ),
+        request_id=world.request_id,
+    ),
+    "DocumentService.UnlinkDocument": lambda world: document_pb2.UnlinkDocumentRequest(
+        workspace_id=world.workspace_id,
+        thread_id=world.thread_id,
+        user_id=world.user_id,
+        document_id="paper-1",
+        request_id=world.request_id,
+    ),
+    "DocumentService.ListDocuments": lambda world: document_pb2.ListDocumentsRequest(
         workspace_id=world.workspace_id, thread_id=world.thread_id, user_id=world.user_id, page_size=5
     ),
     "ContextService.Invoking": lambda world: context_pb2.InvokingRequest(

@@ -27,6 +27,14 @@ def _level(level: ReadLevel.ValueType, token: bytes) -> Callable[[Any], object]:
     return change
 
 
+def _resuming(token: bytes) -> Callable[[Any], object]:
+    def change(request: Any) -> None:
+        request.ClearField("after_seq")
+        request.resume_token = token
+
+    return change
+
+
 def _over_3_mib(name: str) -> Callable[[Any], object]:
     def change(request: Any) -> None:
         messages = getattr(request, name)
@@ -160,6 +168,30 @@ TOGETHER: Mapping[str, Sequence[Together]] = {
             ["messages[3].parts[2].image.url"],
             lambda request: request.messages[3].parts[2].image.Clear(),
         ),
+    ],
+    "twofold.memory.v1.TurnService.BeginTurn": [
+        Together("more than 2 MiB in all", ["messages"], _over_3_mib("messages")),
+    ],
+    "twofold.memory.v1.TurnService.HeartbeatTurn": [
+        Together("more than 1 MiB in all", ["partial_messages"], _over_3_mib("partial_messages")),
+    ],
+    "twofold.memory.v1.TurnService.CommitTurn": [
+        Together("more than 3 MiB in all", ["response_messages"], _over_3_mib("response_messages")),
+    ],
+    "twofold.memory.v1.TurnService.AbortTurn": [
+        Together("more than 1 MiB in all", ["partial_messages"], _over_3_mib("partial_messages")),
+    ],
+    "twofold.memory.v1.WatchService.WatchConversation": [
+        Together("two places to begin at", ["after_seq"], lambda request: setattr(request, "from_end", True)),
+        Together("a place and a token", ["resume_token"], lambda request: setattr(request, "resume_token", b"x")),
+        *(
+            Together(what, ["resume_token"], _resuming(token), ["REASON_INVALID_TOKEN"])
+            for what, token in (("no token", b"garbage"), ("NUL for a token", b"\0"), ("a long token", b"x" * 4096))
+        ),
+    ],
+    "twofold.memory.v1.SearchService.SearchMessages": [
+        Together("no words", ["query"], lambda request: setattr(request, "query", '!!! ""')),
+        Together("an empty span", ["end_time"], lambda request: request.end_time.CopyFrom(request.start_time)),
     ],
     "twofold.memory.v1.ContextService.Invoking": _TOKENS,
     "twofold.memory.v1.ContextService.Invoked": [
