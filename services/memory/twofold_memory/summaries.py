@@ -209,7 +209,8 @@ class SummaryRecall:
 
     async def _changing(self, key: ThreadKey, change: Coroutine[Any, Any, tuple[bytes, Summaries]]) -> bytes:
         answer, summaries = await change
-        await self._cache.put(key, summaries)
+        if summaries.epoch:  # else it was the repeat of a change to a conversation that is deleted by now
+            await self._cache.put(key, summaries)
         return answer
 
     def _keep(self, task: "asyncio.Task[object]") -> None:
