@@ -42,12 +42,37 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--kill-redis", action="store_true", help="with --transcripts: kill -9 Redis halfway")
 
+    _add_transfers(commands)
+
     commands.add_parser("migrate", help="bring the schemas of DATABASE__URL up to date")
 
     health = commands.add_parser("health", help="ask a service how it is; exit status 0 if it serves")
     health.add_argument("target", help="host:port")
     health.add_argument("--service", default="", help="full name of one gRPC service (default: all of the server's)")
     return parser
+
+
+def _add_transfers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    into = commands.add_parser("import", help="conversations (JSONL in the chat-completion shape) from a file into memory")
+    into.add_argument(
+        "file", type=Path, metavar="FILE", help="one conversation a line; the same file again stores nothing twice"
+    )
+    into.add_argument("--user", default="", help="user of conversations whose line names none")
+    into.add_argument("--import-id", default="", help="name of the text (default: made of the file's content)")
+    into.add_argument("--first-line", type=int, default=1, metavar="N", help="to go on with an import that was cut off")
+    into.add_argument("--stop", action="store_true", help="stop at the first line that cannot be taken")
+
+    out = commands.add_parser("export", help="conversations from memory into a file, or to standard output")
+    out.add_argument("file", type=Path, metavar="FILE", nargs="?", help="default: standard output")
+    out.add_argument("--user", default="", help="only conversations of this user")
+    out.add_argument("--thread", action="append", default=[], metavar="ID", help="only this one; may be given several times")
+    out.add_argument("--deleted", action="store_true", help="deleted conversations and messages as well")
+    out.add_argument("--service-fields", action="store_true", help="numbers, turns and times as well")
+    for command in (into, out):
+        command.add_argument("--workspace", required=True, metavar="ID", help="the workspace")
+        command.add_argument(
+            "--target", default="", metavar="HOST:PORT", help="the memory service (default: 127.0.0.1:50052)"
+        )
 
 
 # Each command imports what it needs: `twofold health` runs every few seconds in a container.
@@ -59,6 +84,10 @@ def _command(chosen: argparse.Namespace, console: Console) -> Coroutine[Any, Any
             return _up(chosen, console)
         case "demo":
             return _demo(chosen, console)
+        case "import":
+            return _import(chosen, console)
+        case "export":
+            return _export(chosen, console)
         case "migrate":
             return _migrate(console)
         case _:
@@ -81,6 +110,39 @@ async def _demo(chosen: argparse.Namespace, console: Console) -> int:
     from twofold_cli.demo.replay import replay
 
     return await replay(console, chosen.transcripts, kill_redis=chosen.kill_redis)
+
+
+async def _import(chosen: argparse.Namespace, console: Console) -> int:
+    from twofold.client import MEMORY
+    from twofold_cli.transfer import import_file
+
+    if chosen.first_line < 1:
+        raise StartError("--first-line counts from 1")
+    return await import_file(
+        console,
+        chosen.file,
+        target=chosen.target or MEMORY,
+        workspace_id=chosen.workspace,
+        user_id=chosen.user,
+        import_id=chosen.import_id,
+        first_line=chosen.first_line,
+        stop_at_error=chosen.stop,
+    )
+
+
+async def _export(chosen: argparse.Namespace, console: Console) -> int:
+    from twofold.client import MEMORY
+    from twofold.memory.v1.transfer_pb2 import ExportConversationsRequest
+    from twofold_cli.transfer import export_file
+
+    request = ExportConversationsRequest(
+        workspace_id=chosen.workspace,
+        user_id=chosen.user,
+        thread_ids=chosen.thread,
+        include_deleted=chosen.deleted,
+        include_service_fields=chosen.service_fields,
+    )
+    return await export_file(console, chosen.file, target=chosen.target or MEMORY, request=request)
 
 
 async def _migrate(console: Console) -> int:

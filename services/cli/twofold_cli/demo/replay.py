@@ -1,9 +1,10 @@
-"""`twofold demo --transcripts`: real conversations in, through memory, and back out byte for byte."""
+"""`twofold demo --transcripts`: real conversations in by import, through memory, and back out by export byte for byte."""
 
 import asyncio
+import json
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -11,11 +12,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from twofold.client import Twofold
 from twofold.memory.v1 import conversation_pb2 as pb
-from twofold.memory.v1 import message_pb2
+from twofold.memory.v1 import message_pb2, transfer_pb2
+from twofold_chassis.start import StartError
 from twofold_cli.demo import transcripts
 from twofold_cli.demo.narrator import Narrator, took
 from twofold_cli.demo.transcripts import Transcript
 from twofold_cli.stack import Stack, raise_stack
+from twofold_cli.transfer import export_all, import_all
 
 _AT_ONCE = 8
 _CALL_S = 30.0
@@ -29,14 +32,14 @@ async def replay(console: Console, path: Path, *, kill_redis: bool) -> int:
     narrator = Narrator(console)
     found = transcripts.read(path)
     messages = sum(len(transcript.sources) for transcript in found)
-    narrator.title(f"{len(found)} conversations, {messages} messages: into memory, and back out byte for byte\n")
+    narrator.title(f"{len(found)} conversations, {messages} messages: imported into memory, exported, and compared\n")
     async with (
         raise_stack(ephemeral=True, warn=narrator.warn) as stack,
         Twofold(registry=stack.registry.target, memory=stack.memory.target, router=stack.router.target) as twofold,
     ):
         replaying = _Replay(twofold, stack, f"replay-{uuid.uuid4().hex[:6]}", found, console)
         seconds = await replaying.write(kill_redis=kill_redis)
-        narrator.step("written", f"{replaying.turns} turns, each acknowledged when committed", took(seconds))
+        narrator.step("imported", f"{replaying.messages} messages, each acknowledged when committed", took(seconds))
         if kill_redis:
             narrator.step(
                 "redis", "was killed with kill -9 halfway, while turns were being written, and started again", style="red"
@@ -45,7 +48,8 @@ async def replay(console: Console, path: Path, *, kill_redis: bool) -> int:
     for thread_id in wrong:
         narrator.check("differs", False, thread_id)
     same = len(found) - len(wrong)
-    narrator.check("compared", not wrong, f"{same} of {len(found)} conversations came back byte for byte ({took(seconds)})")
+    narrator.check("compared", not wrong, f"{same} of {len(found)} conversations came back as they were ({took(seconds)})")
+    narrator.step("exported", f"{replaying.same_lines} lines are byte for byte those of the file")
     narrator.step("sources", ", ".join(f"{count} windows from {name}" for name, count in replaying.sources.items()))
     return 1 if wrong else 0
 
@@ -62,17 +66,41 @@ class _Replay:
         self._halfway = asyncio.Event()
         self._three_quarters = asyncio.Event()
         self._places = asyncio.Semaphore(_AT_ONCE)
-        self._written = 0
-        self.turns = 0
+        self._exported: dict[str, bytes] = {}
+        self.messages = 0
+        self.same_lines = 0
         self.sources: dict[str, int] = {}
 
     async def write(self, *, kill_redis: bool) -> float:
+        """All in one import."""
         began = time.perf_counter()
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._all("writing", self._found, self._write))
+            group.create_task(self._import())
             if kill_redis:
                 group.create_task(self._kill_redis())
         return time.perf_counter() - began
+
+    async def _import(self) -> None:
+        header = transfer_pb2.ImportHeader(workspace_id=self._workspace_id, import_id="replay")
+        with self._bar() as progress:
+            bar = progress.add_task("importing", total=len(self._found))
+            imported = await import_all(
+                self._twofold.transfers, header, self._lines, lambda line: progress.update(bar, completed=line - 1)
+            )
+        self.messages = imported.messages + imported.messages_found
+        if imported.errors:
+            raise StartError(f"line {imported.errors[0].line}: {imported.errors[0].message}")
+
+    async def _lines(self, first_line: int) -> AsyncIterator[bytes]:
+        for number, transcript in enumerate(self._found, 1):
+            if number >= first_line:
+                yield transcript.line + b"\n"
+            # An import is read as it is stored: what was sent is about what is written.
+            if number * 2 >= len(self._found):
+                self._halfway.set()
+            if number * 4 >= len(self._found) * 3:
+                self._three_quarters.set()
+            await asyncio.sleep(0)
 
     async def _kill_redis(self) -> None:
         """Under load: dead from half of the conversations on, back after three quarters."""
@@ -83,12 +111,15 @@ class _Replay:
 
     async def compare(self) -> tuple[list[str], float]:
         began = time.perf_counter()
+        lines: list[bytes] = []
+        request = transfer_pb2.ExportConversationsRequest(workspace_id=self._workspace_id)
+        await export_all(self._twofold.transfers, request, lambda data: lines.extend(data.splitlines()))
+        self._exported = {json.loads(line)["thread_id"]: line for line in lines}
         wrong = [thread_id for thread_id in await self._all("comparing", self._found, self._differs) if thread_id]
         return wrong, time.perf_counter() - began
 
     async def _all(self, title: str, some: Sequence[Transcript], do: Do) -> list[str | None]:
-        columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=self._console) as progress:
+        with self._bar() as progress:
             bar = progress.add_task(title, total=len(some))
 
             async def one(transcript: Transcript) -> str | None:
@@ -99,25 +130,12 @@ class _Replay:
 
             return await asyncio.gather(*map(one, some))
 
-    async def _write(self, transcript: Transcript) -> str | None:
-        for number, turn in enumerate(transcript.turns()):
-            request = pb.AppendTurnRequest(
-                workspace_id=self._workspace_id,
-                thread_id=transcript.thread_id,
-                request_id=f"{transcript.thread_id}/{number}",
-                messages=turn,
-            )
-            await self._twofold.conversations.AppendTurn(request, timeout=_CALL_S)
-            self.turns += 1
-        self._written += 1
-        if self._written * 2 >= len(self._found):
-            self._halfway.set()
-        if self._written * 4 >= len(self._found) * 3:
-            self._three_quarters.set()
-        return None
+    def _bar(self) -> Progress:
+        columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        return Progress(*columns, console=self._console)
 
     async def _differs(self, transcript: Transcript) -> str | None:
-        """The thread's id if what Postgres lists, or what a window shows, is not what was written."""
+        """The thread's id if what is exported, or what a window shows, is not what was imported."""
         window = await self._twofold.conversations.ReadWindow(
             pb.ReadWindowRequest(
                 workspace_id=self._workspace_id, thread_id=transcript.thread_id, message_count_max=_WINDOW_MAX
@@ -126,15 +144,8 @@ class _Replay:
         )
         source = message_pb2.ReadSource.Name(window.source).removeprefix("READ_SOURCE_")
         self.sources[source] = self.sources.get(source, 0) + 1
-        whole = transcript.same_as(window.messages) and transcript.same_as(await self._listed(transcript))
+        line = self._exported.get(transcript.thread_id, b"{}")
+        self.same_lines += line == transcript.line
+        fits = len(transcript.sources) <= _WINDOW_MAX
+        whole = transcript.says(json.loads(line).get("messages", [])) and (not fits or transcript.same_as(window.messages))
         return None if whole else transcript.thread_id
-
-    async def _listed(self, transcript: Transcript) -> list[message_pb2.Message]:
-        messages: list[message_pb2.Message] = []
-        request = pb.ListMessagesRequest(workspace_id=self._workspace_id, thread_id=transcript.thread_id)
-        while True:
-            page = await self._twofold.conversations.ListMessages(request, timeout=_CALL_S)
-            messages += page.messages
-            if not page.next_page_token:
-                return messages
-            request.page_token = page.next_page_token

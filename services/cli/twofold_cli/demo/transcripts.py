@@ -9,7 +9,7 @@ Nothing is interpreted: content has presence, arguments stay strings, so that wh
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,31 +29,25 @@ _KEYS = {"role", "content", "tool_calls", "tool_call_id", "name"}
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """One conversation; `sources` are its messages as they stand in the file."""
+    """One conversation; `sources` are its messages as they stand in the file, in this line."""
 
     thread_id: str
     sources: Sequence[dict[str, Any]]
-
-    def turns(self) -> Iterator[list[message_pb2.Message]]:
-        """Its messages by turns: each begins with what the user said."""
-        turn: list[message_pb2.Message] = []
-        for source in self.sources:
-            if source["role"] == "user" and turn:
-                yield turn
-                turn = []
-            turn.append(message_of(source))
-        if turn:
-            yield turn
+    line: bytes
 
     def same_as(self, messages: Sequence[message_pb2.Message]) -> bool:
         """Whether these are its messages, byte for byte."""
-        return [_canonical(source) for source in self.sources] == [_canonical(source_of(message)) for message in messages]
+        return self.says(list(map(source_of, messages)))
+
+    def says(self, sources: Sequence[dict[str, Any]]) -> bool:
+        """Whether these are its messages, as JSON."""
+        return [_canonical(source) for source in self.sources] == [_canonical(source) for source in sources]
 
 
 def read(path: Path) -> list[Transcript]:
     """All conversations of a file. Raises StartError that names the line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise StartError(f"cannot read {path}: {error}") from None
     transcripts = [_transcript(number, line) for number, line in enumerate(lines, 1) if line.strip()]
@@ -99,9 +93,9 @@ def _transcript(number: int, line: str) -> Transcript:
         value = json.loads(line)
         if not isinstance(value, dict):
             raise ValueError("a conversation must be an object with thread_id and messages")
-        transcript = Transcript(value["thread_id"], value["messages"])
-        for _ in transcript.turns():
-            pass
+        transcript = Transcript(value["thread_id"], value["messages"], line.encode())
+        for source in transcript.sources:
+            message_of(source)
     except KeyError as error:
         raise StartError(f"line {number}: {error} is missing or not known") from None
     except (ValueError, TypeError, AttributeError) as error:
