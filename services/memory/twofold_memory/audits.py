@@ -212,7 +212,7 @@ class Audits:
         self._under_way = 0
 
     async def audit(self, asked: Asked) -> Report:
-        """What is found. Raises ConversationUnknown (neither store knows the one that was asked for), Overloaded, StoreUnavailable."""
+        """What is found. Raises ConversationUnknown (neither store knows the one asked for), Overloaded, StoreUnavailable."""
         if self._under_way >= _UNDER_WAY_MAX:
             raise Overloaded("other audits run", retry_after_s=1.0)
         self._under_way += 1
@@ -323,16 +323,18 @@ class Audits:
         now = finding
         for _ in range(_ROUNDS):
             await self._renew(now)
-            now = await self._looked(key)
+            now = replace(await self._looked(key), numbers=finding.numbers)
             if not now.window.wrong:
                 break
         return replace(finding, window_after=now.window, waiting_after=now.waiting_count)
 
     async def _renew(self, finding: Finding) -> None:
-        """Drops a wrong window, if it is still what was compared, and fills it anew; where there must be none, leaves it cold."""
+        """Drops a wrong window, if it is still what was compared, and fills it anew if there is to be one."""
         key, held = finding.key, finding.held
         if held is not None and finding.window.wrong and not await self._cache.drop(key, held.mark, finding.head):
             return
+        if finding.numbers is not None and not finding.numbers.sound:
+            return  # no window can be made of that
         snapshot = await self._turns.newest(key, self._windows.messages_max)
         if snapshot is None:
             return
