@@ -8,7 +8,6 @@ from typing import Any
 import asyncpg
 import grpc
 import pytest
-import redis.asyncio
 
 from tests.memory.checker import check_window
 from tests.memory.rooms import CALL_S, Memory, database_of, redis_of, refused, serving, texts, thread, until
@@ -27,7 +26,7 @@ from twofold_memory.journaled import payload
 from twofold_memory.threads import Head, NewMessage, NewTurn, ThreadKey
 
 Sql = asyncpg.Pool
-Raw = redis.asyncio.Redis
+Raw = Any  # redis.asyncio.Redis, whose types know neither bytes nor their mappings
 ABSENT, COLD, EQUAL = pb.WINDOW_STATE_ABSENT, pb.WINDOW_STATE_COLD, pb.WINDOW_STATE_EQUAL
 LAGGING, AHEAD, DIFFERENT = pb.WINDOW_STATE_LAGGING, pb.WINDOW_STATE_AHEAD, pb.WINDOW_STATE_DIFFERENT
 UNKNOWN, NOTHING = pb.WINDOW_STATE_UNKNOWN, pb.WINDOW_STATE_UNSPECIFIED

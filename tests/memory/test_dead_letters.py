@@ -73,7 +73,8 @@ async def shown(memory: Memory, dead: NewTurn, **fields: Any) -> pb.GetDeadLette
 
 async def listed(memory: Memory, workspace_id: str, **fields: Any) -> list[pb.DeadLetter]:
     """All pages."""
-    request, found = pb.ListDeadLettersRequest(workspace_id=workspace_id, **fields), []
+    request = pb.ListDeadLettersRequest(workspace_id=workspace_id, **fields)
+    found: list[pb.DeadLetter] = []
     while True:
         page = await memory.sync.ListDeadLetters(request, timeout=CALL_S)
         found += page.dead_letters

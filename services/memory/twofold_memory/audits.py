@@ -1,7 +1,7 @@
 """Audits: whether a thread's window in Redis is what Postgres has, and whether what Postgres has is as it must be.
 
-Redis is looked at first and Postgres after it: whatever a window may rightly tell was committed before it was told. So what is
-found to be wrong is wrong; it is looked at again all the same, in case somebody is mending it at this moment.
+Redis is looked at first and Postgres after it: whatever a window may rightly tell was committed before it was told. So what
+is found to be wrong is wrong; it is looked at again all the same, in case somebody is mending it at this moment.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ class WindowState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What Redis holds of a thread. `mark` is another one as soon as the window has changed, and empty if there is no window.
+    """What Redis holds of a thread. `mark` is another one as soon as the window has changed, and empty without a window.
 
     `highest_seq`: the highest number that the window was ever told of. `lasting`: a part of it has no time to live.
     """
@@ -212,7 +212,10 @@ class Audits:
         self._under_way = 0
 
     async def audit(self, asked: Asked) -> Report:
-        """What is found. Raises ConversationUnknown (neither store knows the one asked for), Overloaded, StoreUnavailable."""
+        """What is found.
+
+        Raises ConversationUnknown (neither store knows the one asked for), Overloaded, StoreUnavailable.
+        """
         if self._under_way >= _UNDER_WAY_MAX:
             raise Overloaded("other audits run", retry_after_s=1.0)
         self._under_way += 1

@@ -35,6 +35,8 @@ from twofold_memory.tokens import ThreadToken
 _BATCH_MAX = 256
 _WAITING_MAX = 4096
 _FILLS_MAX = 256
+# What a look at L1 comes to: it answers; there is no window; it is too short; Postgres knows better; Redis is away.
+_LOOKS = ("HIT", "COLD", "SHORT", "STALE", "AWAY")
 
 
 class Store(Protocol):
@@ -113,6 +115,8 @@ class Recall:
         )
         self._fills: dict[ThreadKey, asyncio.Task[bool]] = {}
         self._windows = Counter("twofold_memory_windows", "Windows recalled.", ("source", "completeness"), registry=metrics)
+        looks = Counter("twofold_memory_window_looks", "Looks at L1 windows.", ("outcome",), registry=metrics)
+        self._looks = {outcome: looks.labels(outcome) for outcome in _LOOKS}
 
     async def window(
         self,
@@ -134,7 +138,9 @@ class Recall:
             # Asked once more: the look may have been the first one over a new connection.
             if self._copies_are_settled():
                 window = _alone(looked, count, user_id, token)
-        if window is None:
+        if window is not None:
+            self._looks["HIT"].inc()
+        else:
             window = await self._verified(key, count, user_id, looked)
             if token is not None and not await self._holds(key, window, token):
                 # It may have come into Postgres between our questions: then a fresh answer has it.
@@ -169,6 +175,8 @@ class Recall:
                     if not head.visible_to(user_id):
                         raise unknown(key)
                     window = _window_of_copy(copy, count, Completeness.COMPLETE)
+        asked = answered and confirmation is not None
+        self._looks[_came_to(copy, count, answered=asked, served=window is not None)].inc()
         if window is None:
             try:
                 window, owner = await self._cold(key, count, user_id, fill=answered)
@@ -284,6 +292,17 @@ def _alone(looked: Looked, count: int, user_id: str | None, token: ThreadToken |
     if looked.waiting:
         return None
     return _window_of_copy(copy, count, Completeness.AS_OF)
+
+
+def _came_to(copy: Copy | None, count: int, *, answered: bool, served: bool) -> str:
+    """What a look at L1 came to: one of _LOOKS."""
+    if served:
+        return "HIT"
+    if not answered:
+        return "AWAY"
+    if copy is None:
+        return "COLD"
+    return "STALE" if copy.covers(count) else "SHORT"
 
 
 def _window_of_copy(copy: Copy, count: int, completeness: Completeness) -> Window:
