@@ -97,7 +97,7 @@ class Sentinel(Server):
 
 def settings_of(server: EmbeddedRedis, **others: object) -> RedisSettings:
     """The settings of a service that uses this server. The machine is busy: the budget is generous."""
-    own = {"host": server.host, "port": server.port, "password": SecretStr(server.password), "budget_ms": 2000}
+    own = {"host": server.host, "port": server.port, "password": SecretStr(server.password), "budget_ms": 5000}
     return RedisSettings.model_validate(own | others)
 
 

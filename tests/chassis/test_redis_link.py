@@ -29,7 +29,7 @@ async def link(redis_settings: RedisSettings) -> AsyncIterator[RedisLink]:
     await link.close()
 
 
-def settings_of(server: EmbeddedRedis, *, budget_ms: float = 2000, password: str | None = None) -> RedisSettings:
+def settings_of(server: EmbeddedRedis, *, budget_ms: float = 5000, password: str | None = None) -> RedisSettings:
     secret = SecretStr(server.password if password is None else password)
     return RedisSettings(host=server.host, port=server.port, password=secret, budget_ms=budget_ms)
 

@@ -16,7 +16,7 @@ WARNING = "redis may evict what must stay"
 
 
 def settings_of(server: EmbeddedRedis, **others: object) -> RedisSettings:
-    own = {"host": server.host, "port": server.port, "password": SecretStr(server.password), "budget_ms": 2000}
+    own = {"host": server.host, "port": server.port, "password": SecretStr(server.password), "budget_ms": 5000}
     return RedisSettings.model_validate(own | others)
 
 
