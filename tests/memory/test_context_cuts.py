@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twofold_memory import contexts
+from twofold_memory import contexts, summaries
 from twofold_memory.contexts import Line
 from twofold_memory.preferences import Preference
 from twofold_memory.summaries import Summary
@@ -216,3 +216,26 @@ def test_a_summary_is_one_line_of_the_text_whatever_it_holds(text: str) -> None:
     block = contexts.text_of([Line("user", "Hello", None, True)], [], summary)
     assert block.splitlines()[0] == contexts.SUMMARY_HEADING
     assert block.splitlines()[2:] == ["", contexts.CONVERSATION_HEADING, "user: Hello"]
+
+
+def test_a_summary_joins_if_it_reaches_up_to_the_first_message_and_not_if_one_is_between() -> None:
+    def summary(version: int, first_seq: int, last_seq: int) -> Summary:
+        return Summary(f"s{version}", version, first_seq, last_seq, "x", None, "", "", {}, False, NOW)
+
+    newer, older = summary(2, 1, 3), summary(1, 1, 4)
+    assert summaries.newest_joining([newer, older], lambda _: 4) == newer
+    assert summaries.newest_joining([newer, older], lambda _: 5) == older
+    assert summaries.newest_joining([newer, older], lambda _: 6) == newer
+    assert summaries.newest_joining([summary(2, 2, 9), older], lambda _: 5) == older
+    assert [summaries.gap(newer, first) for first in (1, 4, 5, 7)] == [(0, 0), (0, 0), (4, 4), (4, 6)]
+    assert [summaries.gap(summary(1, 3, 4), first) for first in (1, 2, 3, 5, 6)] == [(0, 0), (1, 1), (1, 2), (1, 2), (1, 5)]
+    assert [summaries.gap(None, first) for first in (1, 2)] == [(0, 0), (1, 1)]
+
+
+def test_of_older_summaries_those_are_kept_that_reach_further() -> None:
+    made = [
+        Summary(f"s{index}", 9 - index, first, last, "x", None, "", "", {}, False, NOW)
+        for index, (first, last) in enumerate([(1, 4), (1, 4), (2, 9), (1, 6), (1, 5)])
+    ]
+    assert [entry.summary_id for entry in summaries.useful(made)] == ["s0", "s3"]
+    assert summaries.useful([]) == []

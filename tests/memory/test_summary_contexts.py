@@ -13,9 +13,12 @@ from tests.memory.rooms import CALL_S, Memory, database_of, refused, seqs, servi
 from tests.memory.test_summaries import delete, put
 from twofold.memory.v1.context_pb2 import InvokingRequest, InvokingResponse
 from twofold.memory.v1.message_pb2 import Completeness, ReadLevel
+from twofold_chassis.redis import open_link
 from twofold_chassis.settings import RedisSettings
 from twofold_cli.embedded.postgres import EmbeddedPostgres
 from twofold_memory import keys
+from twofold_memory.cache.summaries import RedisSummaries
+from twofold_memory.summaries import Summaries
 from twofold_memory.threads import ThreadKey
 
 COMPLETE, AS_OF = Completeness.COMPLETENESS_COMPLETE, Completeness.COMPLETENESS_AS_OF
@@ -164,6 +167,25 @@ async def test_a_copy_of_another_epoch_is_not_used_and_an_old_one_does_not_repla
     await raw_redis.restore(keys.thread_summary(key), 60_000, old, replace=True)
     context = await invoking(room, key, level=ANY)
     assert (context.summary.text, context.summary_completeness) == ("New.", COMPLETE)
+
+
+@pytest.mark.parametrize(
+    ("late", "is_newer"),
+    [((1, 4), True), ((2, 2), True), ((1, 3), False), ((1, 2), False), ((0, 9), False)],
+)
+async def test_a_copy_that_comes_late_replaces_only_an_older_one(
+    key: ThreadKey, redis_settings: RedisSettings, late: tuple[int, int], is_newer: bool
+) -> None:
+    """Of a later epoch, or of a higher version in the same one; writers may be as slow as they like."""
+    link = await open_link(redis_settings)
+    try:
+        copies = RedisSummaries(link, ttl_s=60)
+        await copies.put(key, Summaries(version=3, epoch=1))
+        epoch, version = late
+        await copies.put(key, Summaries(version=version, epoch=epoch))
+        assert await copies.look(key) == Summaries([], *(reversed(late) if is_newer else (3, 1)))
+    finally:
+        await link.close()
 
 
 @pytest.mark.parametrize("value", [b"not json", b"[1]", b'[{"summary_id": "x"}]'])
