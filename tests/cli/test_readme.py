@@ -53,19 +53,35 @@ async def stack() -> AsyncIterator[Stack]:
 
 async def called(stack: Stack, method: MethodDescriptor, room: str, body: str) -> list[dict[str, Any]]:
     """The answers to a call, as grpcurl would print them."""
-    request = json_format.ParseDict(_without_paths(json.loads(body)), message_factory.GetMessageClass(method.input_type)())
+    kind = message_factory.GetMessageClass(method.input_type)
+    requests = [json_format.ParseDict(_without_paths(one), kind()) for one in _documents(body)]
     answer = message_factory.GetMessageClass(method.output_type)
     target = {"registry": stack.registry, "memory": stack.memory, "router": stack.router}[room].target
     path = f"/{method.containing_service.full_name}/{method.name}"
     found: list[Message] = []
     async with grpc.aio.insecure_channel(target) as channel:
-        if method.server_streaming:
+        if method.client_streaming:
+            both: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(path)
+            sent = iter([request.SerializeToString() for request in requests])
+            found = [answer.FromString(item) async for item in both(sent, timeout=30)]
+        elif method.server_streaming:
             stream: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(path)
-            found = [answer.FromString(item) async for item in stream(request.SerializeToString(), timeout=30)]
+            found = [answer.FromString(item) async for item in stream(requests[0].SerializeToString(), timeout=30)]
         else:
             unary: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(path)
-            found = [answer.FromString(await unary(request.SerializeToString(), timeout=30))]
+            found = [answer.FromString(await unary(requests[0].SerializeToString(), timeout=30))]
     return [json_format.MessageToDict(item, preserving_proto_field_name=True) for item in found]
+
+
+def _documents(body: str) -> list[dict[str, Any]]:
+    """The requests, one after the other, as grpcurl takes those of a stream."""
+    found: list[dict[str, Any]] = []
+    rest = body.strip()
+    while rest:
+        document, end = json.JSONDecoder().raw_decode(rest)
+        found.append(document)
+        rest = rest[end:].lstrip()
+    return found
 
 
 def _without_paths(body: dict[str, Any]) -> dict[str, Any]:

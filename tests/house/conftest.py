@@ -17,12 +17,22 @@ import twofold_router.settings as router_settings
 from tests.house.contract import Rpc
 from tests.house.examples import World
 from twofold import Twofold
-from twofold.memory.v1 import checkpoint_pb2, conversation_pb2, message_pb2, preference_pb2, summary_pb2, tool_run_pb2
+from twofold.memory.v1 import (
+    checkpoint_pb2,
+    conversation_pb2,
+    erasure_pb2,
+    message_pb2,
+    preference_pb2,
+    summary_pb2,
+    tool_run_pb2,
+)
 from twofold.memory.v1 import turn_pb2 as memory_turn_pb2
 from twofold.registry.v1 import agent_pb2, permission_pb2, user_pb2, workspace_pb2
 from twofold_chassis.settings import DatabaseSettings, RedisSettings
 from twofold_cli.embedded.postgres import DatabaseUrls, EmbeddedPostgres
 from twofold_memory.app import memory
+from twofold_memory.journaled import payload
+from twofold_memory.threads import NewMessage, NewTurn, ThreadKey
 from twofold_registry.app import registry
 from twofold_router.app import router
 
@@ -43,6 +53,9 @@ class House:
         """Calls without any of the client's own habits; None if it went well."""
         channel = self.channels[rpc.room]
         make: Callable[..., Any] = channel.unary_stream if rpc.streams else channel.unary_unary
+        if rpc.takes_stream:
+            assert rpc.streams
+            make, request = channel.stream_stream, iter([request])
         called = make(rpc.path, rpc.request.SerializeToString, rpc.response.FromString)(request, timeout=CALL_S)
         try:
             if rpc.streams:
@@ -155,7 +168,11 @@ async def world(house: House) -> World:
             workspace_id=world.workspace_id, user_id=world.user_id, set={"preferred_language": "Python"}
         )
     )
+    await client.erasures.EraseUser(
+        erasure_pb2.EraseUserRequest(workspace_id=world.workspace_id, user_id="somebody-else", erasure_id=world.erasure_id)
+    )
     await _records(client, world)
+    await _dead_letter(house, world)
     await client.open_turns.BeginTurn(
         memory_turn_pb2.BeginTurnRequest(
             workspace_id=world.workspace_id,
@@ -166,6 +183,25 @@ async def world(house: House) -> World:
         )
     )
     return world
+
+
+async def _dead_letter(house: House, world: World) -> None:
+    """A turn that could not be stored."""
+    messages = [NewMessage(2, "Too late", b"", None)]
+    key = ThreadKey(world.workspace_id, world.thread_id)
+    dead = NewTurn(key, None, world.dead_turn_id, bytes.fromhex(world.dead_payload_hash), messages, 8)
+    connection = await asyncpg.connect(house.database.superuser)
+    try:
+        await connection.execute(
+            "INSERT INTO memory.dead_letters (workspace_id, thread_id, turn_id, payload_hash, reason, payload)"
+            " VALUES ($1, $2, $3, $4, 'INVALID', $5)",
+            *key,
+            dead.turn_id,
+            dead.payload_hash,
+            payload(dead),
+        )
+    finally:
+        await connection.close()
 
 
 async def _records(client: Twofold, world: World) -> None:

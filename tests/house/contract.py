@@ -28,6 +28,7 @@ class Rpc:
     request: type[Message]
     response: type[Message]
     streams: bool
+    takes_stream: bool
 
     @property
     def path(self) -> str:
@@ -82,6 +83,7 @@ def _rpc(method: MethodDescriptor) -> Rpc:
         request=message_factory.GetMessageClass(method.input_type),
         response=message_factory.GetMessageClass(method.output_type),
         streams=method.server_streaming,
+        takes_stream=method.client_streaming,
     )
 
 

@@ -18,12 +18,15 @@ from twofold.memory.v1 import (
     context_pb2,
     conversation_pb2,
     document_pb2,
+    erasure_pb2,
     event_pb2,
     preference_pb2,
     revision_pb2,
     search_pb2,
     summary_pb2,
+    sync_pb2,
     tool_run_pb2,
+    transfer_pb2,
     watch_pb2,
 )
 from twofold.memory.v1 import message_pb2 as said
@@ -44,12 +47,16 @@ class World:
     # Where a turn is open: the first one, so its fence is 1.
     open_thread_id: str = "thread-open"
     open_turn_id: str = "turn-open"
+    erasure_id: str = "erasure-1"
     summary_id: str = "summary-1"
     checkpoint_id: str = "checkpoint-1"
     # One that waits, one that runs its first attempt, and one that has failed and may be retried.
     tool_run_id: str = "run-1"
     running_tool_run_id: str = "run-2"
     failed_tool_run_id: str = "run-3"
+    # A turn of the conversation that could not be stored.
+    dead_turn_id: str = "turn-dead"
+    dead_payload_hash: str = "ab" * 32
 
     @property
     def request_id(self) -> str:
@@ -610,6 +617,76 @@ _MEMORY: dict[str, Callable[[World], ProtoMessage]] = {
         after_offset=1,
         kind="plan.changed",
         page_size=5,
+    ),
+}
+
+_MEMORY |= {
+    "TransferService.ImportConversations": lambda world: transfer_pb2.ImportConversationsRequest(
+        header=transfer_pb2.ImportHeader(
+            workspace_id=world.workspace_id,
+            import_id="transcripts-1",
+            user_id=world.user_id,
+            on_error=transfer_pb2.ON_LINE_ERROR_CONTINUE,
+            first_line=1,
+        )
+    ),
+    "TransferService.ExportConversations": lambda world: transfer_pb2.ExportConversationsRequest(
+        workspace_id=world.workspace_id,
+        user_id=world.user_id,
+        thread_ids=[world.thread_id],
+        updated_from=_time(-timedelta(days=1)),
+        updated_before=_time(timedelta(days=1)),
+        include_deleted=True,
+        include_service_fields=True,
+    ),
+    "ErasureService.EraseConversation": lambda world: erasure_pb2.EraseConversationRequest(
+        workspace_id=world.workspace_id, thread_id=world.thread_id, request_id=world.request_id, erasure_id="erasure-2"
+    ),
+    "ErasureService.EraseUser": lambda world: erasure_pb2.EraseUserRequest(
+        workspace_id=world.workspace_id, user_id=world.user_id, request_id=world.request_id, erasure_id="erasure-2"
+    ),
+    "ErasureService.EraseWorkspace": lambda world: erasure_pb2.EraseWorkspaceRequest(
+        workspace_id=world.workspace_id, request_id=world.request_id, erasure_id="erasure-2"
+    ),
+    "ErasureService.GetErasure": lambda world: erasure_pb2.GetErasureRequest(
+        workspace_id=world.workspace_id, erasure_id=world.erasure_id
+    ),
+    "ErasureService.ListErasures": lambda world: erasure_pb2.ListErasuresRequest(
+        workspace_id=world.workspace_id, page_size=5
+    ),
+    "ErasureService.SetRetention": lambda world: erasure_pb2.SetRetentionRequest(
+        workspace_id=world.workspace_id, days=30, request_id=world.request_id
+    ),
+    "ErasureService.GetRetention": lambda world: erasure_pb2.GetRetentionRequest(workspace_id=world.workspace_id),
+    "SyncService.GetSyncStatus": lambda _: sync_pb2.GetSyncStatusRequest(),
+    "SyncService.ListDeadLetters": lambda world: sync_pb2.ListDeadLettersRequest(
+        workspace_id=world.workspace_id, with_resolved=True, page_size=5
+    ),
+    "SyncService.GetDeadLetter": lambda world: sync_pb2.GetDeadLetterRequest(
+        workspace_id=world.workspace_id,
+        thread_id=world.thread_id,
+        turn_id=world.dead_turn_id,
+        payload_hash=world.dead_payload_hash,
+    ),
+    "SyncService.ReplayDeadLetter": lambda world: sync_pb2.ReplayDeadLetterRequest(
+        workspace_id=world.workspace_id,
+        thread_id=world.thread_id,
+        turn_id=world.dead_turn_id,
+        payload_hash=world.dead_payload_hash,
+        new_turn_id="turn-2",
+        reason="it is wanted",
+        request_id=world.request_id,
+    ),
+    "SyncService.DiscardDeadLetter": lambda world: sync_pb2.DiscardDeadLetterRequest(
+        workspace_id=world.workspace_id,
+        thread_id=world.thread_id,
+        turn_id=world.dead_turn_id,
+        payload_hash=world.dead_payload_hash,
+        reason="a test of ours",
+        request_id=world.request_id,
+    ),
+    "SyncService.AuditConversations": lambda world: sync_pb2.AuditConversationsRequest(
+        workspace_id=world.workspace_id, thread_id=world.thread_id, repair=True, only_findings=True
     ),
 }
 

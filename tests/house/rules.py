@@ -246,6 +246,7 @@ class Anything(Rule):
 
 NAME = Line()
 SEQ = Whole(1, 2**53)
+HEXADECIMAL = Formed(bytes_max=256, ill=("abc", "xy", "ab cd", "0x00"))
 HOST = Formed(
     bytes_max=253, ill=("with space", "http://example.com", ".example.com", "a..b", "-a.com", "a.com/path", "a:80")
 )
@@ -362,6 +363,12 @@ FIELDS: Mapping[str, Rule] = {
     "memory.v1.AbortTurnRequest.fence": Whole(1),
     "memory.v1.AbortTurnRequest.partial_messages": Many(250),
     "memory.v1.AbortTurnRequest.reason": Line(1024),
+    "memory.v1.GetDeadLetterRequest.payload_hash": HEXADECIMAL,
+    "memory.v1.ReplayDeadLetterRequest.payload_hash": HEXADECIMAL,
+    "memory.v1.ReplayDeadLetterRequest.reason": Line(1024),
+    "memory.v1.DiscardDeadLetterRequest.payload_hash": HEXADECIMAL,
+    "memory.v1.DiscardDeadLetterRequest.reason": Line(1024),
+    "memory.v1.AuditConversationsRequest.sample_size": Whole(0, 500),
     "memory.v1.WatchConversationRequest.after_seq": Whole(0, 2**63 - 2),
     "memory.v1.WatchConversationRequest.resume_token": Anything(),  # judged together with after_seq: see `together`
     "memory.v1.SearchMessagesRequest.query": Text(1024),
@@ -418,6 +425,13 @@ FIELDS: Mapping[str, Rule] = {
     "memory.v1.Event.payload": Text(64 * KIB),
     "memory.v1.ListEventsRequest.after_offset": Whole(0),
     "memory.v1.ListEventsRequest.kind": NAME,
+    "memory.v1.ImportConversationsRequest.chunk": Anything(),  # in the first request it is the header that is missing
+    "memory.v1.ImportHeader.first_line": Whole(0),
+    "memory.v1.ExportConversationsRequest.thread_ids": Several(500, NAME),
+    "memory.v1.ExportConversationsRequest.updated_from": Time(),
+    "memory.v1.ExportConversationsRequest.updated_before": Time(earliest_s=-10 * 86400),
+    "memory.v1.CreateConversationRequest.erased_epoch": Whole(0),
+    "memory.v1.SetRetentionRequest.days": Whole(0, 36_500),
     "router.v1.RunRequest.operation_id": Line(250),
     "router.v1.RunRequest.message": Text(MIB),
     "router.v1.RunRequest.instructions": Text(64 * KIB),

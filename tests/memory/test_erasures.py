@@ -470,7 +470,14 @@ async def test_a_repeat_returns_the_receipt_as_it_is_and_another_wish_under_its_
     first = await done(room, await erase(room, key, "once"))
     assert await erase(room, key, "once") == first
     again = await done(room, await erase(room, key))
-    assert (again.erasure_id > first.erasure_id, again.epoch) == (True, first.epoch + 1)
+    assert (again.erasure_id != first.erasure_id, again.epoch) == (True, first.epoch + 1)
+    named = pb.EraseConversationRequest(workspace_id=key.workspace_id, thread_id=key.thread_id, erasure_id="mine")
+    for _ in range(2):
+        receipt = (await room.erasures.EraseConversation(named, timeout=CALL_S)).erasure
+        assert (receipt.erasure_id, receipt.epoch) == ("mine", first.epoch + 2)
+    async with refused(grpc.StatusCode.ALREADY_EXISTS, "REASON_REQUEST_REUSED"):
+        request = pb.EraseUserRequest(workspace_id=key.workspace_id, user_id="ada", erasure_id="mine")
+        await room.erasures.EraseUser(request, timeout=CALL_S)
     async with refused(grpc.StatusCode.ALREADY_EXISTS, "REASON_REQUEST_REUSED"):
         await erase(room, thread(key.workspace_id), "once")
 

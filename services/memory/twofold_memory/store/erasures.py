@@ -3,13 +3,14 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 import asyncpg
 
 from twofold_chassis import fields, postgres
 from twofold_chassis.postgres import Connection, Pool
+from twofold_chassis.refusals import RequestReused
 from twofold_chassis.requests import Attempt, Requests
 from twofold_memory.erasures import (
     CopyPurge,
@@ -95,8 +96,7 @@ class PostgresErasures:
 
         async def change() -> bytes:
             nonlocal purges
-            await _keep(connection, wish)
-            if wish.kind is Kind.CONVERSATION:
+            if await _keep(connection, wish) and wish.kind is Kind.CONVERSATION:
                 assert wish.thread_id is not None
                 purges = await _bury_one(connection, wish.key, wish.thread_id)
             return wish.key.erasure_id.encode()
@@ -113,10 +113,10 @@ class PostgresErasures:
             raise ErasureUnknown(f"no erasure {key.erasure_id!r}", erasure_id=key.erasure_id)
         return _erasure(row)
 
-    async def page(self, workspace_id: str, before: str | None, count: int) -> list[Erasure]:
+    async def page(self, workspace_id: str, before: tuple[datetime, str] | None, count: int) -> list[Erasure]:
         """Receipts, the newest first, from behind `before` on."""
         async with postgres.connection(self._pool) as connection:
-            rows = await connection.fetch(STATEMENTS["erasures_before"], workspace_id, before, count)
+            rows = await connection.fetch(STATEMENTS["erasures_before"], workspace_id, *(before or (None, None)), count)
         return [_erasure(row) for row in rows]
 
     async def step(self, key: ErasureKey | None = None) -> Step | None:
@@ -194,10 +194,17 @@ class PostgresErasures:
             await connection.execute(STATEMENTS["forget_preference_purges"], self._copy_ttl, count)
 
 
-async def _keep(connection: Connection, wish: Wish) -> None:
-    await connection.execute(
-        STATEMENTS["keep_erasure"], *wish.key, wish.kind.value, wish.thread_id, wish.user_id, None, wish.actor
-    )
+async def _keep(connection: Connection, wish: Wish) -> bool:
+    """Whether it is new; if not, it must be a repeat."""
+    what = (wish.kind.value, wish.thread_id, wish.user_id)
+    if await connection.fetchval(STATEMENTS["keep_erasure"], *wish.key, *what, None, wish.actor):
+        return True
+    row = await connection.fetchrow(STATEMENTS["erasure"], *wish.key)
+    if row is None or (row["kind"], row["thread_id"], row["user_id"]) != what:
+        raise RequestReused(
+            f"the erasure id {wish.key.erasure_id!r} was used for another wish", erasure_id=wish.key.erasure_id
+        )
+    return False
 
 
 async def _bury_one(connection: Connection, key: ErasureKey, thread_id: str) -> Sequence[Purge]:

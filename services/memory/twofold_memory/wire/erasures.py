@@ -1,14 +1,17 @@
 """Erasures and retention on the wire."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 
 from twofold.memory.v1 import erasure_pb2 as pb
 from twofold_chassis import fields
-from twofold_chassis.refusals import EtagMismatch
+from twofold_chassis.refusals import EtagMismatch, InvalidPageToken
 from twofold_memory.erasures import Erasure, ErasureKey, Kind, Retention, Wish
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_MICROS_MAX = 2**53  # the year 2255
 _DAYS_MAX = 36_500
 _KINDS = {
     Kind.CONVERSATION: pb.ERASURE_KIND_CONVERSATION,
@@ -21,7 +24,7 @@ _KINDS = {
 def conversation_wish(request: pb.EraseConversationRequest, actor: str) -> Wish:
     """One conversation is to be erased."""
     return Wish(
-        _new_key(request.workspace_id),
+        _new_key(request),
         Kind.CONVERSATION,
         actor,
         thread_id=fields.identifier(request.thread_id, "thread_id"),
@@ -30,12 +33,12 @@ def conversation_wish(request: pb.EraseConversationRequest, actor: str) -> Wish:
 
 def user_wish(request: pb.EraseUserRequest, actor: str) -> Wish:
     """A user is to be erased."""
-    return Wish(_new_key(request.workspace_id), Kind.USER, actor, user_id=fields.identifier(request.user_id, "user_id"))
+    return Wish(_new_key(request), Kind.USER, actor, user_id=fields.identifier(request.user_id, "user_id"))
 
 
 def workspace_wish(request: pb.EraseWorkspaceRequest, actor: str) -> Wish:
     """A workspace is to be erased."""
-    return Wish(_new_key(request.workspace_id), Kind.WORKSPACE, actor)
+    return Wish(_new_key(request), Kind.WORKSPACE, actor)
 
 
 def key(request: pb.GetErasureRequest) -> ErasureKey:
@@ -45,10 +48,15 @@ def key(request: pb.GetErasureRequest) -> ErasureKey:
     )
 
 
-def before(request: pb.ListErasuresRequest, query: Sequence[object]) -> str | None:
+def before(request: pb.ListErasuresRequest, query: Sequence[object]) -> tuple[datetime, str] | None:
     """The erasure that the page begins behind."""
-    place = fields.page_place(request.page_token, query, str)
-    return place[0] if place else None
+    place = fields.page_place(request.page_token, query, int, str)
+    if place is None:
+        return None
+    micros, erasure_id = place
+    if micros >= _MICROS_MAX:
+        raise InvalidPageToken("page_token", "is damaged")
+    return _EPOCH + micros * _MICROSECOND, erasure_id
 
 
 def receipt(erasure: Erasure) -> pb.Erasure:
@@ -77,7 +85,10 @@ def receipt(erasure: Erasure) -> pb.Erasure:
 def list_response(found: Sequence[Erasure], size: int, query: Sequence[object]) -> pb.ListErasuresResponse:
     """A page; `found` has one more than `size` if there is another page."""
     page = found[:size]
-    following = fields.page_token(query, [page[-1].key.erasure_id]) if len(found) > size else ""
+    following = ""
+    if len(found) > size:
+        last = page[-1]
+        following = fields.page_token(query, [(last.asked_at - _EPOCH) // _MICROSECOND, last.key.erasure_id])
     return pb.ListErasuresResponse(erasures=map(receipt, page), next_page_token=following)
 
 
@@ -107,8 +118,9 @@ def _etag(found: Retention) -> str:
     return sha256(name.encode()).hexdigest()[:16]
 
 
-def _new_key(workspace_id: str) -> ErasureKey:
-    return ErasureKey(fields.identifier(workspace_id, "workspace_id"), fields.new_id())
+def _new_key(request: pb.EraseConversationRequest | pb.EraseUserRequest | pb.EraseWorkspaceRequest) -> ErasureKey:
+    given = fields.optional_identifier(request.erasure_id, "erasure_id")
+    return ErasureKey(fields.identifier(request.workspace_id, "workspace_id"), given or fields.new_id())
 
 
 def _state(gone_at: datetime | None) -> "pb.ErasureState.ValueType":

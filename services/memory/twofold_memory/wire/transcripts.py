@@ -303,7 +303,9 @@ class JsonLines:
 
     def _told(self, message: message_pb2.Message) -> Json:
         besides = _found_besides(message.metadata)
-        labels = {key: message.metadata[key] for key in sorted(message.metadata.keys() - {_BESIDES + name for name in besides})}
+        labels = {
+            key: message.metadata[key] for key in sorted(message.metadata.keys() - {_BESIDES + name for name in besides})
+        }
         told: Json = {"role": besides.pop("role", _NAMES[message.role]), "content": _content(message)}
         if message.tool_calls:
             told["tool_calls"] = [

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftwofold/memory/v1/erasure.proto\x12\x11twofold.memory.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd9\x01\n\x0cStoreReceipt\x12-\n\x05store\x18\x01 \x01(\x0e\x32\x1e.twofold.memory.v1.ErasedStore\x12.\n\x05state\x18\x02 \x01(\x0e\x32\x1f.twofold.memory.v1.ErasureState\x12;\n\x06\x63ounts\x18\x03 \x03(\x0b\x32+.twofold.memory.v1.StoreReceipt.CountsEntry\x1a-\n\x0b\x43ountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\x84\x03\n\x07\x45rasure\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x12\n\nerasure_id\x18\x02 \x01(\t\x12,\n\x04kind\x18\x03 \x01(\x0e\x32\x1e.twofold.memory.v1.ErasureKind\x12\x11\n\tthread_id\x18\x04 \x01(\t\x12\x0f\n\x07user_id\x18\x05 \x01(\t\x12.\n\x05state\x18\x06 \x01(\x0e\x32\x1f.twofold.memory.v1.ErasureState\x12/\n\x06stores\x18\x07 \x03(\x0b\x32\x1f.twofold.memory.v1.StoreReceipt\x12\x1a\n\x12\x63onversation_count\x18\x08 \x01(\x03\x12\r\n\x05\x65poch\x18\t \x01(\x03\x12\r\n\x05\x61\x63tor\x18\n \x01(\t\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rcomplete_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"W\n\x18\x45raseConversationRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tthread_id\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"H\n\x19\x45raseConversationResponse\x12+\n\x07\x65rasure\x18\x01 \x01(\x0b\x32\x1a.twofold.memory.v1.Erasure\"M\n\x10\x45raseUserRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"@\n\x11\x45raseUserResponse\x12+\n\x07\x65rasure\x18\x01 \x01(\x0b\x32\x1a.twofold.memory.v1.Erasure\"A\n\x15\x45raseWorkspaceRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"E\n\x16\x45raseWorkspaceResponse\x12+\n\x07\x65rasure\x18\x01 \x01(\x0b\x32\x1a.twofold.memory.v1.Erasure\"=\n\x11GetErasureRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x12\n\nerasure_id\x18\x02 \x01(\t\"A\n\x12GetErasureResponse\x12+\n\x07\x65rasure\x18\x01 \x01(\x0b\x32\x1a.twofold.memory.v1.Erasure\"R\n\x13ListErasuresRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"]\n\x14ListErasuresResponse\x12,\n\x08\x65rasures\x18\x01 \x03(\x0b\x32\x1a.twofold.memory.v1.Erasure\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"n\n\tRetention\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ys\x18\x02 \x01(\x05\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"[\n\x13SetRetentionRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ys\x18\x02 \x01(\x05\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"G\n\x14SetRetentionResponse\x12/\n\tretention\x18\x01 \x01(\x0b\x32\x1c.twofold.memory.v1.Retention\"+\n\x13GetRetentionRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\"G\n\x14GetRetentionResponse\x12/\n\tretention\x18\x01 \x01(\x0b\x32\x1c.twofold.memory.v1.Retention*\x99\x01\n\x0b\x45rasureKind\x12\x1c\n\x18\x45RASURE_KIND_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x45RASURE_KIND_CONVERSATION\x10\x01\x12\x15\n\x11\x45RASURE_KIND_USER\x10\x02\x12\x1a\n\x16\x45RASURE_KIND_WORKSPACE\x10\x03\x12\x1a\n\x16\x45RASURE_KIND_RETENTION\x10\x04*`\n\x0c\x45rasureState\x12\x1d\n\x19\x45RASURE_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45RASURE_STATE_PENDING\x10\x01\x12\x16\n\x12\x45RASURE_STATE_DONE\x10\x02*\x9e\x01\n\x0b\x45rasedStore\x12\x1c\n\x18\x45RASED_STORE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45RASED_STORE_POSTGRES\x10\x01\x12\x18\n\x14\x45RASED_STORE_WINDOWS\x10\x02\x12\x18\n\x14\x45RASED_STORE_JOURNAL\x10\x03\x12\"\n\x1e\x45RASED_STORE_PREFERENCE_COPIES\x10\x04\x32\xbd\x05\n\x0e\x45rasureService\x12n\n\x11\x45raseConversation\x12+.twofold.memory.v1.EraseConversationRequest\x1a,.twofold.memory.v1.EraseConversationResponse\x12V\n\tEraseUser\x12#.twofold.memory.v1.EraseUserRequest\x1a$.twofold.memory.v1.EraseUserResponse\x12\x65\n\x0e\x45raseWorkspace\x12(.twofold.memory.v1.EraseWorkspaceRequest\x1a).twofold.memory.v1.EraseWorkspaceResponse\x12Y\n\nGetErasure\x12$.twofold.memory.v1.GetErasureRequest\x1a%.twofold.memory.v1.GetErasureResponse\x12_\n\x0cListErasures\x12&.twofold.memory.v1.ListErasuresRequest\x1a\'.twofold.memory.v1.ListErasuresResponse\x12_\n\x0cSetRetention\x12&.twofold.memory.v1.SetRetentionRequest\x1a\'.twofold.memory.v1.SetRetentionResponse\x12_\n\x0cGetRetention\x12&.twofold.memory.v1.GetRetentionRequest\x1a\'.twofold.memory.v1.GetRetentionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftwofold/memory/v1/erasure.proto\x12\x11twofold.memory.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd9\x01\n\x0cStoreReceipt\x12-\n\x05store\x18\x01 \x01(\x0e\x32\x1e.twofold.memory.v1.ErasedStore\x12.\n\x05state\x18\x02 \x01(\x0e\x32\x1f.twofold.memory.v1.ErasureState\x12;\n\x06\x63ounts\x18\x03 \x03(\x0b\x32+.twofold.memory.v1.StoreReceipt.CountsEntry\x1a-\n\x0b\x43ountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\x84\x03\n\x07\x45rasure\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x12\n\nerasure_id\x18\x02 \x01(\t\x12,\n\x04kind\x18\x03 \x01(\x0e\x32\x1e.twofold.memory.v1.ErasureKind\x12\x11\n\tthread_id\x18\x04 \x01(\t\x12\x0f\n\x07user_id\x18\x05 \x01(\t\x12.\n\x05state\x18\x06 \x01(\x0e\x32\x1f.twofold.memory.v1.ErasureState\x12/\n\x06stores\x18\x07 \x03(\x0b\x32\x1f.twofold.memory.v1.StoreReceipt\x12\x1a\n\x12\x63onversation_count\x18\x08 \x01(\x03\x12\r\n\x05\x65poch\x18\t \x01(\x03\x12\r\n\x05\x61\x63tor\x18\n \x01(\t\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rcomplete_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"k\n\x18\x45raseConversationRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tthread_id\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x12\n\nerasure_id\x18\x04 \x01(\t\"H\n\x19\x45raseConversationResponse\x12+\n\x07\x65rasure\x18\x01 \x01(\x0b\x32\x1a.twofold.memory.v1.Erasure\"a\n\x10\x45raseUserRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x12\n\nerasure_id\x18\x04 \x01(\t\"@\n\x11\x45raseUserResponse\x12+\n\x07\x65rasure\x18\x01 \x01(\x0b\x32\x1a.twofold.memory.v1.Erasure\"U\n\x15\x45raseWorkspaceRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x12\n\nerasure_id\x18\x03 \x01(\t\"E\n\x16\x45raseWorkspaceResponse\x12+\n\x07\x65rasure\x18\x01 \x01(\x0b\x32\x1a.twofold.memory.v1.Erasure\"=\n\x11GetErasureRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x12\n\nerasure_id\x18\x02 \x01(\t\"A\n\x12GetErasureResponse\x12+\n\x07\x65rasure\x18\x01 \x01(\x0b\x32\x1a.twofold.memory.v1.Erasure\"R\n\x13ListErasuresRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"]\n\x14ListErasuresResponse\x12,\n\x08\x65rasures\x18\x01 \x03(\x0b\x32\x1a.twofold.memory.v1.Erasure\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"n\n\tRetention\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ys\x18\x02 \x01(\x05\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"[\n\x13SetRetentionRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ys\x18\x02 \x01(\x05\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"G\n\x14SetRetentionResponse\x12/\n\tretention\x18\x01 \x01(\x0b\x32\x1c.twofold.memory.v1.Retention\"+\n\x13GetRetentionRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\"G\n\x14GetRetentionResponse\x12/\n\tretention\x18\x01 \x01(\x0b\x32\x1c.twofold.memory.v1.Retention*\x99\x01\n\x0b\x45rasureKind\x12\x1c\n\x18\x45RASURE_KIND_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x45RASURE_KIND_CONVERSATION\x10\x01\x12\x15\n\x11\x45RASURE_KIND_USER\x10\x02\x12\x1a\n\x16\x45RASURE_KIND_WORKSPACE\x10\x03\x12\x1a\n\x16\x45RASURE_KIND_RETENTION\x10\x04*`\n\x0c\x45rasureState\x12\x1d\n\x19\x45RASURE_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45RASURE_STATE_PENDING\x10\x01\x12\x16\n\x12\x45RASURE_STATE_DONE\x10\x02*\x9e\x01\n\x0b\x45rasedStore\x12\x1c\n\x18\x45RASED_STORE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45RASED_STORE_POSTGRES\x10\x01\x12\x18\n\x14\x45RASED_STORE_WINDOWS\x10\x02\x12\x18\n\x14\x45RASED_STORE_JOURNAL\x10\x03\x12\"\n\x1e\x45RASED_STORE_PREFERENCE_COPIES\x10\x04\x32\xbd\x05\n\x0e\x45rasureService\x12n\n\x11\x45raseConversation\x12+.twofold.memory.v1.EraseConversationRequest\x1a,.twofold.memory.v1.EraseConversationResponse\x12V\n\tEraseUser\x12#.twofold.memory.v1.EraseUserRequest\x1a$.twofold.memory.v1.EraseUserResponse\x12\x65\n\x0e\x45raseWorkspace\x12(.twofold.memory.v1.EraseWorkspaceRequest\x1a).twofold.memory.v1.EraseWorkspaceResponse\x12Y\n\nGetErasure\x12$.twofold.memory.v1.GetErasureRequest\x1a%.twofold.memory.v1.GetErasureResponse\x12_\n\x0cListErasures\x12&.twofold.memory.v1.ListErasuresRequest\x1a\'.twofold.memory.v1.ListErasuresResponse\x12_\n\x0cSetRetention\x12&.twofold.memory.v1.SetRetentionRequest\x1a\'.twofold.memory.v1.SetRetentionResponse\x12_\n\x0cGetRetention\x12&.twofold.memory.v1.GetRetentionRequest\x1a\'.twofold.memory.v1.GetRetentionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,12 +34,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STORERECEIPT_COUNTSENTRY']._loaded_options = None
   _globals['_STORERECEIPT_COUNTSENTRY']._serialized_options = b'8\001'
-  _globals['_ERASUREKIND']._serialized_start=1850
-  _globals['_ERASUREKIND']._serialized_end=2003
-  _globals['_ERASURESTATE']._serialized_start=2005
-  _globals['_ERASURESTATE']._serialized_end=2101
-  _globals['_ERASEDSTORE']._serialized_start=2104
-  _globals['_ERASEDSTORE']._serialized_end=2262
+  _globals['_ERASUREKIND']._serialized_start=1910
+  _globals['_ERASUREKIND']._serialized_end=2063
+  _globals['_ERASURESTATE']._serialized_start=2065
+  _globals['_ERASURESTATE']._serialized_end=2161
+  _globals['_ERASEDSTORE']._serialized_start=2164
+  _globals['_ERASEDSTORE']._serialized_end=2322
   _globals['_STORERECEIPT']._serialized_start=88
   _globals['_STORERECEIPT']._serialized_end=305
   _globals['_STORERECEIPT_COUNTSENTRY']._serialized_start=260
@@ -47,35 +47,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ERASURE']._serialized_start=308
   _globals['_ERASURE']._serialized_end=696
   _globals['_ERASECONVERSATIONREQUEST']._serialized_start=698
-  _globals['_ERASECONVERSATIONREQUEST']._serialized_end=785
-  _globals['_ERASECONVERSATIONRESPONSE']._serialized_start=787
-  _globals['_ERASECONVERSATIONRESPONSE']._serialized_end=859
-  _globals['_ERASEUSERREQUEST']._serialized_start=861
-  _globals['_ERASEUSERREQUEST']._serialized_end=938
-  _globals['_ERASEUSERRESPONSE']._serialized_start=940
-  _globals['_ERASEUSERRESPONSE']._serialized_end=1004
-  _globals['_ERASEWORKSPACEREQUEST']._serialized_start=1006
-  _globals['_ERASEWORKSPACEREQUEST']._serialized_end=1071
-  _globals['_ERASEWORKSPACERESPONSE']._serialized_start=1073
-  _globals['_ERASEWORKSPACERESPONSE']._serialized_end=1142
-  _globals['_GETERASUREREQUEST']._serialized_start=1144
-  _globals['_GETERASUREREQUEST']._serialized_end=1205
-  _globals['_GETERASURERESPONSE']._serialized_start=1207
-  _globals['_GETERASURERESPONSE']._serialized_end=1272
-  _globals['_LISTERASURESREQUEST']._serialized_start=1274
-  _globals['_LISTERASURESREQUEST']._serialized_end=1356
-  _globals['_LISTERASURESRESPONSE']._serialized_start=1358
-  _globals['_LISTERASURESRESPONSE']._serialized_end=1451
-  _globals['_RETENTION']._serialized_start=1453
-  _globals['_RETENTION']._serialized_end=1563
-  _globals['_SETRETENTIONREQUEST']._serialized_start=1565
-  _globals['_SETRETENTIONREQUEST']._serialized_end=1656
-  _globals['_SETRETENTIONRESPONSE']._serialized_start=1658
-  _globals['_SETRETENTIONRESPONSE']._serialized_end=1729
-  _globals['_GETRETENTIONREQUEST']._serialized_start=1731
-  _globals['_GETRETENTIONREQUEST']._serialized_end=1774
-  _globals['_GETRETENTIONRESPONSE']._serialized_start=1776
-  _globals['_GETRETENTIONRESPONSE']._serialized_end=1847
-  _globals['_ERASURESERVICE']._serialized_start=2265
-  _globals['_ERASURESERVICE']._serialized_end=2966
+  _globals['_ERASECONVERSATIONREQUEST']._serialized_end=805
+  _globals['_ERASECONVERSATIONRESPONSE']._serialized_start=807
+  _globals['_ERASECONVERSATIONRESPONSE']._serialized_end=879
+  _globals['_ERASEUSERREQUEST']._serialized_start=881
+  _globals['_ERASEUSERREQUEST']._serialized_end=978
+  _globals['_ERASEUSERRESPONSE']._serialized_start=980
+  _globals['_ERASEUSERRESPONSE']._serialized_end=1044
+  _globals['_ERASEWORKSPACEREQUEST']._serialized_start=1046
+  _globals['_ERASEWORKSPACEREQUEST']._serialized_end=1131
+  _globals['_ERASEWORKSPACERESPONSE']._serialized_start=1133
+  _globals['_ERASEWORKSPACERESPONSE']._serialized_end=1202
+  _globals['_GETERASUREREQUEST']._serialized_start=1204
+  _globals['_GETERASUREREQUEST']._serialized_end=1265
+  _globals['_GETERASURERESPONSE']._serialized_start=1267
+  _globals['_GETERASURERESPONSE']._serialized_end=1332
+  _globals['_LISTERASURESREQUEST']._serialized_start=1334
+  _globals['_LISTERASURESREQUEST']._serialized_end=1416
+  _globals['_LISTERASURESRESPONSE']._serialized_start=1418
+  _globals['_LISTERASURESRESPONSE']._serialized_end=1511
+  _globals['_RETENTION']._serialized_start=1513
+  _globals['_RETENTION']._serialized_end=1623
+  _globals['_SETRETENTIONREQUEST']._serialized_start=1625
+  _globals['_SETRETENTIONREQUEST']._serialized_end=1716
+  _globals['_SETRETENTIONRESPONSE']._serialized_start=1718
+  _globals['_SETRETENTIONRESPONSE']._serialized_end=1789
+  _globals['_GETRETENTIONREQUEST']._serialized_start=1791
+  _globals['_GETRETENTIONREQUEST']._serialized_end=1834
+  _globals['_GETRETENTIONRESPONSE']._serialized_start=1836
+  _globals['_GETRETENTIONRESPONSE']._serialized_end=1907
+  _globals['_ERASURESERVICE']._serialized_start=2325
+  _globals['_ERASURESERVICE']._serialized_end=3026
 # @@protoc_insertion_point(module_scope)

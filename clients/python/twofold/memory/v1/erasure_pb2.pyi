@@ -181,7 +181,7 @@ class Erasure(_message.Message):
     workspace_id: _builtins.str
     """The workspace."""
     erasure_id: _builtins.str
-    """Id of the erasure, made here; later ones have higher ids."""
+    """Id of the erasure."""
     kind: Global___ErasureKind.ValueType
     """What is erased."""
     thread_id: _builtins.str
@@ -241,22 +241,26 @@ class EraseConversationRequest(_message.Message):
     WORKSPACE_ID_FIELD_NUMBER: _builtins.int
     THREAD_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ERASURE_ID_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """The workspace. Required."""
     thread_id: _builtins.str
     """The conversation. Required."""
     request_id: _builtins.str
     """Makes a repeat harmless. Optional."""
+    erasure_id: _builtins.str
+    """Id of the erasure. Optional, made here when empty. The same wish under the same id is a repeat, another one is refused."""
     def __init__(
         self,
         *,
         workspace_id: _builtins.str = ...,
         thread_id: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        erasure_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "thread_id", b"thread_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["erasure_id", b"erasure_id", "request_id", b"request_id", "thread_id", b"thread_id", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -295,22 +299,26 @@ class EraseUserRequest(_message.Message):
     WORKSPACE_ID_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ERASURE_ID_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """The workspace. Required."""
     user_id: _builtins.str
     """The user. Required."""
     request_id: _builtins.str
     """Makes a repeat harmless. Optional."""
+    erasure_id: _builtins.str
+    """Id of the erasure. Optional, made here when empty. The same wish under the same id is a repeat, another one is refused."""
     def __init__(
         self,
         *,
         workspace_id: _builtins.str = ...,
         user_id: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        erasure_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["erasure_id", b"erasure_id", "request_id", b"request_id", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -348,19 +356,23 @@ class EraseWorkspaceRequest(_message.Message):
 
     WORKSPACE_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ERASURE_ID_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """The workspace. Required."""
     request_id: _builtins.str
     """Makes a repeat harmless. Optional."""
+    erasure_id: _builtins.str
+    """Id of the erasure. Optional, made here when empty. The same wish under the same id is a repeat, another one is refused."""
     def __init__(
         self,
         *,
         workspace_id: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        erasure_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["erasure_id", b"erasure_id", "request_id", b"request_id", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

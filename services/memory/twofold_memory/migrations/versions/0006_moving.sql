@@ -3,7 +3,6 @@
 -- Receipts. An erasure is worked on in small steps by whichever worker finds it due; what it has still to do stands here.
 CREATE TABLE memory.erasures (
     workspace_id text COLLATE "C" NOT NULL,
-    -- A UUIDv7: the order of ids is that in which they were asked for.
     erasure_id text COLLATE "C" NOT NULL,
     -- twofold.memory.v1.ErasureKind: 1 conversation, 2 user, 3 workspace, 4 retention
     kind smallint NOT NULL,
@@ -35,6 +34,7 @@ CREATE TABLE memory.erasures (
     CONSTRAINT kind_is_known CHECK (kind BETWEEN 1 AND 4)
 ) WITH (fillfactor = 80);
 
+CREATE INDEX erasures_by_age ON memory.erasures (workspace_id, asked_at DESC, erasure_id DESC);
 CREATE INDEX erasures_due ON memory.erasures (due_at) WHERE done_at IS NULL;
 
 -- Conversations of erasures that are not done, and branches that shared messages with them.

@@ -1,6 +1,8 @@
 -- name: keep_erasure
 INSERT INTO memory.erasures (workspace_id, erasure_id, kind, thread_id, user_id, unchanged_since, actor)
-VALUES ($1, $2, $3, $4, $5, $6, $7);
+VALUES ($1, $2, $3, $4, $5, $6, $7)
+ON CONFLICT (workspace_id, erasure_id) DO NOTHING
+RETURNING true;
 
 -- name: erasure
 SELECT
@@ -14,9 +16,9 @@ SELECT
     workspace_id, erasure_id, kind, thread_id, user_id, actor, asked_at, rows_gone_at, windows_gone_at, copies_gone_at, done_at,
     epoch, conversation_count, window_count, copy_count, row_counts
 FROM memory.erasures
-WHERE workspace_id = $1 AND ($2::text IS NULL OR erasure_id < $2)
-ORDER BY erasure_id DESC
-LIMIT $3;
+WHERE workspace_id = $1 AND (asked_at, erasure_id) < (coalesce($2::timestamptz, 'infinity'), coalesce($3::text, ''))
+ORDER BY asked_at DESC, erasure_id DESC
+LIMIT $4;
 
 -- name: due_erasure
 -- Who works on one holds its row: others take another one.
