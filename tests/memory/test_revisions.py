@@ -287,6 +287,18 @@ async def test_an_edit_cannot_make_a_turn_larger_than_a_turn_may_be(room: Memory
     await edit(room, key, 4, "y" * 1000)
 
 
+async def test_a_message_is_edited_so_often_and_not_more_and_can_still_be_redacted(
+    room: Memory, key: ThreadKey, sql: "asyncpg.Pool[Any]"
+) -> None:
+    await room.append(key, "q")
+    await sql.execute("UPDATE memory.messages SET revision = 999 WHERE workspace_id = $1 AND thread_id = $2", *key)
+    await edit(room, key, 1, "x")
+    async with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "REASON_TOO_MANY"):
+        await edit(room, key, 1, "y")
+    await redact(room, key, 1)
+    await delete(room, key, 1)
+
+
 async def test_a_message_that_is_not_there_cannot_be_changed_nor_one_of_somebody_else(room: Memory, key: ThreadKey) -> None:
     async with refused(NOT_FOUND, "REASON_CONVERSATION_UNKNOWN"):
         await edit(room, key, 1, "x")
@@ -318,6 +330,8 @@ async def test_a_hidden_conversation_comes_back_as_it_was_and_its_old_windows_do
     await hide(room, key)
     shown = await show(room, key, request_id="u")
     assert await show(room, key, request_id="u") == shown
+    query = "SELECT epoch FROM memory.conversations WHERE workspace_id = $1 AND thread_id = $2"
+    assert await sql.fetchval(query, *key) == 3
     await edit(room, key, 2, "A")
     for name, value in zip(names, before, strict=True):
         await raw_redis.restore(name, 3_600_000, value, replace=True)

@@ -45,9 +45,8 @@ class RevisionService(stubs.RevisionServiceServicer):
         user_id = fields.optional_identifier(request.user_id, "user_id")
         expected = fields.optional_identifier(request.expected_turn_id, "expected_turn_id")
         call = attempt(key.workspace_id, "PopTurn", request, request.request_id)
-        change = self._revisions.pop(call, key, user_id, expected, reason, wire.pop_answer)
-        answer = pb.PopTurnResponse.FromString(await self._changes.make(change))
-        return wire.pop_response(answer, await self._revisions.popped(key, answer.turn_id))
+        change = self._revisions.pop(call, key, user_id, expected, reason, wire.POP_ANSWER)
+        return pb.PopTurnResponse.FromString(await self._changes.make(change))
 
     async def ListRevisions(self, request: pb.ListRevisionsRequest, context: Context) -> pb.ListRevisionsResponse:
         key, seq = thread_key(request.workspace_id, request.thread_id), reads.seq(request.seq)

@@ -4,11 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum
+from typing import NamedTuple
 
 from twofold_chassis.refusals import Aborted, FailedPrecondition, InvalidField, Reason, ResourceExhausted
 from twofold_memory.threads import DELETED, MESSAGE_BYTES_MAX, REDACTED, TURN_BYTES_MAX, Entry, Status, ThreadKey
 
 REVISIONS_MAX = 1_000
+# A message that was edited as often as it can be can still be redacted and deleted.
+_REVISIONS_SPARE = 10
 REASON_BYTES_MAX = 1_024
 REPLACEMENT_BYTES_MAX = 1_024
 
@@ -73,8 +76,9 @@ class Revising:
                 f"the revision is {body.revision}, not {self.expected}: read the message again, then decide",
                 version=str(body.revision),
             )
-        if self.kind is Kind.EDIT and body.revision >= REVISIONS_MAX:
-            raise TooManyRevisions(f"a message can be edited until its revision is {REVISIONS_MAX}, not more often")
+        most = REVISIONS_MAX + (0 if self.kind is Kind.EDIT else _REVISIONS_SPARE)
+        if body.revision >= most:
+            raise TooManyRevisions(f"the message was changed {body.revision} times, more often it cannot")
         return replace(self.changed(body), revision=body.revision + 1)
 
 
@@ -141,3 +145,14 @@ class Revised:
 
 
 Answer = Callable[[Revised], bytes]
+
+
+class PopAnswer(NamedTuple):
+    """How a turn that was taken back is told: what is kept for repeats, which must hold no content, is made whole each time.
+
+    `turn_id` reads it in what is kept, `whole` adds the messages.
+    """
+
+    kept: Answer
+    turn_id: Callable[[bytes], str]
+    whole: Callable[[bytes, Sequence[Entry]], bytes]

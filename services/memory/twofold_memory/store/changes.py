@@ -16,7 +16,18 @@ Change = Callable[[Connection], Awaitable[tuple[bytes, Sequence[Purge]]]]
 """Changes something in the running transaction; returns its answer, and the windows that it has asked to go."""
 
 
-async def made(pool: Pool, requests: Requests, attempt: Attempt, key: ThreadKey, change: Change) -> Changed:
+Completion = Callable[[Connection, bytes], Awaitable[bytes]]
+"""Makes an answer whole that is not kept for repeats as it is, in the running transaction: what is done then is told."""
+
+
+async def made(
+    pool: Pool,
+    requests: Requests,
+    attempt: Attempt,
+    key: ThreadKey,
+    change: Change,
+    complete: Completion | None = None,
+) -> Changed:
     """The change in a transaction of its own, once for any number of calls with one request id. Raises RequestReused."""
     purges: Sequence[Purge] | None = None
 
@@ -30,6 +41,8 @@ async def made(pool: Pool, requests: Requests, attempt: Attempt, key: ThreadKey,
         if purges is None:
             rows = await connection.fetch(STATEMENTS["family_epochs"], *key)
             purges = [purge(key.workspace_id, row) for row in rows]
+        if complete is not None:
+            answer = await complete(connection, answer)
     return Changed(answer, purges)
 
 

@@ -16,6 +16,7 @@ from twofold_memory.revisions import (
     Answer,
     Body,
     Kind,
+    PopAnswer,
     Revised,
     Revising,
     Revision,
@@ -59,7 +60,7 @@ class PostgresRevisions:
         return await changes.made(self._pool, self._requests, attempt, key, change)
 
     async def pop(
-        self, attempt: Attempt, key: ThreadKey, user_id: str | None, expected: str | None, reason: str, answer: Answer
+        self, attempt: Attempt, key: ThreadKey, user_id: str | None, expected: str | None, reason: str, answer: PopAnswer
     ) -> Changed:
         """Takes the last turn back.
 
@@ -83,14 +84,13 @@ class PostgresRevisions:
             numbers = {"turn_id": turn_id, "first_seq": first_seq, "last_seq": last_seq}
             await events.record(connection, key, "turn.popped", numbers)
             done = Revised(key, _epoch_of(key, purges), lineage.next_seq - 1, turn_id=turn_id)
-            return answer(done), purges
+            return answer.kept(done), purges
 
-        return await changes.made(self._pool, self._requests, attempt, key, change)
+        async def complete(connection: Connection, kept: bytes) -> bytes:
+            rows = await connection.fetch(STATEMENTS["popped_messages"], *key, answer.turn_id(kept))
+            return answer.whole(kept, entries(rows))
 
-    async def popped(self, key: ThreadKey, turn_id: str) -> list[Entry]:
-        """The messages of a turn that was taken back, as they were before; without those that were redacted since."""
-        async with postgres.connection(self._pool) as connection:
-            return entries(await connection.fetch(STATEMENTS["popped_messages"], *key, turn_id))
+        return await changes.made(self._pool, self._requests, attempt, key, change, complete)
 
     async def page(self, key: ThreadKey, user_id: str | None, seq: int, after: int, size: int) -> RevisionPage:
         """Up to `size` changes of a message behind a revision. Raises ConversationUnknown, MessageUnknown."""

@@ -7,7 +7,16 @@ from twofold.memory.v1 import revision_pb2 as pb
 from twofold_chassis import fields
 from twofold_chassis.refusals import InvalidField
 from twofold_memory import revisions, tokens
-from twofold_memory.revisions import REASON_BYTES_MAX, REPLACEMENT_BYTES_MAX, Body, Kind, Revised, Revising, RevisionPage
+from twofold_memory.revisions import (
+    REASON_BYTES_MAX,
+    REPLACEMENT_BYTES_MAX,
+    Body,
+    Kind,
+    PopAnswer,
+    Revised,
+    Revising,
+    RevisionPage,
+)
 from twofold_memory.threads import MESSAGE_BYTES_MAX, ROLE_RESULT, Entry
 from twofold_memory.wire import parts
 from twofold_memory.wire.messages import TOKENS_MAX, messages_of
@@ -70,15 +79,20 @@ def deletion_answer(revised: Revised) -> bytes:
     return pb.DeleteMessageResponse(revision=revised.revision, thread_token=_token(revised)).SerializeToString()
 
 
-def pop_answer(revised: Revised) -> bytes:
-    """The answer of PopTurn, without the messages."""
+def _pop_kept(revised: Revised) -> bytes:
     return pb.PopTurnResponse(turn_id=revised.turn_id, thread_token=_token(revised)).SerializeToString()
 
 
-def pop_response(answer: pb.PopTurnResponse, entries: Sequence[Entry]) -> pb.PopTurnResponse:
-    """The answer with its messages."""
-    answer.messages.extend(messages_of(entries))
-    return answer
+def _pop_turn_id(kept: bytes) -> str:
+    return pb.PopTurnResponse.FromString(kept).turn_id
+
+
+def _pop_whole(kept: bytes, entries: Sequence[Entry]) -> bytes:
+    """Frames of messages are elements of its first field."""
+    return b"".join((*[entry.frame for entry in entries], kept))
+
+
+POP_ANSWER = PopAnswer(_pop_kept, _pop_turn_id, _pop_whole)
 
 
 def after(request: pb.ListRevisionsRequest, query: Sequence[object]) -> int:

@@ -77,8 +77,8 @@ class Revision(_message.Message):
     """Why, in the caller's words."""
     @_builtins.property
     def former(self) -> _message_pb2.Message:
-        """What the message was before: its role, content and all the rest, without status and revision. Absent once the message is
-        redacted.
+        """What the message was before: its role, content and all the rest, without status and revision. Absent in all revisions
+        up to a redaction.
         """
 
     @_builtins.property

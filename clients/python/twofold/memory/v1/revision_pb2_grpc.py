@@ -78,7 +78,7 @@ class RevisionServiceServicer:
         """EditMessage gives a message other content, another token count, or both.
         Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN, REASON_MESSAGE_UNKNOWN), ABORTED (REASON_VERSION_MISMATCH: another
         revision than expected), FAILED_PRECONDITION (REASON_MESSAGE_DELETED: also if it is redacted; REASON_MESSAGE_SHARED),
-        ALREADY_EXISTS (REASON_REQUEST_REUSED).
+        RESOURCE_EXHAUSTED (REASON_TOO_MANY: it has 1,000 revisions), ALREADY_EXISTS (REASON_REQUEST_REUSED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -89,8 +89,8 @@ class RevisionServiceServicer:
         names and metadata. What remains is role, place and, of a tool's result, the id of its call. A deleted message can be
         redacted, and stays deleted.
         Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN, REASON_MESSAGE_UNKNOWN), FAILED_PRECONDITION
-        (REASON_MESSAGE_DELETED: a replacement for a message that is deleted; REASON_MESSAGE_SHARED), ALREADY_EXISTS
-        (REASON_REQUEST_REUSED).
+        (REASON_MESSAGE_DELETED: a replacement for a message that is deleted; REASON_MESSAGE_SHARED), RESOURCE_EXHAUSTED
+        (REASON_TOO_MANY: it has 1,010 revisions), ALREADY_EXISTS (REASON_REQUEST_REUSED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

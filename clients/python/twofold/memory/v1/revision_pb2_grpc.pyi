@@ -27,15 +27,15 @@ class RevisionServiceStub:
     """EditMessage gives a message other content, another token count, or both.
     Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN, REASON_MESSAGE_UNKNOWN), ABORTED (REASON_VERSION_MISMATCH: another
     revision than expected), FAILED_PRECONDITION (REASON_MESSAGE_DELETED: also if it is redacted; REASON_MESSAGE_SHARED),
-    ALREADY_EXISTS (REASON_REQUEST_REUSED).
+    RESOURCE_EXHAUSTED (REASON_TOO_MANY: it has 1,000 revisions), ALREADY_EXISTS (REASON_REQUEST_REUSED).
     """
     RedactMessage: _aio.UnaryUnaryMultiCallable[_revision_pb2.RedactMessageRequest, _revision_pb2.RedactMessageResponse]
     """RedactMessage takes a message's content away for good, from the message and from all its revisions: text, parts, tool calls,
     names and metadata. What remains is role, place and, of a tool's result, the id of its call. A deleted message can be
     redacted, and stays deleted.
     Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN, REASON_MESSAGE_UNKNOWN), FAILED_PRECONDITION
-    (REASON_MESSAGE_DELETED: a replacement for a message that is deleted; REASON_MESSAGE_SHARED), ALREADY_EXISTS
-    (REASON_REQUEST_REUSED).
+    (REASON_MESSAGE_DELETED: a replacement for a message that is deleted; REASON_MESSAGE_SHARED), RESOURCE_EXHAUSTED
+    (REASON_TOO_MANY: it has 1,010 revisions), ALREADY_EXISTS (REASON_REQUEST_REUSED).
     """
     DeleteMessage: _aio.UnaryUnaryMultiCallable[_revision_pb2.DeleteMessageRequest, _revision_pb2.DeleteMessageResponse]
     """DeleteMessage takes a message out of what is said: only its role and its place remain, its content is kept as a revision.
@@ -75,7 +75,7 @@ class RevisionServiceServicer(metaclass=_abc_1.ABCMeta):
         """EditMessage gives a message other content, another token count, or both.
         Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN, REASON_MESSAGE_UNKNOWN), ABORTED (REASON_VERSION_MISMATCH: another
         revision than expected), FAILED_PRECONDITION (REASON_MESSAGE_DELETED: also if it is redacted; REASON_MESSAGE_SHARED),
-        ALREADY_EXISTS (REASON_REQUEST_REUSED).
+        RESOURCE_EXHAUSTED (REASON_TOO_MANY: it has 1,000 revisions), ALREADY_EXISTS (REASON_REQUEST_REUSED).
         """
 
     @_abc_1.abstractmethod
@@ -88,8 +88,8 @@ class RevisionServiceServicer(metaclass=_abc_1.ABCMeta):
         names and metadata. What remains is role, place and, of a tool's result, the id of its call. A deleted message can be
         redacted, and stays deleted.
         Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN, REASON_MESSAGE_UNKNOWN), FAILED_PRECONDITION
-        (REASON_MESSAGE_DELETED: a replacement for a message that is deleted; REASON_MESSAGE_SHARED), ALREADY_EXISTS
-        (REASON_REQUEST_REUSED).
+        (REASON_MESSAGE_DELETED: a replacement for a message that is deleted; REASON_MESSAGE_SHARED), RESOURCE_EXHAUSTED
+        (REASON_TOO_MANY: it has 1,010 revisions), ALREADY_EXISTS (REASON_REQUEST_REUSED).
         """
 
     @_abc_1.abstractmethod

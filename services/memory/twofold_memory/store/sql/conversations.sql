@@ -49,7 +49,7 @@ WHERE workspace_id = $1 AND thread_id = $2
 FOR UPDATE;
 
 -- name: undelete_conversation
--- The epoch rises once more: a window that was read before the deletion and comes late is not of it.
+-- The epoch rises once more: who follows it learns that something has happened.
 UPDATE memory.conversations
 SET deleted_at = NULL, updated_at = now(), listed_at = now(), version = version + 1, epoch = epoch + 1
 WHERE workspace_id = $1 AND thread_id = $2
