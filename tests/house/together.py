@@ -115,6 +115,10 @@ TOGETHER: Mapping[str, Sequence[Together]] = {
         Together("a person without e-mail address", ["user.email"], lambda request: request.user.ClearField("email")),
         Together("no role", ["user.role"], lambda request: setattr(request.user, "role", UserRole.ROLE_UNSPECIFIED)),
     ],
+    "twofold.memory.v1.SyncService.AuditConversations": [
+        Together("no workspace", ["workspace_id"], lambda request: request.ClearField("workspace_id")),
+        Together("a sample of one", ["sample_size"], lambda request: setattr(request, "sample_size", 5)),
+    ],
     "twofold.registry.v1.WorkspaceService.UpdateWorkspace": [
         Together("no workspace", ["workspace.workspace_id"], lambda request: request.workspace.ClearField("workspace_id")),
     ],

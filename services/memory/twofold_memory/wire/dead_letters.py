@@ -121,6 +121,8 @@ def message(letter: DeadLetter) -> pb.DeadLetter:
 def _hash(digits: str) -> bytes:
     fields.line(digits, "payload_hash", bytes_max=_HASH_DIGITS_MAX)
     try:
+        if " " in digits:  # which the library reads over
+            raise ValueError
         return bytes.fromhex(digits)
     except ValueError:
         raise InvalidField("payload_hash", "must be hexadecimal digits, two for each byte") from None
