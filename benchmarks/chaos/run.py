@@ -82,8 +82,8 @@ async def run(
         finally:
             enough.set()  # not cancelled: libraries take a cancellation that meets their own timeout for that
             await watching
-        await _last_reads(stubs, history)
         await _last_samples(stack, history)
+        await _last_reads(stubs, history)
     threads = {attempt.thread for attempt in history.attempts}
     verdict = judge(history, await stores.stored(stack, threads, _payloads(history)))
     return Result(plan, inflicted.result().faults, _counts(history, people), settled_s, verdict)

@@ -30,13 +30,15 @@ WINDOW_EXCHANGES = 10
 _COMMAND_S = 2.0
 _IMMEDIATE_S = 10.0
 _RESTART_ATTEMPTS = 20
+# After a crash all files are read and written back, on a machine that is busy.
+_START_S = 60.0
 
 
 class PairedRedis(EmbeddedRedis):
     """One of two servers that share a password, so that either can stand in for the other."""
 
     def __init__(self, folder: Path, password: str) -> None:
-        super().__init__(folder)
+        super().__init__(folder, start_s=_START_S)
         self._shared = password
 
     def _remembered(self) -> dict[str, Any]:
@@ -147,7 +149,7 @@ class Servers:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.postgres = EmbeddedPostgres(folder / "postgres")
+        self.postgres = EmbeddedPostgres(folder / "postgres", start_s=_START_S)
         self.redis = RedisPair(folder)
 
     async def stop_immediately(self) -> None:
@@ -178,12 +180,10 @@ class Stack:
 
     async def recover(self) -> None:
         """Everything is up and well, whatever was done to it before."""
-        self.postgres.resume()
-        if not self.postgres.running:
-            await self.postgres.start()
-        for server in (self.redis.master, self.redis.replica):
-            server.resume()
-            if not server.running:
+        for server in (self.postgres, self.redis.master, self.redis.replica):
+            if server.running:
+                server.resume()
+            else:
                 await server.start()
         await self.redis.command("CONFIG", "SET", "maxmemory", 0)
         for worker in self.workers:
@@ -211,7 +211,7 @@ async def raise_servers() -> AsyncIterator[Servers]:
 async def raise_workers(
     servers: Servers, database: str, *, count: int = 2, code: Path | None = None
 ) -> AsyncIterator[Stack]:
-    """Workers on an empty database and an empty Redis; `code` stands for the service's own. Raises StartError."""
+    """Workers on a database of their own and an empty Redis; `code` stands for the service's own. Raises StartError."""
     urls = await servers.postgres.create_database(database)
     await servers.redis.command("FLUSHALL")
     folder = servers.folder / f"workers-{database}"
@@ -219,6 +219,7 @@ async def raise_workers(
     environment = _environment(servers, urls, code)
     workers = [Worker(number, folder, servers.postgres, servers.redis, environment) for number in range(count)]
     async with AsyncExitStack() as undo:
+        undo.push_async_callback(servers.postgres.drop_database, database)
         for worker in workers:
             undo.push_async_callback(worker.stop)
             await worker.start()  # one after the other: the first makes the schema

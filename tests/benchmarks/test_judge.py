@@ -233,6 +233,14 @@ def test_a_complete_window_shows_what_waits_and_one_of_committed_turns_need_not(
     assert kinds(History(attempts, [with_token], losses=[Span(7, 8)]), stored) == {"STALE": 1}
 
 
+def test_a_turn_may_be_pushed_out_of_an_unverified_window_only_if_the_answer_reached_it() -> None:
+    attempts, stored = [journaled("one", 1), sent("two", 3, 3)], thread("one", "two")
+    seen = read(shown([], waiting=["one"]), promise=Promise.SOME, token=Token("two", 4), asked=2)
+    assert len(judge(History(attempts, [replace(seen, as_of_seq=4)]), {THREAD: stored}).excused) == 1
+    for wrong in (seen, replace(seen, as_of_seq=4, asked=20), replace(seen, as_of_seq=4, promise=Promise.COMPLETE)):
+        assert set(kinds(History(attempts, [wrong]), stored)) == {"STALE"}
+
+
 def test_what_is_deleted_is_not_shown_as_complete() -> None:
     seen, stored = read(shown([1, 2, 3, 4], "one", "two")), thread("one", "two")
     assert kinds(History(TWO, [seen], [Deletion(THREAD, 6, 7)]), stored) == {"STALE": 1}
