@@ -230,6 +230,8 @@ async def test_forks_that_cannot_be_are_refused(room: Memory, key: ThreadKey, sq
         await fork(room, key, branch_thread_id=key.thread_id)
     made = await forked(room, key, request_id="r")
     assert await forked(room, key, request_id="r") == made
+    about = "SELECT thread_id FROM memory.requests WHERE workspace_id = $1 AND request_id = 'r'"
+    assert await sql.fetchval(about, key.workspace_id) == made.thread_id  # so that it is erased with the branch
     async with refused(grpc.StatusCode.ALREADY_EXISTS, "REASON_REQUEST_REUSED"):
         await forked(room, key, 0, request_id="r")
     assert await branches(room, key) == [made.thread_id]

@@ -7,6 +7,7 @@ import grpc
 
 from twofold import channels
 from twofold.memory.v1.branch_pb2_grpc import BranchServiceStub
+from twofold.memory.v1.branch_pb2_grpc import BranchServiceStub
 from twofold.memory.v1.checkpoint_pb2_grpc import CheckpointServiceStub
 from twofold.memory.v1.context_pb2_grpc import ContextServiceStub
 from twofold.memory.v1.conversation_pb2_grpc import ConversationServiceStub
@@ -14,6 +15,7 @@ from twofold.memory.v1.document_pb2_grpc import DocumentServiceStub
 from twofold.memory.v1.erasure_pb2_grpc import ErasureServiceStub
 from twofold.memory.v1.event_pb2_grpc import EventLogServiceStub
 from twofold.memory.v1.preference_pb2_grpc import PreferenceServiceStub
+from twofold.memory.v1.revision_pb2_grpc import RevisionServiceStub
 from twofold.memory.v1.revision_pb2_grpc import RevisionServiceStub
 from twofold.memory.v1.search_pb2_grpc import SearchServiceStub
 from twofold.memory.v1.summary_pb2_grpc import SummaryServiceStub
@@ -43,6 +45,8 @@ _MEMORY_CONFIG = channels.service_config(
         f"twofold.memory.v1.{name}Service"
         for name in (
             "Conversation",
+            "Revision",
+            "Branch",
             "Context",
             "Preference",
             "Summary",
@@ -102,6 +106,8 @@ class Twofold:
     audit: AuditServiceStub
 
     conversations: ConversationServiceStub
+    revisions: RevisionServiceStub
+    branches: BranchServiceStub
     context: ContextServiceStub
     preferences: PreferenceServiceStub
     summaries: SummaryServiceStub
@@ -132,6 +138,8 @@ class Twofold:
         self.usage = UsageServiceStub(registry)
         self.audit = AuditServiceStub(registry)
         self.conversations = ConversationServiceStub(memory)
+        self.revisions = RevisionServiceStub(memory)
+        self.branches = BranchServiceStub(memory)
         self.context = ContextServiceStub(memory)
         self.preferences = PreferenceServiceStub(memory)
         self.summaries = SummaryServiceStub(memory)

@@ -1,5 +1,7 @@
 """BranchService: read, ask, answer."""
 
+from dataclasses import replace
+
 from twofold.memory.v1 import branch_pb2 as pb
 from twofold.memory.v1 import branch_pb2_grpc as stubs
 from twofold_chassis import fields
@@ -19,6 +21,7 @@ class BranchService(stubs.BranchServiceServicer):
     async def ForkConversation(self, request: pb.ForkConversationRequest, context: Context) -> pb.ForkConversationResponse:
         new = wire.new_branch(request)
         call = attempt(new.key.workspace_id, "ForkConversation", request, request.request_id)
+        call = replace(call, thread_id=new.key.thread_id)  # the answer is about the branch, and is erased with it
         return pb.ForkConversationResponse.FromString(await self._branches.fork(call, new, wire.fork_answer))
 
     async def ListBranches(self, request: pb.ListBranchesRequest, context: Context) -> pb.ListBranchesResponse:

@@ -27,9 +27,10 @@ if _version_not_supported:
 
 class RevisionServiceStub:
     """RevisionService changes single messages. Numbers never change: a deleted message keeps its place. Each change is one
-    transaction, raises the history of the conversation and of every branch that shares the message, and is answered when no
-    window of before can be shown any more; a thread_token of before stays good. Former content is kept, for audits, until the
-    message is redacted or the conversation is erased. A message is changed where it was said: through a branch that shares it
+    transaction, voids the windows of the conversation and of every branch that shares the message, and is answered when they are
+    gone (while Redis is out of a worker's reach, reads from the copy alone can show them through another worker for a second); a
+    thread_token of before stays good. Former content is kept, for audits, until the message is redacted or the conversation is
+    erased. A message is changed where it was said: through a branch that shares it
     the change is refused, and the refusal's metadata owner_thread_id names the conversation.
     """
 
@@ -68,9 +69,10 @@ class RevisionServiceStub:
 
 class RevisionServiceServicer:
     """RevisionService changes single messages. Numbers never change: a deleted message keeps its place. Each change is one
-    transaction, raises the history of the conversation and of every branch that shares the message, and is answered when no
-    window of before can be shown any more; a thread_token of before stays good. Former content is kept, for audits, until the
-    message is redacted or the conversation is erased. A message is changed where it was said: through a branch that shares it
+    transaction, voids the windows of the conversation and of every branch that shares the message, and is answered when they are
+    gone (while Redis is out of a worker's reach, reads from the copy alone can show them through another worker for a second); a
+    thread_token of before stays good. Former content is kept, for audits, until the message is redacted or the conversation is
+    erased. A message is changed where it was said: through a branch that shares it
     the change is refused, and the refusal's metadata owner_thread_id names the conversation.
     """
 
@@ -166,9 +168,10 @@ def add_RevisionServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class RevisionService:
     """RevisionService changes single messages. Numbers never change: a deleted message keeps its place. Each change is one
-    transaction, raises the history of the conversation and of every branch that shares the message, and is answered when no
-    window of before can be shown any more; a thread_token of before stays good. Former content is kept, for audits, until the
-    message is redacted or the conversation is erased. A message is changed where it was said: through a branch that shares it
+    transaction, voids the windows of the conversation and of every branch that shares the message, and is answered when they are
+    gone (while Redis is out of a worker's reach, reads from the copy alone can show them through another worker for a second); a
+    thread_token of before stays good. Former content is kept, for audits, until the message is redacted or the conversation is
+    erased. A message is changed where it was said: through a branch that shares it
     the change is refused, and the refusal's metadata owner_thread_id names the conversation.
     """
 
