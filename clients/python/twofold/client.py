@@ -7,7 +7,6 @@ import grpc
 
 from twofold import channels
 from twofold.memory.v1.branch_pb2_grpc import BranchServiceStub
-from twofold.memory.v1.branch_pb2_grpc import BranchServiceStub
 from twofold.memory.v1.checkpoint_pb2_grpc import CheckpointServiceStub
 from twofold.memory.v1.context_pb2_grpc import ContextServiceStub
 from twofold.memory.v1.conversation_pb2_grpc import ConversationServiceStub
@@ -15,7 +14,6 @@ from twofold.memory.v1.document_pb2_grpc import DocumentServiceStub
 from twofold.memory.v1.erasure_pb2_grpc import ErasureServiceStub
 from twofold.memory.v1.event_pb2_grpc import EventLogServiceStub
 from twofold.memory.v1.preference_pb2_grpc import PreferenceServiceStub
-from twofold.memory.v1.revision_pb2_grpc import RevisionServiceStub
 from twofold.memory.v1.revision_pb2_grpc import RevisionServiceStub
 from twofold.memory.v1.search_pb2_grpc import SearchServiceStub
 from twofold.memory.v1.summary_pb2_grpc import SummaryServiceStub
@@ -58,8 +56,6 @@ _MEMORY_CONFIG = channels.service_config(
             "Search",
             "Document",
             "Transfer",
-            "Revision",
-            "Branch",
             "Erasure",
             "Sync",
         )
@@ -115,8 +111,6 @@ class Twofold:
     checkpoints: CheckpointServiceStub
     events: EventLogServiceStub
     transfers: TransferServiceStub
-    revisions: RevisionServiceStub
-    branches: BranchServiceStub
     erasures: ErasureServiceStub
     sync: SyncServiceStub
     # A turn that is opened first; `turns` is the router's way of a whole one.
@@ -147,8 +141,6 @@ class Twofold:
         self.checkpoints = CheckpointServiceStub(memory)
         self.events = EventLogServiceStub(memory)
         self.transfers = TransferServiceStub(memory)
-        self.revisions = RevisionServiceStub(memory)
-        self.branches = BranchServiceStub(memory)
         self.erasures = ErasureServiceStub(memory)
         self.sync = SyncServiceStub(memory)
         self.open_turns = OpenTurnServiceStub(memory)
