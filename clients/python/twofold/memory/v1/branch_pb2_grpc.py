@@ -28,8 +28,9 @@ if _version_not_supported:
 class BranchServiceStub:
     """BranchService branches conversations off. A branch shares the messages of its parent up to a seq: they are not copied, so
     that it costs the same for ten messages and for a hundred thousand, and a message that is edited, redacted or deleted in the
-    conversation in which it was said changes in all branches that share it. What is said in a branch is its own. A branch is a
-    conversation like any other: it is read, appended to, listed, deleted and branched itself by the same calls.
+    conversation in which it was said changes in all branches that share it. What is said in a branch is its own, and so are its
+    turn ids: an append with the id of a shared turn is another turn. A branch is a conversation like any other: it is read, appended
+    to, listed, deleted and branched itself by the same calls.
     """
 
     def __init__(self, channel):
@@ -53,8 +54,9 @@ class BranchServiceStub:
 class BranchServiceServicer:
     """BranchService branches conversations off. A branch shares the messages of its parent up to a seq: they are not copied, so
     that it costs the same for ten messages and for a hundred thousand, and a message that is edited, redacted or deleted in the
-    conversation in which it was said changes in all branches that share it. What is said in a branch is its own. A branch is a
-    conversation like any other: it is read, appended to, listed, deleted and branched itself by the same calls.
+    conversation in which it was said changes in all branches that share it. What is said in a branch is its own, and so are its
+    turn ids: an append with the id of a shared turn is another turn. A branch is a conversation like any other: it is read, appended
+    to, listed, deleted and branched itself by the same calls.
     """
 
     def ForkConversation(self, request, context):
@@ -99,8 +101,9 @@ def add_BranchServiceServicer_to_server(servicer, server):
 class BranchService:
     """BranchService branches conversations off. A branch shares the messages of its parent up to a seq: they are not copied, so
     that it costs the same for ten messages and for a hundred thousand, and a message that is edited, redacted or deleted in the
-    conversation in which it was said changes in all branches that share it. What is said in a branch is its own. A branch is a
-    conversation like any other: it is read, appended to, listed, deleted and branched itself by the same calls.
+    conversation in which it was said changes in all branches that share it. What is said in a branch is its own, and so are its
+    turn ids: an append with the id of a shared turn is another turn. A branch is a conversation like any other: it is read, appended
+    to, listed, deleted and branched itself by the same calls.
     """
 
     @staticmethod

@@ -15,8 +15,9 @@ GRPC_VERSION: str
 class BranchServiceStub:
     """BranchService branches conversations off. A branch shares the messages of its parent up to a seq: they are not copied, so
     that it costs the same for ten messages and for a hundred thousand, and a message that is edited, redacted or deleted in the
-    conversation in which it was said changes in all branches that share it. What is said in a branch is its own. A branch is a
-    conversation like any other: it is read, appended to, listed, deleted and branched itself by the same calls.
+    conversation in which it was said changes in all branches that share it. What is said in a branch is its own, and so are its
+    turn ids: an append with the id of a shared turn is another turn. A branch is a conversation like any other: it is read, appended
+    to, listed, deleted and branched itself by the same calls.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -34,8 +35,9 @@ class BranchServiceStub:
 class BranchServiceServicer(metaclass=_abc_1.ABCMeta):
     """BranchService branches conversations off. A branch shares the messages of its parent up to a seq: they are not copied, so
     that it costs the same for ten messages and for a hundred thousand, and a message that is edited, redacted or deleted in the
-    conversation in which it was said changes in all branches that share it. What is said in a branch is its own. A branch is a
-    conversation like any other: it is read, appended to, listed, deleted and branched itself by the same calls.
+    conversation in which it was said changes in all branches that share it. What is said in a branch is its own, and so are its
+    turn ids: an append with the id of a shared turn is another turn. A branch is a conversation like any other: it is read, appended
+    to, listed, deleted and branched itself by the same calls.
     """
 
     @_abc_1.abstractmethod

@@ -31,7 +31,7 @@ class RevisionServiceStub:
     gone (while Redis is out of a worker's reach, reads from the copy alone can show them through another worker for a second); a
     thread_token of before stays good. Former content is kept, for audits, until the message is redacted or the conversation is
     erased. A message is changed where it was said: through a branch that shares it
-    the change is refused, and the refusal's metadata owner_thread_id names the conversation.
+    the change is refused, and the refusal's metadata owner_thread_id names the conversation (if that is deleted, undelete it first).
     """
 
     def __init__(self, channel):
@@ -73,7 +73,7 @@ class RevisionServiceServicer:
     gone (while Redis is out of a worker's reach, reads from the copy alone can show them through another worker for a second); a
     thread_token of before stays good. Former content is kept, for audits, until the message is redacted or the conversation is
     erased. A message is changed where it was said: through a branch that shares it
-    the change is refused, and the refusal's metadata owner_thread_id names the conversation.
+    the change is refused, and the refusal's metadata owner_thread_id names the conversation (if that is deleted, undelete it first).
     """
 
     def EditMessage(self, request, context):
@@ -89,7 +89,7 @@ class RevisionServiceServicer:
     def RedactMessage(self, request, context):
         """RedactMessage takes a message's content away for good, from the message and from all its revisions: text, parts, tool calls,
         names and metadata. What remains is role, place and, of a tool's result, the id of its call. A deleted message can be
-        redacted, and stays deleted.
+        redacted, and stays deleted. What callers wrote elsewhere (summaries, events, titles) is not looked at.
         Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN, REASON_MESSAGE_UNKNOWN), FAILED_PRECONDITION
         (REASON_MESSAGE_DELETED: a replacement for a message that is deleted; REASON_MESSAGE_SHARED), RESOURCE_EXHAUSTED
         (REASON_TOO_MANY: it has 1,010 revisions), ALREADY_EXISTS (REASON_REQUEST_REUSED).
@@ -172,7 +172,7 @@ class RevisionService:
     gone (while Redis is out of a worker's reach, reads from the copy alone can show them through another worker for a second); a
     thread_token of before stays good. Former content is kept, for audits, until the message is redacted or the conversation is
     erased. A message is changed where it was said: through a branch that shares it
-    the change is refused, and the refusal's metadata owner_thread_id names the conversation.
+    the change is refused, and the refusal's metadata owner_thread_id names the conversation (if that is deleted, undelete it first).
     """
 
     @staticmethod
