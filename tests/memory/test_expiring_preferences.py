@@ -16,8 +16,12 @@ from tests.memory.rooms import CALL_S, Memory, reason, refused
 from tests.memory.test_preferences import L1, L2, get, known
 from twofold.memory.v1.context_pb2 import InvokingRequest
 from twofold.memory.v1.preference_pb2 import UpdatePreferencesRequest, UpdatePreferencesResponse
+from twofold_chassis import postgres
+from twofold_chassis.requests import Requests
+from twofold_chassis.settings import DatabaseSettings
 from twofold_memory import keys
 from twofold_memory.preferences import Preference, PreferenceRecall, Preferences, UserKey
+from twofold_memory.store.preferences import PostgresPreferences
 
 Raw = redis.asyncio.Redis
 Sql = asyncpg.Pool
@@ -80,6 +84,20 @@ async def test_what_has_expired_is_returned_by_no_path(
     await raw_redis.delete(keys.user_preferences(workspace_id, "ada"))
     answer = await get(room, workspace_id)
     assert (known(answer), answer.source) == ({"b": "2"}, L2)
+
+
+async def test_postgres_judges_by_its_own_clock(
+    room: Memory, workspace_id: str, sql: "Sql[Any]", raw_redis: Raw, memory_database: DatabaseSettings
+) -> None:
+    """A worker whose clock is behind gets no more of it than others do."""
+    await update(room, workspace_id, {"a": "1", "b": "2"}, {"a": HOUR})
+    await pass_time(sql, raw_redis, workspace_id)
+    pool = await postgres.open_pool(memory_database, name="preferences")
+    try:
+        kept = await PostgresPreferences(pool, Requests("memory")).read(UserKey(workspace_id, "ada"))
+    finally:
+        await postgres.close_pool(pool)
+    assert [entry.key for entry in kept.entries] == ["b"]
 
 
 async def test_a_copy_that_was_read_before_the_end_is_not_served_after_it() -> None:
