@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 import grpc
@@ -17,10 +17,12 @@ from twofold.memory.v1.conversation_pb2 import DeleteConversationRequest
 from twofold.memory.v1.message_pb2 import Completeness, ReadSource
 from twofold.memory.v1.revision_pb2 import EditMessageRequest, NewContent
 from twofold_chassis.redis import RedisLink, open_link
+from twofold_chassis.refusals import Overloaded, StoreUnavailable
 from twofold_chassis.settings import DatabaseSettings, RedisSettings
 from twofold_cli.embedded.postgres import EmbeddedPostgres
 from twofold_cli.embedded.redis import EmbeddedRedis
 from twofold_memory import keys
+from twofold_memory.audits import Asked, Audits, Held, Numbers, Truth, WindowState
 from twofold_memory.cache.audit import RedisAudits
 from twofold_memory.journaled import payload
 from twofold_memory.threads import Head, NewMessage, NewTurn, ThreadKey
@@ -377,6 +379,47 @@ async def test_nothing_is_made_up_of_threads_that_change_all_the_time(
     finally:
         stop.set()
         await asyncio.gather(*tasks)
+
+
+class Slow:
+    """A store whose sample takes until it is told, and whose numbers take too long."""
+
+    def __init__(self) -> None:
+        self.go_on = asyncio.Event()
+
+    async def sample(self, workspace_id: str | None, count: int) -> list[ThreadKey]:
+        await self.go_on.wait()
+        return [ThreadKey("w", "t")]
+
+    async def truth(self, key: ThreadKey, first_seq: int, next_seq: int) -> Truth | None:
+        return Truth(Head(3, 1, None, False), [])
+
+    async def numbers(self, key: ThreadKey) -> Numbers:
+        raise StoreUnavailable("took too long")
+
+
+class Nothing:
+    """A Redis that holds nothing of a thread; nothing is asked of the others."""
+
+    messages_max = 100
+
+    async def held(self, key: ThreadKey) -> Held | None:
+        return Held((), 0, 0, 0, 0, None, False, 0, False, [], [])
+
+
+async def test_few_audits_run_at_once_and_numbers_that_take_too_long_are_not_called_right() -> None:
+    store, nothing = Slow(), Nothing()
+    audits = Audits(store, cast(Any, nothing), cast(Any, nothing), cast(Any, nothing), cast(Any, nothing))
+    asked = Asked(None, None, 5, repair=False)
+    running = [asyncio.create_task(audits.audit(asked)) for _ in range(4)]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await audits.audit(asked)
+    store.go_on.set()
+    for report in await asyncio.gather(*running):
+        (finding,) = report.findings
+        assert (finding.window, finding.numbers, finding.sound) == (WindowState.ABSENT, None, False)
+    assert len((await audits.audit(asked)).findings) == 1
 
 
 @pytest.fixture

@@ -95,8 +95,7 @@ class PostgresDeadLetters:
 
 async def _locked(connection: Connection, name: Name) -> Opened:
     # First the conversation, as everybody does: who erases it holds its row while the dead letters go.
-    if await connection.fetchrow(STATEMENTS["lock_for_drain"], *name.key) is None:
-        raise name.unknown()
+    await connection.execute(STATEMENTS["lock_for_drain"], *name.key)
     rows = await connection.fetch(STATEMENTS["lock_dead_letter"], *name.key, name.turn_id, name.payload_hash)
     name.one_of(len(rows))
     opened = _opened(rows[0])

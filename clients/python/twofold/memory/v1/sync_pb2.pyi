@@ -298,11 +298,11 @@ class GetSyncStatusResponse(_message.Message):
 
     @_builtins.property
     def dead_letters(self) -> Global___Backlog:
-        """Dead letters that nobody has dealt with. Absent if Postgres does not answer."""
+        """Dead letters that nobody has dealt with. Absent if Postgres does not answer, or has no connection free."""
 
     @_builtins.property
     def window_purges(self) -> Global___Backlog:
-        """Windows that must go because their conversation was changed, and may be there still. Absent if Postgres does not answer."""
+        """Windows that must go because their conversation was changed, and may be there still. Absent as above."""
 
     @_builtins.property
     def redis(self) -> Global___RedisStatus:
