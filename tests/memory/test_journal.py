@@ -138,6 +138,21 @@ async def test_while_postgres_is_silent_turns_are_journaled_shown_and_come_in_on
     assert (retried.durability, retried.first_seq, retried.duplicate) == (COMMITTED, 5, True)
 
 
+async def test_a_stored_turn_that_is_said_again_while_postgres_is_silent_is_not_shown_behind_newer_ones(
+    worker: Memory, own_postgres: EmbeddedPostgres, key: ThreadKey
+) -> None:
+    """M8: also in a window that is too short to hold it where it belongs."""
+    for index in range(1, 4):
+        await append(worker, key, f"q{index}", f"a{index}", turn_id=f"t{index}")
+    await until_stored(worker, key, 6)
+    with silent(own_postgres):
+        again = await append(worker, key, "q1", "a1", turn_id="t1")
+        assert again.durability == JOURNALED
+        window = await worker.read(key, 2)
+        assert (texts(window.messages), seqs(window.messages)) == (["q3", "a3"], [5, 6])
+        assert (window.completeness, window.as_of_seq) == (UNVERIFIED, 6)
+
+
 async def test_who_asks_for_a_turn_that_waits_is_told_that_it_is_on_its_way(
     worker: Memory, other: Memory, own_postgres: EmbeddedPostgres, workspace_id: str
 ) -> None:

@@ -170,6 +170,7 @@ class Recall:
             except (TimeoutError, StoreUnavailable, Overloaded):
                 _check_visible(owner, user_id, key)
                 window, sure = _window_of_copy(copy, count, Completeness.UNVERIFIED), False
+                waiting = await self._not_held(key, copy, waiting)
             else:
                 if head is not None and head.epoch == copy.epoch and copy.next_seq == head.next_seq:
                     if not head.visible_to(user_id):
@@ -197,6 +198,17 @@ class Recall:
             return listed
         in_list = {journaled.key for journaled in listed}
         return [*listed, *(copy for copy in copies if copy.key not in in_list)]
+
+    async def _not_held(self, key: ThreadKey, copy: Copy, waiting: Sequence[Journaled]) -> Sequence[Journaled]:
+        """Those that are not in the copy, however far back: what it holds is stored, e.g. a turn that was said again.
+
+        For when Postgres cannot be asked: behind the newest messages an older turn would be out of its order.
+        """
+        if not waiting:
+            return waiting
+        whole = (await self._cache.look(key, self._cache.messages_max)).copy or copy
+        held = {turn_id_of(entry.frame) for entry in whole.entries}
+        return [journaled for journaled in waiting if journaled.turn.turn_id not in held]
 
     async def _merged(
         self,
