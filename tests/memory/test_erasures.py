@@ -43,7 +43,7 @@ from twofold.memory.v1.conversation_pb2 import (
     UpdateConversationRequest,
 )
 from twofold.memory.v1.event_pb2 import AppendEventsRequest, Event
-from twofold.memory.v1.message_pb2 import Message, ReadLevel, Role
+from twofold.memory.v1.message_pb2 import Durability, Message, ReadLevel, Role
 from twofold.memory.v1.preference_pb2 import GetPreferencesRequest, UpdatePreferencesRequest
 from twofold.memory.v1.revision_pb2 import EditMessageRequest, NewContent
 from twofold.memory.v1.summary_pb2 import ListSummariesRequest, PutSummaryRequest, Summary
@@ -74,20 +74,20 @@ async def places_in_redis(client: Redis, needle: str) -> list[str]:
     """The keys that hold the text, in whatever type of value."""
     found = []
     async for key in client.scan_iter(count=1000):
-        kind = (await client.type(key)).decode()
+        kind = await client.type(key)
         match kind:
-            case "string":
+            case b"string":
                 value: object = await client.get(key)
-            case "list":
+            case b"list":
                 value = await client.lrange(key, 0, -1)
-            case "hash":
+            case b"hash":
                 value = await client.hgetall(key)
-            case "none":
+            case b"none":
                 continue
             case _:
-                raise AssertionError(f"a key of type {kind}: {key!r}")
+                raise AssertionError(f"a key of type {kind!r}: {key!r}")
         if needle in repr(value) or needle in repr(key):
-            found.append(key.decode())
+            found.append(str(key, "utf-8"))
     return found
 
 
@@ -349,7 +349,7 @@ async def test_while_redis_is_away_the_receipt_is_pending_and_done_when_it_is_ba
         assert await erase(memory, key, "one") == await done(memory, one)
 
 
-ROWS = 12_000
+ROWS = 8_000
 
 
 async def started(database: DatabaseSettings, redis_server: EmbeddedRedis) -> tuple[Process, int]:
@@ -382,8 +382,7 @@ async def test_an_erasure_whose_worker_is_killed_in_the_middle_is_brought_to_its
     async with asyncpg.create_pool(urls.superuser, min_size=1, max_size=2) as sql:
         async with serving(database, redis_settings) as memory:
             keys = [ThreadKey(workspace_id, f"t{number}") for number in range(120)]
-            for key in keys:
-                await memory.append(key, needle, user_id="ada")
+            await asyncio.gather(*(memory.append(key, needle, user_id="ada") for key in keys))
         await sql.execute(
             "INSERT INTO memory.messages"
             " (workspace_id, thread_id, seq, turn_id, turn_index, role, content, rest, created_at)"
@@ -503,6 +502,26 @@ async def test_receipts_are_listed_by_pages_the_newest_first(room: Memory, works
             break
         request.page_token = page.next_page_token
     assert found == made[::-1]
+
+
+async def test_turns_that_wait_in_the_journal_are_erased_with_their_user(
+    room: Memory, other_room: Memory, sql: "Sql[Any]", raw_redis: Redis, workspace_id: str, needle: str
+) -> None:
+    """M11: also those of a conversation that is not in Postgres yet."""
+    keys = [thread(workspace_id) for _ in range(4)]
+    for number, key in enumerate(keys):
+        request = AppendTurnRequest(
+            workspace_id=workspace_id,
+            thread_id=key.thread_id,
+            user_id="ada",
+            messages=said(needle),
+            durability=Durability.DURABILITY_JOURNALED,
+        )
+        await (room, other_room)[number % 2].conversations.AppendTurn(request, timeout=CALL_S)
+    erasure = await done(room, await erase_user(room, workspace_id, "ada"))
+    assert erasure.conversation_count == 4
+    assert await places_in_postgres(sql, needle) == []
+    assert await places_in_redis(raw_redis, needle) == []
 
 
 # Begun anew

@@ -142,9 +142,10 @@ async def memory(settings: Settings) -> AsyncIterator[Running]:
         followers = Followers(turns)
         cleanup.push_async_callback(followers.close)
         postgres_answers = Breaker(failures_max=3)
+        waiting = RedisJournal(link, ttl_s=service.thread_ttl_hours * 3600, messages_max=service.window_messages_max)
         journal = Journal(
             PostgresJournal(pool),
-            RedisJournal(link, ttl_s=service.thread_ttl_hours * 3600, messages_max=service.window_messages_max),
+            waiting,
             breaker=postgres_answers,
             put_s=service.journal_ms / 1000,
             metrics=metrics,
@@ -192,7 +193,9 @@ async def memory(settings: Settings) -> AsyncIterator[Running]:
         receipts = PostgresErasures(
             long_pool, requests, copy_ttl_s=service.user_ttl_days * 86400, look_s=service.retention_look_s
         )
-        erasures = Erasures(receipts, purges, summary_copies, copies, windows)
+        erasures = Erasures(
+            receipts, purges, summary_copies, copies, windows, journal, waiting, unreachable=RedisUnavailable
+        )
         await cleanup.enter_async_context(erasures.repeated())
         cleanup.push_async_callback(erasures.drain)
         long_turns = PostgresTurns(long_pool)

@@ -17,6 +17,7 @@ import structlog
 
 from twofold_chassis.refusals import NotFound, Reason, Refusal
 from twofold_chassis.requests import Attempt
+from twofold_memory.keys import JOURNAL_SHARDS
 from twofold_memory.preferences import UserKey
 from twofold_memory.purges import Purge, Purges
 from twofold_memory.threads import ThreadKey
@@ -168,6 +169,26 @@ class Connection(Protocol):
         ...
 
 
+class Journal(Protocol):
+    """Turns that wait for the store."""
+
+    async def counts(self, threads: Sequence[ThreadKey]) -> list[int | None]:
+        """How many turns of each wait; None where nobody can know."""
+        ...
+
+    async def drain(self, key: ThreadKey) -> object:
+        """Brings what may go of a conversation's waiting turns into the store."""
+        ...
+
+
+class Index(Protocol):
+    """Where conversations are found of which turns may wait."""
+
+    async def indexed(self, shard: int) -> Mapping[ThreadKey, str]:
+        """Those in a part of it."""
+        ...
+
+
 class Summaries(Protocol):
     """The copies of summaries."""
 
@@ -194,14 +215,21 @@ class Erasures:
         summaries: Summaries,
         preferences: Preferences,
         connection: Connection,
+        journal: Journal,
+        index: Index,
         *,
+        unreachable: type[Exception],
         wait_s: float = 2.0,
     ) -> None:
+        """`unreachable`: what is raised where the index cannot be read. `wait_s`: how long a call waits for DONE."""
         self._store = store
         self._purges = purges
         self._summaries = summaries
         self._preferences = preferences
         self._connection = connection
+        self._journal = journal
+        self._index = index
+        self._unreachable = unreachable
         self._wait_s = wait_s
         self._repeated_for: int | None = None
         self._under_way: set[asyncio.Task[Any]] = set()
@@ -245,9 +273,28 @@ class Erasures:
                 await task
 
     async def _begin(self, attempt: Attempt, wish: Wish) -> ErasureKey:
+        await self._brought_in(wish)
         key, purges = await self._store.begin(attempt, wish)
         await self._purged(purges)
         return key
+
+    async def _brought_in(self, wish: Wish) -> None:
+        """What waits in the journal comes into the store first, so that it is found there."""
+        # Without Redis nobody can know; whether the store is there, it says itself next.
+        with contextlib.suppress(Refusal, TimeoutError, self._unreachable):
+            async with asyncio.timeout(self._wait_s):
+                threads = await self._threads_of(wish)
+                counts = await self._journal.counts(threads) if threads else []
+                for key, count in zip(threads, counts, strict=True):
+                    if count:
+                        await self._journal.drain(key)
+
+    async def _threads_of(self, wish: Wish) -> list[ThreadKey]:
+        """Those of which turns may wait."""
+        if wish.thread_id is not None:
+            return [ThreadKey(wish.key.workspace_id, wish.thread_id)]
+        shards = await asyncio.gather(*map(self._index.indexed, range(JOURNAL_SHARDS)))
+        return [key for shard in shards for key in shard if key.workspace_id == wish.key.workspace_id]
 
     async def _follow(self, key: ErasureKey) -> None:
         """Works on one erasure until it is done, must wait, or takes too long: then rounds go on, here or elsewhere."""

@@ -276,18 +276,17 @@ async def _erase_rows(connection: Connection, key: ErasureKey) -> bool:
     """Deletes some rows of tombstones; whether there may be more."""
     threads = await connection.fetch(STATEMENTS["threads_with_rows"], *key, _THREADS_AT_ONCE)
     counts: Counter[str] = Counter()
-    left = _ROWS_AT_ONCE
     for (thread_id,) in threads:
-        for table in TABLES_OF_A_THREAD:
-            gone = await connection.fetchval(STATEMENTS["erase_rows"], key.workspace_id, thread_id, table, left)
-            counts[table] += gone
-            left -= gone
-            if left <= 0:
-                break
-        if left <= 0:
-            break
-        await connection.execute(STATEMENTS["erase_answers_that_name"], key.workspace_id, thread_id)
+        place = (key.workspace_id, thread_id)
+        gone = await connection.fetch(STATEMENTS["erase_rows"], *place, TABLES_OF_A_THREAD, _ROWS_AT_ONCE)
+        for name, count in gone:
+            counts[name] += count
+        if any(count == _ROWS_AT_ONCE for _, count in gone):
+            break  # there may be more
+        await connection.execute(STATEMENTS["erase_answers_that_name"], *place)
         await connection.execute(STATEMENTS["rows_gone"], *key, thread_id)
+        if counts.total() >= _ROWS_AT_ONCE:
+            break
     await _count(connection, key, counts)
     return bool(threads)
 

@@ -34,6 +34,8 @@ class ErasureServiceStub:
     EraseUser: _aio.UnaryUnaryMultiCallable[_erasure_pb2.EraseUserRequest, _erasure_pb2.EraseUserResponse]
     """EraseUser erases the conversations that a user has at this moment, with all that belongs to them, and the user's preferences.
     They go one after the other behind the answer. A user that has none gets a receipt, too. As EraseConversation otherwise.
+    Turns that wait in the journal are brought in first. If Redis cannot be reached at that moment, those of a conversation that
+    is not in Postgres yet come in later, as a new conversation that is not erased.
     Errors: ALREADY_EXISTS (REASON_REQUEST_REUSED).
     """
     EraseWorkspace: _aio.UnaryUnaryMultiCallable[_erasure_pb2.EraseWorkspaceRequest, _erasure_pb2.EraseWorkspaceResponse]
@@ -90,6 +92,8 @@ class ErasureServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_erasure_pb2.EraseUserResponse]:
         """EraseUser erases the conversations that a user has at this moment, with all that belongs to them, and the user's preferences.
         They go one after the other behind the answer. A user that has none gets a receipt, too. As EraseConversation otherwise.
+        Turns that wait in the journal are brought in first. If Redis cannot be reached at that moment, those of a conversation that
+        is not in Postgres yet come in later, as a new conversation that is not erased.
         Errors: ALREADY_EXISTS (REASON_REQUEST_REUSED).
         """
 

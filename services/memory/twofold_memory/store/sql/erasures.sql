@@ -164,7 +164,8 @@ ORDER BY thread_id
 LIMIT $3;
 
 -- name: erase_rows
-SELECT memory.erase_rows($1, $2, $3, $4);
+-- Of each of these tables, in their order.
+SELECT t.name, memory.erase_rows($1, $2, t.name, $4) AS gone FROM unnest($3::text[]) AS t (name);
 
 -- name: erase_answers_that_name
 -- First answers about conversations whose id was made by the call: their requests name none.
