@@ -39,21 +39,27 @@ ORDER BY version DESC;
 
 -- name: newest_summaries
 -- One row for each of the $3 newest summaries of each asked conversation, with the place of that in the question; one row
--- without a summary if it has none.
+-- without a summary if it has none. (LATERAL … LIMIT 1: a plan from when the tables were small looks rows up by their keys as well.)
 SELECT
     k.place, c.epoch AS thread_epoch, coalesce(h.summary_version, 0) AS version_of_all,
     s.version, s.summary_id, s.first_seq, s.last_seq, s.text, s.token_count, s.model, s.author, s.metadata, s.epoch, s.created_at
 FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS k (workspace_id, thread_id, place)
-JOIN memory.conversations c ON c.workspace_id = k.workspace_id AND c.thread_id = k.thread_id
-LEFT JOIN memory.record_heads h ON h.workspace_id = k.workspace_id AND h.thread_id = k.thread_id
+CROSS JOIN LATERAL (
+    SELECT epoch
+    FROM memory.conversations
+    WHERE workspace_id = k.workspace_id AND thread_id = k.thread_id AND deleted_at IS NULL AND erased_at IS NULL
+    LIMIT 1
+) c
+LEFT JOIN LATERAL (
+    SELECT summary_version FROM memory.record_heads WHERE workspace_id = k.workspace_id AND thread_id = k.thread_id LIMIT 1
+) h ON true
 LEFT JOIN LATERAL (
     SELECT version, summary_id, first_seq, last_seq, text, token_count, model, author, metadata, epoch, created_at
     FROM memory.summaries
-    WHERE workspace_id = c.workspace_id AND thread_id = c.thread_id
+    WHERE workspace_id = k.workspace_id AND thread_id = k.thread_id
     ORDER BY version DESC
     LIMIT $3
 ) s ON true
-WHERE c.deleted_at IS NULL AND c.erased_at IS NULL
 ORDER BY k.place, s.version DESC;
 
 -- name: delete_summary
