@@ -176,17 +176,21 @@ MUTANTS = (
         (
             Patch(
                 "cache/threads.py",
-                '        await self._tell(self._extend, key, *numbers, turn.owner or "", *map(element, entries))\n',
+                "        outcomes = await losable(self._link.run(self._extend, keys.all_of_thread(key), arguments),"
+                " otherwise=None)\n",
                 "        messages, head, *_ = keys.all_of_thread(key)\n"
+                "        outcomes = None\n"
                 "        try:\n"
-                "            for entry in entries:\n"
-                "                length = await self._link.call('RPUSH', messages, element(entry))\n"
-                "                await self._link.call('HSET', head, 'epoch', numbers[0], 'first', entry.seq + 1 - length,"
-                " 'next', entry.seq + 1, 'hw', entry.seq, 'bytes', 0, 'owner', turn.owner or '')\n"
+                "            for kept, entries in turns:\n"
+                "                for entry in entries:\n"
+                "                    length = await self._link.call('RPUSH', messages, element(entry))\n"
+                "                    await self._link.call('HSET', head, 'epoch', kept.epoch,"
+                " 'first', entry.seq + 1 - length, 'next', entry.seq + 1, 'hw', entry.seq,"
+                " 'bytes', 0, 'owner', kept.owner or '')\n"
                 "            await self._link.call('PEXPIRE', messages, self._ttl_ms)\n"
                 "            await self._link.call('PEXPIRE', head, self._ttl_ms)\n"
                 "        except RedisUnavailable:\n"
-                "            return\n",
+                "            pass\n",
             ),
         ),
     ),
@@ -236,8 +240,8 @@ MUTANTS = (
         (
             Patch(
                 "appends.py",
-                "        if self._journal.holds(turn.key) if blind else (waiting or self._journal.holds(turn.key)):\n",
-                "        if False:\n",
+                "            if count or (count is None and self._journal.holds(key)):\n",
+                "            if False:\n",
             ),
         ),
         appetite=_WAITING,
@@ -318,8 +322,8 @@ MUTANTS = (
         (
             Patch(
                 "appends.py",
-                "candidate = Candidate(turn, turn.key not in self._known, order_unverified=blind)",
-                "candidate = Candidate(turn, turn.key not in self._known, order_unverified=False)",
+                "chosen.append((place, replace(candidate, order_unverified=True)))",
+                "chosen.append((place, candidate))",
             ),
         ),
         tracks=(("redis refuse", "redis hole"), ("postgres slow", "postgres stop")),
