@@ -246,7 +246,7 @@ async def test_a_search_without_words_is_refused(room: Memory, workspace_id: str
 async def test_a_search_that_takes_too_long_is_refused_and_so_is_one_too_many(
     new_worker: Worker, key: ThreadKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(STATEMENTS, "search_within", "SET LOCAL statement_timeout = '300ms'")
+    monkeypatch.setitem(STATEMENTS, "search_within", "SET LOCAL statement_timeout = '50ms'")
     monkeypatch.setitem(STATEMENTS, "search_has_words", "SELECT $1::text IS NOT NULL")
     monkeypatch.setitem(
         STATEMENTS,

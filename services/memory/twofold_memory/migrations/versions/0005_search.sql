@@ -19,13 +19,12 @@ CREATE INDEX search_entries_by_word ON memory.search_entries USING gin (words);
 
 -- What is still to be looked at: written with the messages themselves, and searched word by word until then, so that no search lags
 -- behind. Rows are only added and removed: who removes one has looked at the messages as they were when it was written, or later.
+-- No key and no index: each append writes here, and there are few rows at a time.
 CREATE TABLE memory.search_pending (
     workspace_id text COLLATE "C" NOT NULL,
     thread_id text COLLATE "C" NOT NULL,
     first_seq bigint NOT NULL,
-    last_seq bigint NOT NULL,
-    number bigint GENERATED ALWAYS AS IDENTITY,
-    PRIMARY KEY (workspace_id, thread_id, first_seq, number)
+    last_seq bigint NOT NULL
 ) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
 
 -- What a message says: its content, or the text among its parts (Message.parts is field 9, Part.text is field 1). At most

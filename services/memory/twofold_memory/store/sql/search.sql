@@ -105,14 +105,12 @@ ORDER BY m.place, m.seq;
 -- Looks at what some turns and changes have left to be looked at; returns how many of these there were. One statement is one
 -- snapshot: what it finds noted, it finds as it was noted, or later.
 WITH taken AS (
-    SELECT p.workspace_id, p.thread_id, p.first_seq, p.last_seq, p.number
+    SELECT p.ctid AS row, p.workspace_id, p.thread_id, p.first_seq, p.last_seq
     FROM memory.search_pending p
     LIMIT $1
     FOR UPDATE SKIP LOCKED
 ), gone AS (
-    DELETE FROM memory.search_pending p
-    USING taken t
-    WHERE p.workspace_id = t.workspace_id AND p.thread_id = t.thread_id AND p.first_seq = t.first_seq AND p.number = t.number
+    DELETE FROM memory.search_pending p USING taken t WHERE p.ctid = t.row
 ), seen AS (
     INSERT INTO memory.search_entries AS e (workspace_id, thread_id, seq, revision, created_at, words)
     SELECT DISTINCT ON (m.workspace_id, m.thread_id, m.seq)
