@@ -35,7 +35,8 @@ def write_curve(points: Sequence[Point]) -> None:
 
 
 def write_rows(report: Sequence[Json]) -> None:
-    """The tables of the page, from a report. Rows that it does not have yet are left out."""
+    """The tables of the page, from a report, in the order of the goals. Rows that it does not have yet are left out."""
+    report = sorted(report, key=lambda row: goal_number(str(row["id"])))
     compared = [row for row in report if table.is_compared(row)]
     peers = [row for row in report if table.is_peer(row)]
     sizes = [row for row in report if not (table.is_compared(row) or table.is_peer(row))]
@@ -76,11 +77,17 @@ def curve_table(points: Sequence[Point]) -> Table:
     return shown
 
 
+def goal_number(id_: str) -> int:
+    """The number of the goal that a row is about: 8 for P8-window."""
+    found = re.match(r"P(\d+)", id_)
+    return int(found.group(1)) if found else 0
+
+
 def machine_line(machine: object) -> str:
     """What it was measured on, as a sentence."""
     assert isinstance(machine, dict)
     return (
-        f"Measured on {machine['cores']} cores, {machine['platform']}, Python {machine['python']}, "
+        f"Measured on {machine['cores']} cores, {machine.get('system', 'another system')}, Python {machine['python']}, "
         f"load from {machine['generator']}."
     )
 

@@ -208,6 +208,7 @@ def machine() -> Json:
     return {
         "cores": os.cpu_count(),
         "platform": platform.platform(),
+        "system": f"{platform.system()} on {platform.machine()}",
         "python": platform.python_version(),
         "generator": load.generator(),
     }

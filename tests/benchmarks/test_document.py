@@ -35,6 +35,16 @@ def test_the_curve_has_a_line_an_operation_and_a_cell_a_length() -> None:
     assert document.picture(POINTS).count("<polyline") == 2 * len(curve.OPERATIONS)
 
 
+def test_rows_are_shown_in_the_order_of_their_goals() -> None:
+    assert sorted(["P12-redis", "P8-window", "P3", "P5v", "P11-x"], key=document.goal_number) == [
+        "P3",
+        "P5v",
+        "P8-window",
+        "P11-x",
+        "P12-redis",
+    ]
+
+
 def test_appends_make_no_thread_more_than_a_tenth_longer() -> None:
     for length in curve.LENGTHS[1:]:
         assert 2 * curve.appends_per_thread(length) <= length / 10
