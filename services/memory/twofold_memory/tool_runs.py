@@ -181,7 +181,7 @@ class ToolRunPage:
 
 def backoff(first: timedelta, attempt: int) -> timedelta:
     """How long the retry after this attempt waits: twice as long as the one before, with a bound."""
-    return min(first * 2 ** min(attempt - 1, 30), BACKOFF_MAX)
+    return min(first * (1 << min(attempt - 1, 30)), BACKOFF_MAX)
 
 
 def unknown(tool_run_id: str) -> ToolRunUnknown:
