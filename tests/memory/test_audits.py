@@ -440,6 +440,14 @@ async def test_a_window_that_has_changed_since_it_was_looked_at_is_not_dropped(
     assert (await audit(room, warm)).window == EQUAL
     now = await audits.held(warm)
     assert now is not None
+    for field in ("epoch", "first", "next", "hw", "owner", "erased"):
+        before_that = await raw_redis.hget(keys.thread_head(warm), field)
+        await raw_redis.hset(keys.thread_head(warm), field, "70")
+        assert not await audits.drop(warm, now.mark, head), field
+        if before_that is None:
+            await raw_redis.hdel(keys.thread_head(warm), field)
+        else:
+            await raw_redis.hset(keys.thread_head(warm), field, before_that)
     await raw_redis.rpop(keys.thread_messages(warm))
     assert not await audits.drop(warm, now.mark, head)
     left = await audits.held(warm)
