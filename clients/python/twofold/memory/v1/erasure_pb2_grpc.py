@@ -105,6 +105,8 @@ class ErasureServiceServicer:
     def EraseUser(self, request, context):
         """EraseUser erases the conversations that a user has at this moment, with all that belongs to them, and the user's preferences.
         They go one after the other behind the answer. A user that has none gets a receipt, too. As EraseConversation otherwise.
+        Turns that wait in the journal are brought in first. If Redis cannot be reached at that moment, those of a conversation that
+        is not in Postgres yet come in later, as a new conversation that is not erased.
         Errors: ALREADY_EXISTS (REASON_REQUEST_REUSED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
