@@ -127,6 +127,7 @@ async def _revised(connection: Connection, key: ThreadKey, seq: int, revising: R
     await connection.execute(STATEMENTS["revise_message"], *key, seq, *new, *change)
     if revising.kind is Kind.REDACT:
         await connection.execute(STATEMENTS["redact_revisions"], *key, seq)
+        await connection.execute(STATEMENTS["redact_search_entry"], *key, seq)
     return body
 
 

@@ -82,6 +82,14 @@ UPDATE memory.message_revisions
 SET content = NULL, rest = NULL, token_count = NULL
 WHERE workspace_id = $1 AND thread_id = $2 AND seq = $3;
 
+-- name: redact_search_entry
+-- At once, and not only when a worker looks at the change. Who looked at the message before cannot put its words back.
+INSERT INTO memory.search_entries (workspace_id, thread_id, seq, revision, created_at, words)
+SELECT workspace_id, thread_id, seq, revision, created_at, ''
+FROM memory.messages
+WHERE workspace_id = $1 AND thread_id = $2 AND seq = $3
+ON CONFLICT (workspace_id, thread_id, seq) DO UPDATE SET revision = excluded.revision, words = excluded.words;
+
 -- name: last_turn
 -- The conversation's own last turn that was not taken back: found from its end, not by reading its turns.
 SELECT t.turn_id, t.first_seq, t.last_seq
