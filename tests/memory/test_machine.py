@@ -353,7 +353,7 @@ async def refusal(call: Awaitable[object]) -> str:
     return "not refused"
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps=STEPS)
 async def test_the_service_does_what_the_model_does(
     small_rooms: tuple[Memory, Memory],

@@ -18,7 +18,8 @@ from twofold.memory.v1.context_pb2 import InvokingRequest
 from twofold.memory.v1.conversation_pb2 import AppendTurnRequest, GetTurnRequest
 from twofold.memory.v1.event_pb2 import ListEventsRequest
 from twofold.memory.v1.message_pb2 import FileRef, MessageStatus, Part, ReadLevel, Role, ToolCall
-from twofold.memory.v1.revision_pb2 import EditMessageRequest, NewContent, PartList, RevisionKind
+from twofold.memory.v1.revision_pb2 import EditMessageRequest, ListRevisionsRequest, NewContent, PartList, RevisionKind
+from twofold_chassis import fields
 from twofold_chassis.call import ACTOR_KEY
 from twofold_memory import keys
 from twofold_memory.threads import ThreadKey
@@ -273,6 +274,16 @@ async def test_revisions_say_who_changed_what_when_and_why(room: Memory, key: Th
     assert [revision.reason for revision in found] == [f"because {index}" for index in range(5)]
     assert [revision.former.content for revision in found] == ["one", *(f"edit {index}" for index in range(4))]
     assert all(revision.former.seq == 1 and revision.create_time.seconds for revision in found)
+
+
+async def test_a_page_token_that_somebody_made_is_refused(room: Memory, key: ThreadKey) -> None:
+    await room.append(key, "q")
+    query = ("ListRevisions", *key, 1, None)
+    request = ListRevisionsRequest(workspace_id=key.workspace_id, thread_id=key.thread_id, seq=1)
+    for number in (2**31, 2**62):
+        request.page_token = fields.page_token(query, [number])
+        async with refused(grpc.StatusCode.INVALID_ARGUMENT, "REASON_INVALID_PAGE_TOKEN"):
+            await room.revisions.ListRevisions(request, timeout=CALL_S)
 
 
 async def test_large_revisions_come_in_pages_that_fit_an_answer(room: Memory, key: ThreadKey) -> None:

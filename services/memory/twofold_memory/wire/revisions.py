@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from twofold.memory.v1 import message_pb2
 from twofold.memory.v1 import revision_pb2 as pb
 from twofold_chassis import fields
-from twofold_chassis.refusals import InvalidField
+from twofold_chassis.refusals import InvalidField, InvalidPageToken
 from twofold_memory import revisions, tokens
 from twofold_memory.revisions import (
     REASON_BYTES_MAX,
@@ -98,7 +98,12 @@ POP_ANSWER = PopAnswer(_pop_kept, _pop_turn_id, _pop_whole)
 def after(request: pb.ListRevisionsRequest, query: Sequence[object]) -> int:
     """The revision behind which a page begins."""
     place = fields.page_place(request.page_token, query, int)
-    return place[0] if place is not None and place[0] <= _REVISION_MAX else 0
+    if place is None:
+        return 0
+    behind: int = place[0]
+    if behind > _REVISION_MAX:
+        raise InvalidPageToken("page_token", "is damaged")
+    return behind
 
 
 def list_response(page: RevisionPage, query: Sequence[object]) -> pb.ListRevisionsResponse:
