@@ -12,6 +12,8 @@ _WAITING = Appetite(appends=0.6, journaled=0.3, deletions=0)
 _CUT_OFF = (("redis swallow", "redis answers held", "redis hole", "redis refuse"),)
 _CRASHES = (("postgres kill", "postgres immediate"),)
 _POSTGRES_AWAY = ("postgres immediate", "postgres stop", "postgres slow")
+# What one worker journals while Postgres is out of its reach, the other cannot see while Redis is out of its own.
+_CUT_APART = (("postgres hole", "postgres answers held"), ("redis refuse", "redis hole"))
 _LOST_WHILE_WAITING = (_POSTGRES_AWAY, ("redis flush",))
 
 
@@ -312,8 +314,8 @@ MUTANTS = (
         "after-ignored",
         "nobody looks whether the turn of after_token is there",
         (Patch(_JOURNAL_SQL, "WHEN t.after IS NOT NULL AND NOT EXISTS (", "WHEN false AND NOT EXISTS ("),),
-        tracks=(("redis refuse", "redis hole"), ("postgres slow", "postgres stop")),
-        appetite=Appetite(appends=0.8, with_token=1.0, journaled=0.3, deletions=0),
+        tracks=_CUT_APART,
+        appetite=Appetite(appends=0.8, with_token=1.0, journaled=0.5, deletions=0),
         schedules_max=8,
     ),
     Mutant(

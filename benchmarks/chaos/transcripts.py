@@ -1,6 +1,7 @@
 """Real conversations that go in while faults rage, and must come out as they went in."""
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from benchmarks.chaos.stack import Stack
 from twofold.memory.v1 import conversation_pb2 as pb
 from twofold.memory.v1.conversation_pb2_grpc import ConversationServiceStub
 from twofold.memory.v1.message_pb2 import Message
-from twofold_cli.demo.transcripts import Transcript, read
+from twofold_cli.demo.transcripts import Transcript, message_of, read
 
 WORKSPACE = "transcripts"
 _AT_ONCE = 4
@@ -65,7 +66,7 @@ class Import:
 
     async def _tell(self, stub: ConversationServiceStub, transcript: Transcript) -> None:
         token = b""
-        for number, messages in enumerate(transcript.turns()):
+        for number, messages in enumerate(_turns(transcript)):
             request = pb.AppendTurnRequest(
                 workspace_id=WORKSPACE,
                 thread_id=transcript.thread_id,
@@ -96,3 +97,14 @@ class Import:
             if not page.next_page_token:
                 return found
             request.page_token = page.next_page_token
+
+
+def _turns(transcript: Transcript) -> Iterator[list[Message]]:
+    """Its messages by turns: each begins with what the user said."""
+    turn: list[Message] = []
+    for source in transcript.sources:
+        if source["role"] == "user" and turn:
+            yield turn
+            turn = []
+        turn.append(message_of(source))
+    yield turn
