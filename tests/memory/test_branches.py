@@ -28,11 +28,13 @@ from tests.memory.changing import (
     show,
 )
 from tests.memory.checker import check_window
-from tests.memory.rooms import CALL_S, Memory, refused, said, seqs, texts, until
+from tests.memory.rooms import CALL_S, Memory, redis_of, refused, said, seqs, serving, texts, thread, until
 from twofold.memory.v1.context_pb2 import InvokingRequest
 from twofold.memory.v1.conversation_pb2 import AppendTurnRequest, Conversation, GetConversationRequest, GetTurnRequest
 from twofold.memory.v1.event_pb2 import ListEventsRequest
 from twofold.memory.v1.message_pb2 import ReadLevel, ReadSource, Role, ToolCall
+from twofold_chassis.settings import DatabaseSettings
+from twofold_cli.embedded.redis import EmbeddedRedis
 from twofold_memory import keys
 from twofold_memory.branches import DEPTH_MAX, Lineage, TooManyBranches
 from twofold_memory.threads import MessageUnknown, ThreadKey
@@ -157,6 +159,40 @@ async def test_a_change_of_a_shared_message_is_seen_in_every_branch_that_has_it_
 
 async def epoch(sql: "asyncpg.Pool[Any]", key: ThreadKey) -> int:
     return int(await sql.fetchval("SELECT epoch FROM memory.conversations WHERE workspace_id = $1 AND thread_id = $2", *key))
+
+
+@pytest.mark.parametrize("fault", ["pause", "kill"])
+async def test_an_edit_while_redis_is_away_shows_nothing_old_of_any_branch_when_it_is_back(
+    memory_database: DatabaseSettings, own_redis: EmbeddedRedis, workspace_id: str, fault: str
+) -> None:
+    """M8, from the first read on, at every level; and the windows go by themselves."""
+    key = thread(workspace_id)
+    async with serving(memory_database, redis_of(own_redis, budget_ms=200)) as room:
+        await room.append(key, "old")
+        branch = await fork(room, key)
+        await room.append(branch, "own")
+        token = (await room.read(branch)).thread_token
+
+        async def is_warm() -> bool:
+            return (await room.read(branch)).source == L1
+
+        await until(is_warm)
+        if fault == "pause":
+            own_redis.pause()
+        else:
+            await own_redis.kill()
+        await edit(room, key, 1, "new")
+        if fault == "pause":
+            own_redis.resume()
+        else:
+            await own_redis.start()
+        for _ in range(20):
+            for level in (ANY, ReadLevel.READ_LEVEL_VERIFIED):
+                assert texts((await room.read(key, level=level)).messages) == ["new"]
+                assert texts((await room.read(branch, level=level)).messages) == ["new", "own"]
+            assert texts((await room.read(branch, token=token)).messages) == ["new", "own"]
+        await until(is_warm)
+        assert texts((await room.read(branch, level=ANY)).messages) == ["new", "own"]
 
 
 async def test_a_shared_message_is_changed_where_it_was_said_and_the_refusal_names_that_place(
