@@ -524,6 +524,30 @@ async def test_turns_that_wait_in_the_journal_are_erased_with_their_user(
     assert await places_in_redis(raw_redis, needle) == []
 
 
+async def test_an_erasure_that_fails_is_no_hindrance_to_the_others(
+    room: Memory, sql: "Sql[Any]", workspace_id: str, needle: str
+) -> None:
+    for number in range(2):
+        await room.append(ThreadKey(workspace_id, f"t{number}"), needle, user_id=f"u{number}")
+    # A row that cannot be deleted: the function is refused, each time again.
+    await sql.execute(
+        "CREATE FUNCTION memory.refuse() RETURNS trigger LANGUAGE plpgsql AS"
+        f" $$ BEGIN IF old.workspace_id = '{workspace_id}' AND old.thread_id = 't0'"
+        " THEN RAISE 'refused'; END IF; RETURN old; END $$;"
+        "CREATE TRIGGER refuse BEFORE DELETE ON memory.turns FOR EACH ROW EXECUTE FUNCTION memory.refuse()"
+    )
+    try:
+        request = pb.EraseUserRequest(workspace_id=workspace_id, user_id="u0", erasure_id="stuck")
+        with pytest.raises(grpc.aio.AioRpcError):
+            await room.erasures.EraseUser(request, timeout=CALL_S)
+        other = await done(room, await erase_user(room, workspace_id, "u1"))
+        assert other.conversation_count == 1
+    finally:
+        await sql.execute("DROP TRIGGER refuse ON memory.turns; DROP FUNCTION memory.refuse()")
+    await done(room, pb.Erasure(workspace_id=workspace_id, erasure_id="stuck"))
+    assert await places_in_postgres(sql, needle) == []
+
+
 # Begun anew
 
 

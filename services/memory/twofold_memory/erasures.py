@@ -23,6 +23,7 @@ from twofold_memory.purges import Purge, Purges
 from twofold_memory.threads import ThreadKey
 
 _PERIOD_S = 1.0
+_STEPS_A_ROUND = 50
 _POLL_S = 0.02
 _IDLE_MAX = 2
 _AT_ONCE = 8
@@ -128,8 +129,12 @@ class Store(Protocol):
         """The receipt."""
         ...
 
-    async def step(self, key: ErasureKey | None = None) -> Step | None:
-        """Makes the next step of one erasure, or of one that is due; None if there is none that is free."""
+    async def due(self) -> ErasureKey | None:
+        """One that is due, and from now on for a second no more."""
+        ...
+
+    async def step(self, key: ErasureKey) -> Step | None:
+        """Makes the next step of an erasure; None if somebody else is at it, or it is done."""
         ...
 
     async def remains(self, key: ErasureKey) -> Sequence[Remains]:
@@ -253,13 +258,29 @@ class Erasures:
         while self._under_way:
             await asyncio.wait(self._under_way)
 
-    async def round(self) -> None:
-        """Does what is due, as far as it can be done now. Raises StoreUnavailable and its like."""
-        while await self._store.retire():
-            pass
-        while (step := await self._store.step()) is not None:
-            await self._behind(step)
+    async def round(self) -> bool:
+        """Does some of what is due; whether there is more. Raises StoreUnavailable and its like."""
+        more = await self._store.retire()
+        for _ in range(_STEPS_A_ROUND):
+            key = await self._store.due()
+            if key is None:
+                break
+            more = await self._went_on(key) or more
         await self._copies()
+        return more
+
+    async def _went_on(self, key: ErasureKey) -> bool:
+        try:
+            step = await self._store.step(key)
+            if step is not None:
+                await self._behind(step)
+        except Refusal:
+            raise
+        except Exception as error:
+            # A defect: it may not keep the others from what is due to them, and is seen again in a second.
+            self._logger.error("an erasure failed", erasure_id=key.erasure_id, exc_info=error)
+            return False
+        return step is not None and step.more
 
     @contextlib.asynccontextmanager
     async def repeated(self) -> AsyncIterator[None]:
@@ -366,12 +387,13 @@ class Erasures:
 
     async def _repeat(self) -> None:
         while True:
+            more = False
             try:
-                await self.round()
+                more = await self.round()
             except Refusal as refusal:
                 # Postgres is away or busy: what is not done stays due.
                 self._logger.debug("erasures wait", reason=refusal.message)
             except Exception as error:
                 # Whatever it was, the next round must come: what is asked to be erased may not lie there for ever.
                 self._logger.error("erasures failed", exc_info=error)
-            await asyncio.sleep(_PERIOD_S)
+            await asyncio.sleep(0 if more else _PERIOD_S)

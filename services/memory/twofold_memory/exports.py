@@ -5,7 +5,7 @@ one after the other, up to the newest number of the first look, are one state as
 does not, what was sent of the conversation is void, and the caller goes on from its last token.
 """
 
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple, Protocol
@@ -111,7 +111,7 @@ class Exports:
         self._turns = turns
         self._under_way = 0
 
-    async def chunks(self, selection: Selection, behind: str, writer: Writer) -> AsyncIterator[Chunk]:
+    async def chunks(self, selection: Selection, behind: str, writer: Writer) -> AsyncGenerator[Chunk, None]:
         """All that is selected, behind a thread id. Raises Overloaded, HistoryChanged, Draining."""
         if self._under_way >= _EXPORTS_MAX:
             raise Overloaded("too many exports are under way", retry_after_s=5.0)

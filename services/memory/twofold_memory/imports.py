@@ -7,7 +7,7 @@ Lines are read no faster than they are stored: so many at a time, so many bytes 
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -171,7 +171,7 @@ class Imports:
         self._appends = appends
         self._under_way = 0
 
-    async def run(self, order: Order, chunks: AsyncIterator[bytes], read: Read) -> AsyncIterator[Told]:
+    async def run(self, order: Order, chunks: AsyncIterator[bytes], read: Read) -> AsyncGenerator[Told, None]:
         """Imports, and tells how it goes; the summary comes last. Raises Overloaded, StoreUnavailable, Draining."""
         if self._under_way >= _IMPORTS_MAX:
             raise Overloaded("too many imports are under way", retry_after_s=5.0)

@@ -1,6 +1,7 @@
 """TransferService: read, ask, answer."""
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 from twofold.memory.v1 import transfer_pb2 as pb
 from twofold.memory.v1 import transfer_pb2_grpc as stubs
@@ -22,13 +23,15 @@ class TransferService(stubs.TransferServiceServicer):
         self, requests: AsyncIterator[pb.ImportConversationsRequest], context: Context
     ) -> AsyncIterator[pb.ImportConversationsResponse]:
         order = await wire.order(requests)
-        async for told in self._imports.run(order, wire.chunks(requests), transcripts.imported):
-            yield wire.told(told)
+        async with aclosing(self._imports.run(order, wire.chunks(requests), transcripts.imported)) as answers:
+            async for told in answers:
+                yield wire.told(told)
 
     async def ExportConversations(
         self, request: pb.ExportConversationsRequest, context: Context
     ) -> AsyncIterator[pb.ExportConversationsResponse]:
         selection, behind = wire.selection(request), wire.behind(request)
         writer = transcripts.JsonLines(service_fields=request.include_service_fields, deleted=request.include_deleted)
-        async for chunk in self._exports.chunks(selection, behind, writer):
-            yield wire.exported(request, chunk)
+        async with aclosing(self._exports.chunks(selection, behind, writer)) as chunks:
+            async for chunk in chunks:
+                yield wire.exported(request, chunk)

@@ -119,16 +119,19 @@ class PostgresErasures:
             rows = await connection.fetch(STATEMENTS["erasures_before"], workspace_id, *(before or (None, None)), count)
         return [_erasure(row) for row in rows]
 
-    async def step(self, key: ErasureKey | None = None) -> Step | None:
-        """Makes the next step of one erasure, or of one that is due; None if there is none that is free."""
+    async def due(self) -> ErasureKey | None:
+        """One that is due, and from now on for a second no more."""
+        async with postgres.connection(self._pool) as connection:
+            row = await connection.fetchrow(STATEMENTS["due_erasure"])
+        return None if row is None else ErasureKey(row["workspace_id"], row["erasure_id"])
+
+    async def step(self, key: ErasureKey) -> Step | None:
+        """Makes the next step of an erasure; None if somebody else is at it, or it is done."""
         async with postgres.transaction(self._pool) as connection:
-            if key is None:
-                row = await connection.fetchrow(STATEMENTS["due_erasure"])
-            else:
-                row = await connection.fetchrow(STATEMENTS["this_erasure"], *key)
+            row = await connection.fetchrow(STATEMENTS["open_erasure"], *key)
             if row is None:
                 return None
-            found = _Open(ErasureKey(row["workspace_id"], row["erasure_id"]), Kind(row["kind"]), row)
+            found = _Open(key, Kind(row["kind"]), row)
             if row["swept_at"] is None:
                 purges = await _sweep(connection, found)
                 return Step(found.key, purges, more=True)

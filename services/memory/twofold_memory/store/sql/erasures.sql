@@ -21,15 +21,19 @@ ORDER BY asked_at DESC, erasure_id DESC
 LIMIT $4;
 
 -- name: due_erasure
--- Who works on one holds its row: others take another one.
-SELECT workspace_id, erasure_id, kind, thread_id, user_id, unchanged_since, asked_at, swept_at, users_until, records_gone_at, due_at
-FROM memory.erasures
-WHERE done_at IS NULL AND due_at <= now()
-ORDER BY due_at
-LIMIT 1
-FOR UPDATE SKIP LOCKED;
+-- Whatever becomes of the step that follows, others come before the next one: one that fails is no hindrance to them.
+UPDATE memory.erasures SET due_at = now() + interval '1 second'
+WHERE (workspace_id, erasure_id) = (
+    SELECT workspace_id, erasure_id FROM memory.erasures
+    WHERE done_at IS NULL AND due_at <= now()
+    ORDER BY due_at
+    LIMIT 1
+    FOR UPDATE SKIP LOCKED
+)
+RETURNING workspace_id, erasure_id;
 
--- name: this_erasure
+-- name: open_erasure
+-- Who works on one holds its row.
 SELECT workspace_id, erasure_id, kind, thread_id, user_id, unchanged_since, asked_at, swept_at, users_until, records_gone_at, due_at
 FROM memory.erasures
 WHERE workspace_id = $1 AND erasure_id = $2 AND done_at IS NULL
@@ -141,7 +145,7 @@ SELECT EXISTS (
 
 -- name: erasure_swept
 UPDATE memory.erasures
-SET swept_at = now(), epoch = $3, records_gone_at = CASE WHEN kind IN (1, 4) THEN now() END
+SET due_at = now(), swept_at = now(), epoch = $3, records_gone_at = CASE WHEN kind IN (1, 4) THEN now() END
 WHERE workspace_id = $1 AND erasure_id = $2;
 
 -- name: count_erased
@@ -216,7 +220,7 @@ WHERE ctid = ANY (ARRAY(
 RETURNING true;
 
 -- name: records_gone
-UPDATE memory.erasures SET records_gone_at = now() WHERE workspace_id = $1 AND erasure_id = $2;
+UPDATE memory.erasures SET due_at = now(), records_gone_at = now() WHERE workspace_id = $1 AND erasure_id = $2;
 
 -- name: settle_erasure
 -- What is gone is written down. What is not done is due again in a second; done means that nothing is left anywhere.
