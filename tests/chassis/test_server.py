@@ -1,6 +1,7 @@
 """The edge and the server: what a caller gets, whatever happens inside, and how a server begins and ends."""
 
 import asyncio
+import contextlib
 import os
 import sys
 import urllib.request
@@ -348,3 +349,16 @@ async def test_a_start_that_cannot_go_on_says_why_in_one_sentence_without_the_va
     assert text.count("\n") == 1
     assert "hush" not in text
     assert "Traceback" not in text
+
+
+async def test_connections_spread_over_the_servers_of_the_process_and_all_of_them_end(service: Service) -> None:
+    async with running(service, listeners=3) as (server, _), contextlib.AsyncExitStack() as channels:
+        for number in range(24):
+            options = [("grpc.use_local_subchannel_pool", 1), ("number", number)]
+            channel = await channels.enter_async_context(
+                grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=options)
+            )
+            assert await do(channel)("ok", timeout=30) == "ok"
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        with pytest.raises(grpc.aio.AioRpcError):
+            await do(channel)("ok", timeout=5)

@@ -2,10 +2,13 @@
 
 import asyncio
 import contextlib
+import gc
+import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -24,7 +27,13 @@ from twofold_chassis.health import Check, Health
 from twofold_chassis.settings import ListenSettings, LogSettings, ServiceSettings, Settings, load
 from twofold_chassis.start import StartError
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
 _NOTICE_S = 0.1
+_COLLECT_AFTER = 20_000
 _LEFT_S = 0.5
 _HEALTH = "grpc.health.v1.Health"
 _REFLECTION = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
@@ -83,15 +92,12 @@ async def serving(
         stream_deadline_s=listen.stream_deadline_s,
         serializers=serializers or {},
     )
-    server = grpc.aio.server(interceptors=[edge], options=_options(listen))
-    for face in faces:
-        face.add(face.servicer, server)
-    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
-    _add_reflection(server, [*(face.name for face in faces), _HEALTH, *_REFLECTION])
-    port = _bind(server, listen)
-    with _metrics_served(listen, metrics) as metrics_port:
+    # Only Linux spreads connections over those who share a port.
+    count = listen.listeners if sys.platform == "linux" else 1
+    servers = [_server(edge, faces, health, listen, shares_its_port=count > 1) for _ in range(count)]
+    with _bound(servers, listen) as port, _metrics_served(listen, metrics) as metrics_port:
         async with health.watching(check):
-            await server.start()
+            await asyncio.gather(*(server.start() for server in servers))
             try:
                 yield _Running(port, metrics_port)
             finally:
@@ -99,7 +105,7 @@ async def serving(
                 await asyncio.sleep(_NOTICE_S)  # a balancer that watches health may still be sending
                 await edge.drain(listen.drain_s)
                 # Health watches end here, calls that reached the transport but never us, and those that do not let go.
-                await server.stop(_LEFT_S)
+                await asyncio.gather(*(server.stop(_LEFT_S) for server in servers))
 
 
 def main(kind: type[Settings], app: Callable[[Settings], AbstractAsyncContextManager[Running]], *, service: str) -> None:
@@ -110,7 +116,8 @@ def main(kind: type[Settings], app: Callable[[Settings], AbstractAsyncContextMan
     try:
         settings = load(kind)
         logs.configure(settings.log, service=service)
-        asyncio.run(_serve(settings, app, service))
+        with asyncio.Runner(loop_factory=_new_loop) as runner:
+            runner.run(_serve(settings, app, service))
     except StartError as error:
         print(f"twofold-{service}: {error}", file=sys.stderr)
         raise SystemExit(1) from None
@@ -124,15 +131,39 @@ async def _serve(settings: Settings, app: Callable[[Settings], AbstractAsyncCont
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     logger = structlog.get_logger("twofold.server")
     async with app(settings) as running:
+        # What is there now stays: the collector need not look at it again and again, nor at each few calls' objects.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(_COLLECT_AFTER, 20, 20)
         logger.info("serving", service=service, port=running.port, metrics_port=running.metrics_port)
         await stop.wait()
         logger.info("draining", service=service)
     logger.info("stopped", service=service)
 
 
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """The faster loop, where there is one."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+def _server(
+    edge: Edge, faces: Sequence[Face], health: Health, listen: ListenSettings, *, shares_its_port: bool
+) -> grpc.aio.Server:
+    options = [*_options(listen), ("grpc.so_reuseport", int(shares_its_port))]
+    server = grpc.aio.server(interceptors=[edge], options=options)
+    for face in faces:
+        face.add(face.servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
+    _add_reflection(server, [*(face.name for face in faces), _HEALTH, *_REFLECTION])
+    return server
+
+
 def _options(listen: ListenSettings) -> list[tuple[str, int]]:
     return [
-        ("grpc.so_reuseport", 0),  # two servers must never share a port unnoticed
         ("grpc.max_receive_message_length", listen.message_bytes_max),
         ("grpc.max_send_message_length", listen.message_bytes_max),
         ("grpc.max_concurrent_streams", listen.streams_max),
@@ -144,18 +175,40 @@ def _options(listen: ListenSettings) -> list[tuple[str, int]]:
     ]
 
 
-def _bind(server: grpc.aio.Server, listen: ListenSettings) -> int:
+@contextlib.contextmanager
+def _bound(servers: Sequence[grpc.aio.Server], listen: ListenSettings) -> Iterator[int]:
+    """Binds all servers to one port. grpc.aio takes one call per server and turn of the event loop: with several, calls of
+    several connections arrive together, and share batches and round trips.
+
+    Servers that share a port must all allow it, and so would let in another process of the same user: a lock keeps that out.
+    """
     address = f"{listen.host}:{listen.port}"
     family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
-    try:
-        # We try before gRPC's core does, which would write to stderr, in its own form, what it finds wrong.
-        socket.create_server((listen.host.strip("[]"), listen.port), family=family).close()
-        port = server.add_insecure_port(address)
-    except (OSError, RuntimeError):
-        port = 0
-    if port == 0:
-        raise StartError(f"cannot listen on {address}: the port is taken or the address is not of this machine")
-    return port
+    taken = StartError(f"cannot listen on {address}: the port is taken or the address is not of this machine")
+    with contextlib.ExitStack() as cleanup:
+        try:
+            if listen.port:
+                cleanup.enter_context(_locked(listen.port))
+            # We try before gRPC's core does, which would write to stderr, in its own form, what it finds wrong.
+            socket.create_server((listen.host.strip("[]"), listen.port), family=family).close()
+            port = servers[0].add_insecure_port(address)
+            if port == 0 or any(server.add_insecure_port(f"{listen.host}:{port}") != port for server in servers[1:]):
+                raise taken
+        except (OSError, RuntimeError):
+            raise taken from None
+        yield port
+
+
+@contextlib.contextmanager
+def _locked(port: int) -> Iterator[None]:
+    """Raises OSError if another process of ours has the port. The lock ends with the process, at the latest."""
+    if fcntl is None:
+        yield
+        return
+    user = os.getuid()
+    with open(os.path.join(tempfile.gettempdir(), f"twofold-{user}-port-{port}.lock"), "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
 
 
 @contextlib.contextmanager

@@ -133,6 +133,12 @@ class ListenSettings(Group):
 
     host: str = Field(default="127.0.0.1", description="callers are not authenticated yet: keep it on loopback")
     port: Port = Field(default=0, description="port; 0 takes a free one")
+    listeners: int = Field(
+        default=4,
+        ge=1,
+        le=16,
+        description="servers of the process on its port, over which connections spread (Linux; elsewhere one)",
+    )
     metrics_port: Port | None = Field(default=None, description="Prometheus metrics; none by default")
     drain_s: float = Field(default=10.0, ge=0, le=600, description="how long running calls may take at the end")
     deadline_s: float = Field(default=30.0, gt=0, le=3600, description="deadline of a call that brings none")
