@@ -12,6 +12,8 @@ from tests.memory.rooms import CALL_S, Memory, said, serving, texts, thread, unt
 from twofold.memory.v1.conversation_pb2 import AppendTurnRequest, AppendTurnResponse
 from twofold.memory.v1.message_pb2 import Completeness, Durability, ReadSource
 from twofold.memory.v1.preference_pb2 import GetPreferencesRequest, UpdatePreferencesRequest
+from twofold.memory.v1.sync_pb2 import AuditConversationsRequest, GetSyncStatusRequest, WindowState
+from twofold_chassis.redis import open_link
 from twofold_chassis.redis_cluster import slot_of
 from twofold_chassis.settings import DatabaseSettings
 from twofold_memory import keys
@@ -63,6 +65,29 @@ async def test_windows_of_threads_on_all_nodes_are_kept_and_served(worker: Memor
     await until(warm)
     for window in await asyncio.gather(*map(worker.read, threads)):
         assert (texts(window.messages), window.completeness) == (["q0", "a0", "q1", "a1"], COMPLETE)
+
+
+async def test_windows_on_all_nodes_are_audited_and_repaired(
+    worker: Memory, nodes: list[Server], threads: list[ThreadKey], workspace_id: str
+) -> None:
+    await asyncio.gather(*(worker.append(key, "q", "a") for key in threads))
+    request = AuditConversationsRequest(workspace_id=workspace_id)
+    found = await worker.sync.AuditConversations(request, timeout=CALL_S)
+    assert [audit.window for audit in found.conversations] == [WindowState.WINDOW_STATE_EQUAL] * THREADS
+    link = await open_link(settings_of(nodes[0], cluster=True))
+    try:
+        for key in threads:
+            await link.call("HSET", keys.thread_head(key), "owner", "eve")
+    finally:
+        await link.close()
+    found = await worker.sync.AuditConversations(
+        AuditConversationsRequest(workspace_id=workspace_id, repair=True, only_findings=True), timeout=CALL_S
+    )
+    states = {(audit.window, audit.window_after) for audit in found.conversations}
+    assert states == {(WindowState.WINDOW_STATE_DIFFERENT, WindowState.WINDOW_STATE_EQUAL)}
+    assert len(found.conversations) == THREADS
+    status = await worker.sync.GetSyncStatus(GetSyncStatusRequest(), timeout=CALL_S)
+    assert (status.redis.answers, status.HasField("index")) == (True, True)
 
 
 async def test_turns_are_journaled_on_all_nodes_and_reach_postgres_in_order(
