@@ -67,7 +67,14 @@ async def long_thread(room: Memory, sql: "Sql[Any]") -> tuple[str, str]:
         thread_id,
         MESSAGES,
     )
-    for table in ("conversations", "messages", "turns"):
+    await sql.execute(
+        "INSERT INTO memory.message_revisions (workspace_id, thread_id, seq, revision, kind, rest, actor)"
+        " SELECT $1, $2, i, 1, 1, '', 'ada' FROM generate_series(1, $3) i",
+        workspace_id,
+        thread_id,
+        MESSAGES,
+    )
+    for table in ("conversations", "messages", "turns", "message_revisions"):
         await sql.execute(f"ANALYZE memory.{table}")
     return workspace_id, thread_id
 

@@ -130,8 +130,20 @@ SELECT
     m.seq, m.turn_id, m.turn_index, m.role, r.content, r.rest, r.token_count, m.created_at,
     0::smallint AS status, r.revision - 1 AS revision
 FROM memory.turns t
-JOIN memory.messages m ON m.workspace_id = $1 AND m.thread_id = $2 AND m.seq BETWEEN t.first_seq AND t.last_seq
-JOIN memory.message_revisions r ON r.workspace_id = $1 AND r.thread_id = $2 AND r.seq = m.seq AND r.kind = 4
+CROSS JOIN LATERAL (
+    SELECT m.seq, m.turn_id, m.turn_index, m.role, m.created_at
+    FROM memory.messages m
+    WHERE m.workspace_id = $1 AND m.thread_id = $2 AND m.seq BETWEEN t.first_seq AND t.last_seq
+    ORDER BY m.seq
+    LIMIT 500
+) m
+CROSS JOIN LATERAL (
+    SELECT r.revision, r.content, r.rest, r.token_count
+    FROM memory.message_revisions r
+    WHERE r.workspace_id = $1 AND r.thread_id = $2 AND r.seq = m.seq AND r.kind = 4
+    ORDER BY r.revision DESC
+    LIMIT 1
+) r
 WHERE t.workspace_id = $1 AND t.thread_id = $2 AND t.turn_id = $3 AND r.rest IS NOT NULL
 ORDER BY m.seq;
 
