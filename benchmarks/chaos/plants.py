@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 
 from benchmarks.chaos.clients import Appetite
 
-_JOURNAL_SQL = "migrations/versions/0002_journal.sql"
+# Where memory.append_turns has its newest form.
+APPEND_SQL = "migrations/versions/0005_search.sql"
 _FIRST_SQL = "migrations/versions/0001_conversations.sql"
 
 _RETRIES = Appetite(repeats=0.4, appends=0.35, deletions=0)
@@ -48,7 +49,7 @@ MUTANTS = (
         "acknowledges before the commit is on disk",
         (
             Patch(
-                _JOURNAL_SQL,
+                APPEND_SQL,
                 "    IF true = ANY (t_new) THEN\n",
                 "    PERFORM set_config('synchronous_commit', 'off', true);\n    IF true = ANY (t_new) THEN\n",
             ),
@@ -66,7 +67,7 @@ MUTANTS = (
                 "    CONSTRAINT a_turn_has_messages",
             ),
             Patch(
-                _JOURNAL_SQL,
+                APPEND_SQL,
                 "WHERE k.workspace_id = t.workspace_id AND k.thread_id = t.thread_id AND k.turn_id = t.turn_id\n",
                 "WHERE false\n",
             ),
@@ -76,7 +77,7 @@ MUTANTS = (
     Mutant(
         "no-payload-hash",
         "another payload under the same id is acknowledged as a repeat",
-        (Patch(_JOURNAL_SQL, "WHEN k.payload_hash = t.payload_hash THEN", "WHEN k.turn_id IS NOT NULL THEN"),),
+        (Patch(APPEND_SQL, "WHEN k.payload_hash = t.payload_hash THEN", "WHEN k.turn_id IS NOT NULL THEN"),),
         appetite=_RETRIES,
     ),
     Mutant(
@@ -84,14 +85,14 @@ MUTANTS = (
         "looks whether there is a conversation, and makes one some milliseconds later",
         (
             Patch(
-                _JOURNAL_SQL,
+                APPEND_SQL,
                 "        WHERE t.is_new\n",
                 "        WHERE t.is_new AND NOT EXISTS (SELECT FROM memory.conversations c"
                 " WHERE c.workspace_id = t.workspace_id AND c.thread_id = t.thread_id)"
                 " AND pg_sleep(0.005)::text IS NOT NULL\n",
             ),
             Patch(
-                _JOURNAL_SQL,
+                APPEND_SQL,
                 '"C", t.place\n        ON CONFLICT (workspace_id, thread_id) DO NOTHING;\n',
                 '"C", t.place;\n',
             ),
@@ -103,13 +104,13 @@ MUTANTS = (
         "numbers come from a sequence of the database",
         (
             Patch(
-                _JOURNAL_SQL,
-                "CREATE FUNCTION memory.append_turns(",
+                APPEND_SQL,
+                "CREATE OR REPLACE FUNCTION memory.append_turns(",
                 "CREATE SEQUENCE memory.serial INCREMENT 10;\nGRANT USAGE ON SEQUENCE memory.serial TO PUBLIC;\n"
-                "CREATE FUNCTION memory.append_turns(",
+                "CREATE OR REPLACE FUNCTION memory.append_turns(",
             ),
             Patch(
-                _JOURNAL_SQL,
+                APPEND_SQL,
                 "        SELECT j.*, j.next_seq + sum(j.size) OVER thread - j.size AS first,"
                 " j.next_seq + sum(j.size) OVER thread - 1 AS last\n"
                 "        FROM judged j\n        WHERE j.verdict = 'STORED'\n"
@@ -122,7 +123,7 @@ MUTANTS = (
     Mutant(
         "no-row-lock",
         "two writers number the same thread at the same time",
-        (Patch(_JOURNAL_SQL, "        LIMIT 1\n        FOR UPDATE\n", "        LIMIT 1\n"),),
+        (Patch(APPEND_SQL, "        LIMIT 1\n        FOR UPDATE\n", "        LIMIT 1\n"),),
     ),
     Mutant(
         "served-without-verify",
@@ -313,7 +314,7 @@ MUTANTS = (
     Mutant(
         "after-ignored",
         "nobody looks whether the turn of after_token is there",
-        (Patch(_JOURNAL_SQL, "WHEN t.after IS NOT NULL AND NOT EXISTS (", "WHEN false AND NOT EXISTS ("),),
+        (Patch(APPEND_SQL, "WHEN t.after IS NOT NULL AND NOT EXISTS (", "WHEN false AND NOT EXISTS ("),),
         tracks=_CUT_APART,
         appetite=Appetite(appends=0.8, with_token=1.0, journaled=0.5, deletions=0),
         schedules_max=8,
@@ -362,6 +363,7 @@ MUTANTS = (
             ),
         ),
         tracks=(("worker kill", "all workers kill"), _POSTGRES_AWAY),
-        appetite=_WAITING,
+        # Conversations that nobody comes back to.
+        appetite=Appetite(appends=0.2, fresh=0.5, journaled=0.6, deletions=0),
     ),
 )

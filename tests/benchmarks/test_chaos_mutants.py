@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.chaos.mutants import Outcome, planted
-from benchmarks.chaos.plants import MUTANTS, Mutant, Patch
+from benchmarks.chaos.mutants import SERVICE, Outcome, planted
+from benchmarks.chaos.plants import APPEND_SQL, MUTANTS, Mutant, Patch
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
@@ -16,6 +16,17 @@ def test_a_mutant_applies_to_the_service_as_it_is(mutant: Mutant, tmp_path: Path
         path = tmp_path / "twofold_memory" / patch.file
         if path.suffix == ".py":
             compile(path.read_text(encoding="utf-8"), patch.file, "exec")
+
+
+def test_the_newest_form_of_the_append_function_is_the_one_that_is_changed() -> None:
+    """A migration that defines it anew makes changes of the former one mean nothing."""
+    package = SERVICE / "twofold_memory"
+    forms = [
+        str(path.relative_to(package))
+        for path in sorted((package / "migrations" / "versions").glob("*.sql"))
+        if "FUNCTION memory.append_turns(" in path.read_text(encoding="utf-8")
+    ]
+    assert forms[-1] == APPEND_SQL
 
 
 def test_there_are_enough_and_each_has_a_name() -> None:
