@@ -15,8 +15,8 @@ AROUND_MAX = 10
 SEARCHES_AT_ONCE = 2
 _WAITING_MAX = 32
 _INDEXED_AT_ONCE = 64
-# The index is a convenience: those who append come first.
-_PAUSE = 3.0
+# The index is a convenience, and those who append come first: so many times as long as a step took, nothing is done.
+_PAUSE = 5.0
 
 
 class SearchTooBroad(ResourceExhausted):
