@@ -1,5 +1,6 @@
 """The whole house in this process: the three rooms on one Postgres and one Redis, as a client meets them."""
 
+import asyncio
 import contextlib
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -168,9 +169,7 @@ async def world(house: House) -> World:
             workspace_id=world.workspace_id, user_id=world.user_id, set={"preferred_language": "Python"}
         )
     )
-    await client.erasures.EraseUser(
-        erasure_pb2.EraseUserRequest(workspace_id=world.workspace_id, user_id="somebody-else", erasure_id=world.erasure_id)
-    )
+    await _erased(client, world)
     await _records(client, world)
     await _dead_letter(house, world)
     await client.open_turns.BeginTurn(
@@ -202,6 +201,19 @@ async def _dead_letter(house: House, world: World) -> None:
         )
     finally:
         await connection.close()
+
+
+async def _erased(client: Twofold, world: World) -> None:
+    """An erasure that is done: nothing is changed by it any more."""
+    wish = erasure_pb2.EraseUserRequest(
+        workspace_id=world.workspace_id, user_id="somebody-else", erasure_id=world.erasure_id
+    )
+    erasure = (await client.erasures.EraseUser(wish)).erasure
+    receipt = erasure_pb2.GetErasureRequest(workspace_id=world.workspace_id, erasure_id=world.erasure_id)
+    async with asyncio.timeout(CALL_S):
+        while erasure.state != erasure_pb2.ERASURE_STATE_DONE:
+            await asyncio.sleep(0.05)
+            erasure = (await client.erasures.GetErasure(receipt)).erasure
 
 
 async def _records(client: Twofold, world: World) -> None:

@@ -341,6 +341,11 @@ async def test_while_redis_is_away_the_receipt_is_pending_and_done_when_it_is_ba
         assert await places_in_postgres(sql, needle) == []
         async with refused(grpc.StatusCode.FAILED_PRECONDITION, "REASON_CONVERSATION_ERASED"):
             await memory.append(key, needle)
+        conversation = Conversation(workspace_id=workspace_id, thread_id="t")
+        async with refused(grpc.StatusCode.ABORTED, "REASON_BUSY"):
+            await memory.conversations.CreateConversation(
+                CreateConversationRequest(conversation=conversation, erased_epoch=one.epoch), timeout=CALL_S
+            )
         await own_redis.start()  # with what it had saved
         for erasure in (one, user):
             assert set(states(await done(memory, erasure)).values()) == {"DONE"}
