@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import grpc
 import pytest
 
@@ -25,6 +26,7 @@ from twofold_memory.threads import ThreadKey
 FILE = Path(__file__).parents[3] / "shared" / "data" / "airline-agent-transcripts.jsonl"
 CHUNK = 100_000
 
+Sql = asyncpg.Pool
 Told = dict[str, Any]
 
 
@@ -121,6 +123,26 @@ async def test_the_progress_is_told_after_each_hundred_lines(room: Memory, works
     assert told == sorted(told)
     assert all(progress.next_line <= progress.lines_read + 1 for progress in result.progress)
     assert result.summary.progress.messages == 450
+
+
+async def test_the_next_line_is_the_first_that_is_not_stored(room: Memory, sql: "Sql[Any]", workspace_id: str) -> None:
+    await room.append(ThreadKey(workspace_id, "t5"), "before")
+    lines = [talk(f"t{index}", "a") for index in range(150)]
+    requests = iter([header(workspace_id), *cut(jsonl(*lines))])
+    async with sql.acquire() as connection:
+        holding = connection.transaction()
+        await holding.start()
+        await connection.execute(
+            "SELECT FROM memory.conversations WHERE workspace_id = $1 AND thread_id = 't5' FOR UPDATE", workspace_id
+        )
+        result = Result()
+        async for answer in room.transfers.ImportConversations(requests, timeout=CALL_S):
+            keep(answer, result)
+            if connection.is_in_transaction() and result.progress and result.progress[-1].lines_read >= 100:
+                assert result.progress[-1].next_line == 6
+                await holding.rollback()
+    assert result.summary.progress.next_line == 151
+    assert texts(await room.all_messages(ThreadKey(workspace_id, "t5"))) == ["before", "a"]
 
 
 EVERYTHING = [
