@@ -247,16 +247,15 @@ class _ThreadJudge:
             return
         yield from self._of_shown(read.messages)
         seqs = [shown.seq for shown in read.messages if shown.seq]
-        first_seq = self._begin(read.messages)
+        first_seq = self._begin(read)
         if seqs != list(range(seqs[0], seqs[0] + len(seqs)) if seqs else []):
             yield self._bad("HOLE", (), f"a window shows {_runs(seqs)}")
         yield from self._of_promises(read, first_seq)
         if read.promise is not Promise.COMPLETE:
             return
         yield from self._of_texts("a complete window", {shown.seq: shown.text for shown in read.messages}, read.sent)
-        if first_seq > 1 and len(read.messages) <= read.asked - self._longest:
-            what = f"of {read.asked} messages a complete window shows {len(read.messages)}, from {first_seq} on"
-            yield self._bad("HOLE", (), what)
+        if seqs and seqs[0] > 1 and not self._is_full(read):
+            yield self._bad("HOLE", (), f"a complete window is too short: {_told(read)}")
         if read.messages and any((gone.answered or _ALWAYS) < read.sent for gone in self._deletions()):
             yield self._bad("STALE", (), "a complete window shows a conversation that was deleted")
 
@@ -327,14 +326,20 @@ class _ThreadJudge:
         kind = "STALE" if read.messages else "FALSE-EMPTY"
         yield self._bad(kind, [turn.turn_id for turn in lacking[:5]], what)
 
-    def _begin(self, messages: Sequence[Shown]) -> int:
-        """Where a window begins. One of waiting turns only: at the number that its first has got since."""
-        numbered = [shown.seq for shown in messages if shown.seq]
+    def _begin(self, read: Read) -> int:
+        """The number from which on it must show everything.
+
+        A full window of waiting turns only: that which its first has got since. One that is not full: 0, nothing may lack.
+        """
+        numbered = [shown.seq for shown in read.messages if shown.seq]
         if numbered:
             return numbered[0]
-        return min(
-            (self._kept.turns[shown.turn_id].first_seq for shown in messages if shown.turn_id in self._kept.turns), default=0
-        )
+        kept = [self._kept.turns[shown.turn_id] for shown in read.messages if shown.turn_id in self._kept.turns]
+        return min((turn.first_seq for turn in kept), default=0) if self._is_full(read) else 0
+
+    def _is_full(self, read: Read) -> bool:
+        """Whether another turn might not have fitted."""
+        return bool(read.messages) and len(read.messages) > read.asked - self._longest
 
     def _is_before(self, turn: _Turn, first_seq: int) -> bool:
         kept = self._kept.turns.get(turn.turn_id)
@@ -342,16 +347,16 @@ class _ThreadJudge:
 
     def _is_cut_off(self, read: Read, turn: _Turn) -> bool:
         """Whether it may have stood before a window of waiting turns, which a data loss may have put into another order."""
-        only_waiting = bool(read.messages) and not any(message.seq for message in read.messages)
-        return only_waiting and len(read.messages) > read.asked - self._longest and self._was_lost(turn.sent, _ALWAYS)
+        only_waiting = not any(message.seq for message in read.messages)
+        return only_waiting and self._is_full(read) and self._was_lost(turn.sent, _ALWAYS)
 
     def _is_pushed_out(self, read: Read, token: Token) -> bool:
         """Whether the answer reached the token, and only what seemed to wait behind it left no room to show its turn.
 
         Without Postgres nobody can know that a turn which lies in the journal has been stored since.
         """
-        is_full = len(read.messages) > read.asked - self._longest
-        return read.promise is Promise.SOME and is_full and 0 < token.seq <= read.as_of_seq and not read.messages[-1].seq
+        reached = 0 < token.seq <= read.as_of_seq
+        return read.promise is Promise.SOME and reached and self._is_full(read) and not read.messages[-1].seq
 
     def _had_to_show(self, read: Read, turn: _Turn) -> bool:
         if read.promise is Promise.SOME:

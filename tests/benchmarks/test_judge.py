@@ -241,6 +241,14 @@ def test_a_turn_may_be_pushed_out_of_an_unverified_window_only_if_the_answer_rea
         assert set(kinds(History(attempts, [wrong]), stored)) == {"STALE"}
 
 
+def test_a_window_of_waiting_turns_only_may_lack_what_is_committed_later_and_nothing_else() -> None:
+    stored = thread("late", "waiting")
+    seen = read(shown([], waiting=["waiting"]), at=4)
+    assert not kinds(History([sent("late", 1, told=Told.UNKNOWN), journaled("waiting", 2)], [seen]), stored)
+    assert kinds(History([sent("late", 1, 1), journaled("waiting", 2)], [seen]), stored) == {"STALE": 1}
+    assert not kinds(History([sent("late", 1, 1), journaled("waiting", 2)], [replace(seen, asked=2)]), stored)
+
+
 def test_what_is_deleted_is_not_shown_as_complete() -> None:
     seen, stored = read(shown([1, 2, 3, 4], "one", "two")), thread("one", "two")
     assert kinds(History(TWO, [seen], [Deletion(THREAD, 6, 7)]), stored) == {"STALE": 1}
