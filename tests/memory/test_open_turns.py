@@ -366,14 +366,21 @@ async def test_nobody_passes_who_waits_also_when_all_is_free(room: Memory, key: 
 
 
 async def test_the_place_of_a_worker_that_is_gone_holds_nobody_up(room: Memory, key: ThreadKey, sql: "Sql[Any]") -> None:
-    fence = (await begin(room, key, "t0")).fence
-    await sql.execute(
+    """Neither who comes after its end nor who has waited behind it."""
+    lost = (
         "INSERT INTO memory.turn_waiters (workspace_id, thread_id, place, turn_id, ticket, seen_at)"
-        " VALUES ($1, $2, 1, 'of a dead worker', '', now() - interval '1 minute')",
-        *key,
+        " VALUES ($1, $2, $3, 'of a dead worker ' || $3::bigint, '', now() - interval '1 minute')"
     )
+    fence = (await begin(room, key, "t0")).fence
+    await sql.execute(lost, *key, 1)
     waiter = asyncio.create_task(begin(room, key, "t1", policy=QUEUE))
-    await waiting(room, key, 1)
+
+    async def waits() -> bool:
+        query = "SELECT EXISTS (SELECT FROM memory.turn_waiters WHERE (workspace_id, thread_id, turn_id) = ($1, $2, 't1'))"
+        return bool(await sql.fetchval(query, *key))
+
+    await until(waits)
+    await sql.execute(lost, *key, -1)
     await commit(room, key, "t0", fence, "a0")
     assert (await waiter).turn_id == "t1"
 
