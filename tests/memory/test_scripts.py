@@ -35,8 +35,8 @@ class Scripts:
         most: int = 100,
         bytes_most: int = 10**6,
     ) -> str:
-        turn = (epoch, first, last, len(elements), *elements)
-        (answer,) = await self.run("extend", TTL_MS, most, bytes_most, "ada", *turn)
+        numbers = (TTL_MS, most, bytes_most, "ada", epoch, first, last, len(elements))
+        (answer,) = await self.run("extend", *numbers, *elements)
         return str(answer.decode())
 
     async def fill(self, next_seq: int, elements: Sequence[str], *, epoch: int = 1) -> str:

@@ -113,7 +113,7 @@ async def test_with_postgres_killed_what_waits_is_told_and_with_both_killed_ther
     await own_redis.kill()
     found = await status(worker)
     assert (found.postgres_answers, found.redis.answers, found.windows_answer_alone) == (False, False, False)
-    assert not (found.HasField("index") or found.HasField("dead_letters") or found.HasField("window_purges"))
+    assert not any(map(found.HasField, ("index", "dead_letters", "window_purges")))
     assert (found.worker_id != "", found.journal.turn_count) == (True, 3)
     await own_redis.start()
     await own_postgres.start()

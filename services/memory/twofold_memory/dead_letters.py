@@ -1,4 +1,4 @@
-"""Dead letters: turns that were accepted into the journal and cannot be stored, until an operator replays or discards them."""
+"""Dead letters: turns that were journaled and cannot be stored, until an operator replays or discards them."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
@@ -68,7 +68,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """One without what was said in it. `reason` is what the journal wrote; `resolution` is empty until somebody deals with it."""
+    """One without what was said in it. `reason` is what the journal wrote; `resolution` is empty until it is dealt with."""
 
     key: ThreadKey
     turn_id: str

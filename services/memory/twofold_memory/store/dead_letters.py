@@ -58,7 +58,8 @@ class PostgresDeadLetters:
     ) -> Replayed:
         """Stores the turn under another id, and ends the dead letter.
 
-        Raises DeadLetterUnknown, DeadLetterResolved, InvalidField, ConversationUnknown, ConversationDeleted, ConversationErased,
+        Raises DeadLetterUnknown, DeadLetterResolved, InvalidField, ConversationUnknown, ConversationDeleted,
+        ConversationErased,
         TurnDead, RequestReused: then nothing is changed.
         """
         stored: tuple[NewTurn, KeptTurn] | None = None

@@ -1,4 +1,5 @@
 -- Shared by `extend` and `settle`: put in front of either, since a script can call no other.
+-- ARGV 1 time to live, ms  2 messages in the window at most  3 bytes in the window at most  4 owner ('' for nobody)
 --
 -- extend_window(messages, head, turn): appends a committed turn to a thread's window, if the window is contiguous with it;
 -- else leaves the window cold. `turn` has epoch, first, last, ttl (ms), length_max (messages), bytes_max, owner ('' for
@@ -68,8 +69,8 @@ local function extend_window(messages, head_key, turn)
   return 'OK'
 end
 
--- extend_turns(messages, head, place): the same for all turns that stand in ARGV from a place on: epoch, first seq, last seq, number
--- of elements, the elements. ARGV 1 to 4: time to live, messages at most, bytes at most, owner. Returns the list of answers.
+-- extend_turns(messages, head, place): the same for all turns that stand in ARGV from a place on: epoch, first seq, last seq,
+-- number of elements, the elements. Returns the list of answers.
 local function extend_turns(messages, head_key, place)
   local answers = {}
   while place <= #ARGV do
