@@ -59,8 +59,7 @@ class PostgresDeadLetters:
         """Stores the turn under another id, and ends the dead letter.
 
         Raises DeadLetterUnknown, DeadLetterResolved, InvalidField, ConversationUnknown, ConversationDeleted,
-        ConversationErased,
-        TurnDead, RequestReused: then nothing is changed.
+        ConversationErased, TurnDead, RequestReused: then nothing is changed.
         """
         stored: tuple[NewTurn, KeptTurn] | None = None
 
