@@ -1,4 +1,4 @@
-"""The README's examples are run as they stand there, against a real stack."""
+"""The examples of the README and of docs/calls.md are run as they stand there, against a real stack."""
 
 import json
 import re
@@ -19,14 +19,15 @@ from twofold_cli.stack import Stack, bare_environment, raise_stack
 from twofold_cli.up import DEVELOPMENT
 
 README = Path(__file__).parents[2] / "README.md"
+CALLS = README.parent / "docs" / "calls.md"
 PROTOS = README.parent / "protos"
 AGENT = "http://127.0.0.1:8900"
 CALL = re.compile(r"^(registry|memory|router) (\w+)/(\w+) (.+)$", re.MULTILINE)
 
 
-def examples() -> list[tuple[str, str, str, str]]:
-    """Room, service, method and body of each example, in order."""
-    text = README.read_text(encoding="utf-8").split("<!-- examples")[1].split("```")[1]
+def examples(page: Path) -> list[tuple[str, str, str, str]]:
+    """Room, service, method and body of each example of a page, in order."""
+    text = page.read_text(encoding="utf-8").split("<!-- examples")[1].split("```")[1]
     found = [(room, service, method, shlex.split(body)[0]) for room, service, method, body in CALL.findall(text)]
     assert len(found) == sum(bool(line.strip()) for line in text.splitlines())
     return found
@@ -92,24 +93,25 @@ def _without_paths(body: dict[str, Any]) -> dict[str, Any]:
     return body
 
 
-def test_the_readme_has_an_example_of_every_rpc() -> None:
+def test_there_is_an_example_of_every_rpc() -> None:
     assert _stubs_are_imported
-    shown = {(room, service, method) for room, service, method, _ in examples()}
+    shown = {(room, service, method) for room, service, method, _ in examples(CALLS)}
     there = {
         (service.full_name.split(".")[1], service.name, method.name) for service in services() for method in service.methods
     }
     assert shown == there
 
 
-async def test_every_example_of_the_readme_works_in_its_order(stack: Stack) -> None:
+@pytest.mark.parametrize("page", [README, CALLS], ids=["README", "calls"])
+async def test_every_example_works_in_its_order(stack: Stack, page: Path) -> None:
     said: list[str] = []
     async with agent_process(stack) as url:
-        for room, name, method, body in examples():
+        for room, name, method, body in examples(page):
             descriptor = service_of(room, name).methods_by_name[method]
             answers = await called(stack, descriptor, room, body.replace(AGENT, url))
             assert answers, (name, method)
             said.append("".join(answer.get("delta", {}).get("text", "") for answer in answers))
-    assert "Your name is Ada." in said
+    assert page is README or "Your name is Ada." in said
 
 
 async def test_the_first_call_is_one_of_those_that_up_prints() -> None:
