@@ -12,7 +12,7 @@ from twofold.memory.v1.conversation_pb2 import AppendTurnRequest, GetTurnRequest
 from twofold_memory.threads import ThreadKey
 
 
-async def test_concurrent_appends_over_two_workers_number_the_thread_without_gaps_and_keep_turns_together(
+async def test_m1_m3_concurrent_appends_over_two_workers_number_the_thread_without_gaps_and_keep_turns_together(
     room: Memory, other_room: Memory, key: ThreadKey
 ) -> None:
     """M1, M3."""
@@ -32,7 +32,7 @@ async def test_concurrent_appends_over_two_workers_number_the_thread_without_gap
         assert [(message.turn_id, message.turn_index) for message in turn] == [(f"t{index}", part) for part in range(size)]
 
 
-async def test_a_turn_acknowledged_before_another_is_sent_has_the_smaller_numbers(
+async def test_m2_a_turn_acknowledged_before_another_is_sent_has_the_smaller_numbers(
     room: Memory, other_room: Memory, key: ThreadKey
 ) -> None:
     """M2: whichever worker takes it."""
@@ -43,7 +43,7 @@ async def test_a_turn_acknowledged_before_another_is_sent_has_the_smaller_number
         last = answer.last_seq
 
 
-async def test_retries_at_once_on_both_workers_leave_one_turn_and_get_its_numbers(
+async def test_m4_retries_at_once_on_both_workers_leave_one_turn_and_get_its_numbers(
     room: Memory, other_room: Memory, key: ThreadKey
 ) -> None:
     """M4: also while the first attempt is still under way."""

@@ -104,7 +104,7 @@ async def test_a_checkpoint_comes_back_byte_for_byte_and_the_newest_is_the_head(
     assert (newest.checkpoint_id, newest.version, newest.parent_id, newest.data) == (second.checkpoint_id, 2, "first", b"")
 
 
-async def test_of_two_that_expect_the_same_head_exactly_one_succeeds(
+async def test_m15_of_two_that_expect_the_same_head_exactly_one_succeeds(
     room: Memory, other_room: Memory, key: ThreadKey
 ) -> None:
     """M15: also for the first of a line, and the newest is the one that was committed last."""

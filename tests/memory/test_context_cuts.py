@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from twofold_memory import contexts, summaries
 from twofold_memory.contexts import Line
+from twofold_memory.documents import Document
 from twofold_memory.preferences import Preference
 from twofold_memory.summaries import Summary
 
@@ -41,6 +43,11 @@ def lines_of_a_conversation(draw: st.DrawFn) -> list[Line]:
 PREFERENCES = st.dictionaries(st.text("abc:\u2028", min_size=1, max_size=5), TEXT, max_size=4).map(
     lambda known: [Preference(key, value, 1, NOW) for key, value in sorted(known.items())]
 )
+
+
+DOCUMENTS = st.dictionaries(
+    st.text("abc:\u2028", min_size=1, max_size=5), st.tuples(TEXT, TEXT, st.dictionaries(ID, TEXT)), max_size=4
+).map(lambda known: [Document(key, title, url, "", labels) for key, (title, url, labels) in sorted(known.items())])
 
 
 @st.composite
@@ -81,20 +88,25 @@ def is_paired(lines: Sequence[Line]) -> bool:
     return True
 
 
-@given(lines_of_a_conversation(), PREFERENCES, st.integers(0, 120), st.integers(0, 400))
+@given(lines_of_a_conversation(), PREFERENCES, DOCUMENTS, st.integers(0, 160), st.integers(0, 800))
 def test_a_cut_is_within_its_budgets_and_never_parts_a_result_from_its_call(
-    lines: list[Line], preferences: list[Preference], budget: int, bytes_max: int
+    lines: list[Line], preferences: list[Preference], documents: list[Document], budget: int, bytes_max: int
 ) -> None:
-    cut = contexts.cut(lines, preferences, budget, bytes_max=bytes_max)
+    cut = contexts.cut(lines, preferences, budget, bytes_max=bytes_max, documents=documents)
     chosen = [lines[index] for index in cut.lines]
     assert cut.tokens <= budget
     assert cut.tokens == sum(line.cost for line in chosen) + sum(
-        contexts.estimate(contexts.text_of([], [entry]).partition("\n")[2]) for entry in cut.preferences
+        contexts.estimate(text.partition("\n")[2])
+        for text in [contexts.text_of([], [entry]) for entry in cut.preferences]
+        + [contexts.text_of([], [], None, [entry]) for entry in cut.documents]
     )
-    assert sum(line.answer_bytes for line in chosen) <= bytes_max
+    listed = sum(len(f"{entry.title}{entry.url}{''.join(entry.metadata.values())}".encode()) for entry in cut.documents)
+    assert not (chosen or listed) or sum(line.answer_bytes for line in chosen) + listed <= bytes_max
+    assert list(cut.documents) == [entry for entry in documents if entry in cut.documents]
+    assert cut.truncated or list(cut.documents) == documents
     assert list(cut.lines) == sorted(set(cut.lines))
     assert is_paired(chosen)
-    assert contexts.cut(lines, preferences, budget, bytes_max=bytes_max) == cut  # stable
+    assert contexts.cut(lines, preferences, budget, bytes_max=bytes_max, documents=documents) == cut  # stable
 
 
 @given(lines_of_a_conversation(), st.integers(0, 120))
@@ -109,11 +121,32 @@ def test_a_cut_is_the_end_of_what_an_endless_budget_gives(lines: list[Line], bud
         assert lines[part[0]].starts_turn or part == whole
 
 
-@given(lines_of_a_conversation(), PREFERENCES)
+@given(lines_of_a_conversation(), PREFERENCES, DOCUMENTS, st.integers(0, 160), st.integers(0, 800))
+def test_documents_take_the_place_of_older_turns_and_never_of_the_newest_one_or_of_preferences(
+    lines: list[Line], preferences: list[Preference], documents: list[Document], budget: int, bytes_max: int
+) -> None:
+    alone = contexts.cut(lines, preferences, budget, bytes_max=bytes_max)
+    beside = contexts.cut(lines, preferences, budget, bytes_max=bytes_max, documents=documents)
+    assert beside.preferences == alone.preferences
+    assert list(beside.lines) == list(alone.lines)[len(alone.lines) - len(beside.lines) :]
+    everything = list(contexts.cut(lines, preferences, 10**9).lines)
+    starts = [index for index in everything if lines[index].starts_turn and lines[index].answers is None]
+    newest = {index for index in everything if not starts or index >= starts[-1]}
+    assert newest & set(alone.lines) == newest & set(beside.lines)
+    if not newest <= set(alone.lines):
+        assert not beside.documents
+
+
+@given(lines_of_a_conversation(), PREFERENCES, DOCUMENTS)
 def test_each_message_and_preference_is_one_line_of_the_text_whatever_it_holds(
-    lines: list[Line], preferences: list[Preference]
+    lines: list[Line], preferences: list[Preference], documents: list[Document]
 ) -> None:
     text = contexts.text_of(lines, preferences)
+    listed = contexts.text_of(lines, preferences, None, documents)
+    assert listed.startswith(text)
+    if documents:
+        added = listed[len(text) :].splitlines()
+        assert added == ([""] * 2 if text else []) + [contexts.DOCUMENTS_HEADING] + added[-len(documents) :]
     expected = [contexts.CONVERSATION_HEADING] + [line.rendered for line in lines] if lines else []
     if preferences:
         expected += ([""] if lines else []) + [contexts.PREFERENCES_HEADING]
@@ -136,6 +169,10 @@ def test_the_block_is_as_the_contract_shows_it() -> None:
         "Previous conversation:\nuser: Hello\nassistant: Hi there!\\nassistant: no\\\\\n\n"
         "User preferences:\npreferred_language: Python"
     )
+    documents = [Document("a", "A book of rhymes", "https://x.org/r", "", {}), Document("b", "", "", "", {})]
+    assert contexts.text_of(lines[:1], [], None, documents) == (
+        "Previous conversation:\nuser: Hello\n\nDocuments:\nA book of rhymes: https://x.org/r\nb"
+    )
     assert contexts.text_of([], []) == ""
 
 
@@ -153,14 +190,16 @@ def test_a_turn_that_begins_with_the_results_of_the_turn_before_is_not_cut_off_i
 @given(
     lines_of_a_conversation(),
     PREFERENCES,
+    DOCUMENTS,
     summaries_of_a_conversation(),
     st.integers(0, 160),
     st.integers(0, 600),
     st.data(),
 )
-def test_a_context_is_contiguous_with_its_summary_or_names_the_gap(
+def test_m12_a_context_is_contiguous_with_its_summary_or_names_the_gap(
     lines: list[Line],
     preferences: list[Preference],
+    documents: list[Document],
     known: list[Summary],
     budget: int,
     bytes_max: int,
@@ -172,7 +211,8 @@ def test_a_context_is_contiguous_with_its_summary_or_names_the_gap(
     newest_seq = before + max(len(lines) - waiting, 0)
     seqs = [before + index + 1 if before + index < newest_seq else 0 for index in range(len(lines))]
     known = [entry for entry in known if entry.last_seq <= newest_seq]
-    joined = contexts.joined(lines, seqs, preferences, known, budget, newest_seq=newest_seq, bytes_max=bytes_max)
+    beside: dict[str, Any] = {"bytes_max": bytes_max, "documents": documents}
+    joined = contexts.joined(lines, seqs, preferences, known, budget, newest_seq=newest_seq, **beside)
     cut = joined.cut
     assert cut.tokens <= budget
     assert is_paired([lines[index] for index in cut.lines])
@@ -181,7 +221,7 @@ def test_a_context_is_contiguous_with_its_summary_or_names_the_gap(
     missing = set(range(1, first)) - told
     assert joined.gap == ((min(missing), max(missing)) if missing else (0, 0))
     for entry in known:
-        alone = contexts.cut(lines, preferences, budget, bytes_max=bytes_max, summary=entry)
+        alone = contexts.cut(lines, preferences, budget, summary=entry, **beside)
         begin = min((seqs[index] for index in alone.lines if seqs[index]), default=newest_seq + 1)
         if alone.summary and entry.first_seq == 1 and entry.last_seq >= begin - 1:
             assert cut.summary == entry, "the newest one that joins"

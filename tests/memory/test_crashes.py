@@ -123,7 +123,7 @@ async def kill_both(postgres: EmbeddedPostgres, redis: EmbeddedRedis) -> None:
     await redis.start()
 
 
-async def test_what_was_committed_survives_crashes_and_flushes_of_both_stores_under_writers(
+async def test_m5_what_was_committed_survives_crashes_and_flushes_of_both_stores_under_writers(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, workspace_id: str
 ) -> None:
     """M5, M4, M1: each fault, one after the other."""

@@ -37,7 +37,7 @@ def new_messages(draw: st.DrawFn) -> Message:
 
 
 @given(st.lists(new_messages(), min_size=1, max_size=4), st.integers(1, 2**60), NAME, MOMENT)
-def test_any_message_comes_back_from_its_stored_bytes_as_it_was_with_its_number_added(
+def test_m17_any_message_comes_back_from_its_stored_bytes_as_it_was_with_its_number_added(
     given_messages: list[Message], first_seq: int, turn_id: str, at: datetime
 ) -> None:
     """M17; the presence of content and of token_count is kept."""

@@ -190,7 +190,7 @@ def needle() -> str:
     return f"n{uuid.uuid4().hex}"
 
 
-async def test_an_erased_conversation_leaves_no_byte_anywhere(
+async def test_m11_an_erased_conversation_leaves_no_byte_anywhere(
     room: Memory, other_room: Memory, sql: "Sql[Any]", raw_redis: Redis, key: ThreadKey, needle: str
 ) -> None:
     """M11"""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import asyncpg
@@ -107,7 +108,7 @@ def flushed(server: EmbeddedRedis) -> "contextlib.AbstractAsyncContextManager[re
     return redis.asyncio.Redis(host=server.host, port=server.port, password=server.password)
 
 
-async def test_while_postgres_is_silent_turns_are_journaled_shown_and_come_in_once_and_in_order(
+async def test_m6_while_postgres_is_silent_turns_are_journaled_shown_and_come_in_once_and_in_order(
     worker: Memory, own_postgres: EmbeddedPostgres, workspace_id: str
 ) -> None:
     """M6, M2: on a warm thread and on one that does not exist yet."""
@@ -171,6 +172,29 @@ async def test_who_asks_for_a_turn_that_waits_is_told_that_it_is_on_its_way(
 
     await until(found)
     assert codes <= {"REASON_TURN_ON_ITS_WAY"}
+
+
+async def test_m20_clocks_that_jump_change_no_order_and_no_outcome(
+    worker: Memory,
+    other: Memory,
+    own_postgres: EmbeddedPostgres,
+    workspace_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Years forward and back between turns that are journaled, at both workers: the one use they make of the time of day."""
+    key, years = thread(workspace_id), [0, 20, -20, 1, -1]
+    real_ns = time.time_ns
+    with silent(own_postgres):
+        for index, offset in enumerate(years):
+            monkeypatch.setattr(time, "time_ns", lambda shift=offset: real_ns() + shift * 31_536_000 * 10**9)
+            memory = (worker, other)[index % 2]
+            assert (await append(memory, key, f"q{index}", turn_id=f"t{index}")).durability == JOURNALED
+        assert texts((await worker.read(key)).messages) == [f"q{index}" for index in range(len(years))]
+    window = await until_stored(other, key, len(years))
+    assert texts(window.messages) == [f"q{index}" for index in range(len(years))]
+    assert seqs(window.messages) == list(range(1, len(years) + 1))
+    answer = await append(worker, key, "now", turn_id="now")
+    assert (answer.durability, answer.first_seq, answer.order_unverified) == (COMMITTED, len(years) + 1, False)
 
 
 async def test_with_postgres_killed_a_turn_is_journaled_at_once(

@@ -225,7 +225,7 @@ async def test_of_many_repeats_at_once_one_commits(room: Memory, other_room: Mem
     assert seqs(await room.all_messages(key)) == [1, 2]
 
 
-async def test_a_holder_that_was_superseded_can_change_nothing(room: Memory, other_room: Memory, key: ThreadKey) -> None:
+async def test_m14_a_holder_that_was_superseded_can_change_nothing(room: Memory, other_room: Memory, key: ThreadKey) -> None:
     """M14: not its lease, not the answer, not the end; and what was said is there, before what came after it."""
     await room.append(key, "before")
     old = await begin(room, key, "t1", "asked first")

@@ -65,7 +65,7 @@ async def test_two_writers_of_different_keys_both_survive(room: Memory, other_ro
     assert (await get(room, workspace_id)).source == L1
 
 
-async def test_they_survive_the_loss_of_the_copy_and_an_old_copy_put_back(
+async def test_m16_they_survive_the_loss_of_the_copy_and_an_old_copy_put_back(
     room: Memory, workspace_id: str, raw_redis: Raw
 ) -> None:
     """M16: FLUSHALL, 31 days, a lagging replica."""

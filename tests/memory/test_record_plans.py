@@ -29,6 +29,8 @@ async def many_records(room: Memory, sql: "asyncpg.Pool[Any]") -> None:
             f" {places}, CASE WHEN i % 50 = 0 THEN 'rare' ELSE 'common' END, '', false {series}",
             "INSERT INTO memory.summaries (workspace_id, thread_id, version, summary_id, first_seq, last_seq, text, model,"
             f" author, metadata, epoch) {places}, 's' || i, 1, 1, 'x', '', '', '{{}}', 1 {series}",
+            "INSERT INTO memory.documents (workspace_id, thread_id, document_id, title, url, media_type, metadata)"
+            f" {places}, '', '', '', '{{}}' {series}",
             "INSERT INTO memory.checkpoints (workspace_id, thread_id, version, line, checkpoint_id, parent_id, data,"
             f" content_type, metadata, pinned) {places}, '', 'c' || i, '', '', '', '{{}}', i % 100 = 0 {series}",
             "INSERT INTO memory.tool_runs (workspace_id, thread_id, tool_run_id, turn_id, tool_call_id, name, arguments,"
@@ -44,7 +46,7 @@ async def many_records(room: Memory, sql: "asyncpg.Pool[Any]") -> None:
         f" FROM generate_series(1, {ROWS}) i",
         WS,
     )
-    for table in ("events", "summaries", "checkpoints", "tool_runs", "preferences", "conversations"):
+    for table in ("events", "summaries", "checkpoints", "tool_runs", "preferences", "documents", "conversations"):
         await sql.execute(f"ANALYZE memory.{table}")
 
 
@@ -56,6 +58,7 @@ QUERIES: dict[str, tuple[object, ...]] = {
     "summary": (WS, THREAD, "s77"),
     "summaries_before": (WS, THREAD, LAST, 51, MB),
     "newest_summaries": ([WS] * 16, [THREAD] * 16, 4),
+    "documents_of": ([WS] * 8, [THREAD, "t1"] * 4, [None] * 8, 12),
     "tool_run": (WS, f"{THREAD}/77"),
     "lock_tool_run": (WS, f"{THREAD}/77"),
     "lock_due_tool_run": (WS, "name-1"),

@@ -113,7 +113,7 @@ class Windows(RuleBasedStateMachine):
         self.client.delete(*self.names)
 
 
-def test_l1_is_absent_or_a_run_of_the_thread_after_any_schedule(redis_settings: RedisSettings) -> None:
+def test_m7_m9_l1_is_absent_or_a_run_of_the_thread_after_any_schedule(redis_settings: RedisSettings) -> None:
     """M7, M9."""
     assert redis_settings.password is not None
     password = redis_settings.password.get_secret_value()

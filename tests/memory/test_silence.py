@@ -58,7 +58,7 @@ async def test_while_postgres_and_redis_are_silent_an_append_says_unknown_and_it
         assert seqs(await memory.all_messages(new)) == [1]
 
 
-async def test_while_postgres_is_silent_a_warm_window_is_read_unverified_and_a_cold_one_is_not_called_empty(
+async def test_m10_while_postgres_is_silent_a_warm_window_is_read_unverified_and_a_cold_one_is_not_called_empty(
     fragile: Memory, own_postgres: EmbeddedPostgres, workspace_id: str
 ) -> None:
     """M10."""

@@ -109,7 +109,7 @@ LISTS: dict[str, tuple[object, ...]] = {
 
 @pytest.mark.parametrize("plans", ["force_generic_plan", "force_custom_plan"])
 @pytest.mark.parametrize("name", sorted([*HOT, *LISTS, "heads"]))
-async def test_the_hot_statements_read_an_index_and_few_rows_of_a_long_thread(
+async def test_m13_the_hot_statements_read_an_index_and_few_rows_of_a_long_thread(
     sql: "Sql[Any]", long_thread: tuple[str, str], name: str, plans: str
 ) -> None:
     """M13, as a plan instead of a time: no sequential scan, no sort of the thread, and a bounded number of rows read."""

@@ -44,7 +44,7 @@ async def the_basics(worker: Memory, workspace_id: str) -> None:
         await worker.read(key)
 
 
-async def test_the_basics_hold_without_prepared_statements(
+async def test_m19_the_basics_hold_without_prepared_statements(
     room: Memory, memory_urls: DatabaseUrls, redis_settings: RedisSettings, workspace_id: str
 ) -> None:
     """M19: what PgBouncer needs before version 1.21; no setting of a session is relied on either."""
@@ -74,7 +74,7 @@ def test_two_threads_never_share_a_key(one: str, two: str, three: str, four: str
     assert (keys.user_preferences(one, two) == keys.user_preferences(three, four)) == same
 
 
-async def test_every_script_runs_on_a_cluster(own_redis: EmbeddedRedis, key: ThreadKey) -> None:
+async def test_m19_every_script_runs_on_a_cluster(own_redis: EmbeddedRedis, key: ThreadKey) -> None:
     """M19: on a node in cluster mode that refuses what touches two slots."""
     await own_redis.stop()
     original = type(own_redis)._argv

@@ -16,7 +16,7 @@ Sql = asyncpg.Pool
 LOCK = "SELECT 1 FROM memory.conversations WHERE workspace_id = $1 AND thread_id = $2 FOR UPDATE"
 
 
-async def test_a_thread_that_somebody_holds_is_busy_and_the_others_of_its_batch_are_stored(
+async def test_m18_a_thread_that_somebody_holds_is_busy_and_the_others_of_its_batch_are_stored(
     new_worker: Worker, workspace_id: str, sql: "Sql[Any]"
 ) -> None:
     """M18: one lane, so that all of them meet in one batch."""

@@ -163,7 +163,7 @@ async def test_more_than_the_window_holds_is_read_from_postgres_and_does_not_shr
         assert await check_window(raw_redis, sql, key) == 6
 
 
-async def test_readers_and_writers_at_once_never_see_a_hole_or_less_than_was_acknowledged(
+async def test_m8_readers_and_writers_at_once_never_see_a_hole_or_less_than_was_acknowledged(
     room: Memory, other_room: Memory, key: ThreadKey, raw_redis: Raw, sql: "Sql[Any]"
 ) -> None:
     """M7, M8, M10 under evictions in the middle of it all."""
