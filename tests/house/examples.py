@@ -430,6 +430,8 @@ _MEMORY: dict[str, Callable[[World], ProtoMessage]] = {
         message_count_max=5,
         token_count_max=100,
         read_level=said.ReadLevel.READ_LEVEL_VERIFIED,
+        without_summary=True,
+        without_documents=True,
     ),
     "ContextService.Invoked": lambda world: context_pb2.InvokedRequest(
         workspace_id=world.workspace_id,

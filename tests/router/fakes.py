@@ -15,6 +15,7 @@ from twofold.memory.v1 import (
     context_pb2_grpc,
     conversation_pb2,
     conversation_pb2_grpc,
+    document_pb2,
     message_pb2,
     preference_pb2,
 )
@@ -167,6 +168,7 @@ class FakeMemory(conversation_pb2_grpc.ConversationServiceServicer, context_pb2_
         self.usages: dict[tuple[str, str, str], conversation_pb2.TurnUsage] = {}
         self.preferences: dict[Pair, dict[str, str]] = {}
         self.summaries: dict[Pair, str] = {}
+        self.documents: dict[Pair, list[document_pb2.Document]] = {}
 
     async def Invoking(self, request: context_pb2.InvokingRequest, context: Any) -> context_pb2.InvokingResponse:
         await self.calls.enter("Invoking", request)
@@ -179,6 +181,7 @@ class FakeMemory(conversation_pb2_grpc.ConversationServiceServicer, context_pb2_
             messages=messages,
             preferences=[preference_pb2.Preference(key=name, value=value) for name, value in preferences],
             text=_text(messages, preferences),
+            documents=self.documents.get(key, []),
         )
         if key in self.summaries:
             response.summary.text = self.summaries[key]

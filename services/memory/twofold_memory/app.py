@@ -44,6 +44,7 @@ from twofold_memory.context_service import ContextService
 from twofold_memory.conversation_service import ConversationService
 from twofold_memory.dead_letters import Replays
 from twofold_memory.document_service import DocumentService
+from twofold_memory.documents import DocumentRecall
 from twofold_memory.erasure_service import ErasureService
 from twofold_memory.erasures import Erasures
 from twofold_memory.event_log_service import EventLogService
@@ -177,6 +178,9 @@ async def memory(settings: Settings) -> AsyncIterator[Running]:
         cleanup.push_async_callback(preference_recall.drain)
         summary_recall = SummaryRecall(summaries, summary_copies)
         cleanup.push_async_callback(summary_recall.drain)
+        documents = PostgresDocuments(pool, requests)
+        document_recall = DocumentRecall(documents, confirm_s=service.confirm_ms / 1000)
+        cleanup.push_async_callback(document_recall.drain)
         await cleanup.enter_async_context(Sweeps([preferences.sweep, tool_runs.give_up]).repeated())
         kept_open = PostgresOpenTurns(pool)
         queue = TurnQueue(kept_open)
@@ -228,7 +232,7 @@ async def memory(settings: Settings) -> AsyncIterator[Running]:
             ),
             Face(
                 f"{_PACKAGE}.ContextService",
-                ContextService(appends, recall, summary_recall, preference_recall),
+                ContextService(appends, recall, summary_recall, preference_recall, document_recall),
                 context_pb2_grpc.add_ContextServiceServicer_to_server,
             ),
             Face(
@@ -273,7 +277,7 @@ async def memory(settings: Settings) -> AsyncIterator[Running]:
             ),
             Face(
                 f"{_PACKAGE}.DocumentService",
-                DocumentService(PostgresDocuments(pool, requests)),
+                DocumentService(documents),
                 document_pb2_grpc.add_DocumentServiceServicer_to_server,
             ),
             Face(

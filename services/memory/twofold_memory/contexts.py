@@ -1,12 +1,13 @@
 """Contexts: what an agent is given before a turn, within a budget, with tool pairs whole, as messages and as text. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 from twofold_chassis.lines import escaped
 from twofold_memory import summaries
+from twofold_memory.documents import Document
 from twofold_memory.preferences import Preference
 from twofold_memory.summaries import Summary
 from twofold_memory.threads import ANSWER_BYTES_MAX
@@ -16,6 +17,7 @@ _NOWHERE = 2**63
 SUMMARY_HEADING = "Summary of the earlier conversation:"
 CONVERSATION_HEADING = "Previous conversation:"
 PREFERENCES_HEADING = "User preferences:"
+DOCUMENTS_HEADING = "Documents:"
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,14 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Which lines a context holds (indices, in order), which preferences, which summary, and what they cost together."""
+    """Which lines a context holds (indices, in order), which preferences, summary and documents, and what all that costs."""
 
     lines: Sequence[int]
     preferences: Sequence[Preference]
     tokens: int
     truncated: bool
     summary: Summary | None = None
+    documents: Sequence[Document] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,7 @@ def joined(
     budget: int,
     *,
     newest_seq: int,
+    documents: Sequence[Document] = (),
     bytes_max: int = ANSWER_BYTES_MAX,
 ) -> Joined:
     """The newest lines that fit the budget, and before them the newest of the `known` summaries that joins them.
@@ -109,12 +113,15 @@ def joined(
     """
     cuts: dict[str, Cut] = {}
 
+    def cut_with(summary: Summary | None) -> Cut:
+        return cut(lines, preferences, budget, bytes_max=bytes_max, summary=summary, documents=documents)
+
     def first_seq(summary: Summary) -> int:
-        made = cuts[summary.summary_id] = cut(lines, preferences, budget, bytes_max=bytes_max, summary=summary)
+        made = cuts[summary.summary_id] = cut_with(summary)
         return _first_seq(made, seqs, newest_seq) if made.summary else _NOWHERE
 
     chosen = summaries.newest_joining(known, first_seq)
-    made = cuts[chosen.summary_id] if chosen else cut(lines, preferences, budget, bytes_max=bytes_max)
+    made = cuts[chosen.summary_id] if chosen else cut_with(None)
     return Joined(made, summaries.gap(made.summary, _first_seq(made, seqs, newest_seq)))
 
 
@@ -129,34 +136,48 @@ def cut(
     *,
     bytes_max: int = ANSWER_BYTES_MAX,
     summary: Summary | None = None,
+    documents: Sequence[Document] = (),
 ) -> Cut:
-    """The newest whole turns, and before them the preferences, that fit the budget; open tool calls are left out.
+    """The newest whole turns, and what stands beside them, that fit the budget; open tool calls are left out.
 
     The budget is of tokens. `bytes_max` bounds the answer besides, which may be large for few tokens: callers count them.
 
-    The summary is kept, whole, if it and the newest turn fit together: it never takes the place of what was said last.
+    Preferences go before all else, then the newest turn, then the summary, whole, if it fits beside these: it never takes
+    the place of what was said last. Then those of the documents that fit: somebody chose them, unlike older turns.
     If not even the newest turn fits, as much of its end as does, from a place where no tool pair is cut.
     """
     kept_preferences, spent = _preferences_within(preferences, budget)
     taken = sum(len(entry.value.encode()) + len(_preference_line(entry).encode()) for entry in kept_preferences)
     room = _Size(budget, bytes_max).minus(_Size(spent, taken))
     paired = _paired(lines)
+    newest = _newest_turn_size(lines, paired)
     kept_summary = summary
-    if summary is not None and not _summary_size(summary).plus(_newest_turn_size(lines, paired)).within(room):
+    if summary is not None and not _summary_size(summary).plus(newest).within(room):
         kept_summary = None
     size = _summary_size(kept_summary) if kept_summary else _NOTHING
+    kept_documents, listed = _documents_within(documents, room.minus(size).minus(newest))
+    size = size.plus(listed)
     begin = _begin(lines, paired, *room.minus(size))
     chosen = [index for index in paired if index >= begin]
     return Cut(
         chosen,
         kept_preferences,
         spent + size.tokens + sum(lines[index].cost for index in chosen),
-        len(chosen) < len(paired) or len(kept_preferences) < len(preferences) or kept_summary is not summary,
+        len(chosen) < len(paired)
+        or len(kept_preferences) < len(preferences)
+        or kept_summary is not summary
+        or len(kept_documents) < len(documents),
         kept_summary,
+        kept_documents,
     )
 
 
-def text_of(lines: Sequence[Line], preferences: Sequence[Preference], summary: Summary | None = None) -> str:
+def text_of(
+    lines: Sequence[Line],
+    preferences: Sequence[Preference],
+    summary: Summary | None = None,
+    documents: Sequence[Document] = (),
+) -> str:
     """The text block; empty if there is nothing to say."""
     blocks = []
     if summary is not None:
@@ -165,6 +186,8 @@ def text_of(lines: Sequence[Line], preferences: Sequence[Preference], summary: S
         blocks.append("\n".join([CONVERSATION_HEADING, *(line.rendered for line in lines)]))
     if preferences:
         blocks.append("\n".join([PREFERENCES_HEADING, *map(_preference_line, preferences)]))
+    if documents:
+        blocks.append("\n".join([DOCUMENTS_HEADING, *map(_document_line, documents)]))
     return "\n\n".join(blocks)
 
 
@@ -176,6 +199,16 @@ def _preferences_within(preferences: Sequence[Preference], budget: int) -> tuple
             kept.append(preference)
             spent += cost
     return kept, spent
+
+
+def _documents_within(documents: Sequence[Document], room: _Size) -> tuple[list[Document], _Size]:
+    kept, taken = [], _NOTHING
+    for document in documents:
+        size = taken.plus(_document_size(document))
+        if size.within(room):
+            kept.append(document)
+            taken = size
+    return kept, taken
 
 
 def _paired(lines: Sequence[Line]) -> list[int]:
@@ -230,10 +263,27 @@ def _newest_turn_size(lines: Sequence[Line], paired: Sequence[int]) -> _Size:
 
 def _summary_size(summary: Summary) -> _Size:
     line = escaped(summary.text)
-    labels = sum(len(key.encode()) + len(value.encode()) + _FRAMES_BYTES for key, value in summary.metadata.items())
     tokens = summary.token_count if summary.token_count is not None else estimate(line)
-    return _Size(tokens, len(summary.text.encode()) + len(line.encode()) + labels + _FRAMES_BYTES)
+    return _Size(tokens, len(summary.text.encode()) + len(line.encode()) + _labels_bytes(summary.metadata) + _FRAMES_BYTES)
+
+
+def _document_size(document: Document) -> _Size:
+    line = _document_line(document)
+    said = (document.document_id, document.title, document.url, document.media_type, line)
+    return _Size(
+        estimate(line),
+        sum(len(text.encode()) + _FRAMES_BYTES for text in said) + _labels_bytes(document.metadata) + 2 * _FRAMES_BYTES,
+    )
+
+
+def _labels_bytes(labels: Mapping[str, str]) -> int:
+    return sum(len(key.encode()) + len(value.encode()) + _FRAMES_BYTES for key, value in labels.items())
 
 
 def _preference_line(preference: Preference) -> str:
     return f"{escaped(preference.key)}: {escaped(preference.value)}"
+
+
+def _document_line(document: Document) -> str:
+    name = escaped(document.title or document.document_id)
+    return f"{name}: {escaped(document.url)}" if document.url else name

@@ -1,12 +1,19 @@
 """Documents that conversations have to do with: links to them. They lie elsewhere."""
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple, Protocol
 
-from twofold_chassis.refusals import Reason, ResourceExhausted
+from twofold_chassis.gathering import Gathering
+from twofold_chassis.refusals import Overloaded, Reason, ResourceExhausted, StoreUnavailable
+from twofold_memory.threads import Completeness, ThreadKey, Window
 
 DOCUMENTS_MAX = 100
+_BATCH_MAX = 8
+_WAITING_MAX = 4096
+_POSTGRES_ANSWERED = (Completeness.COMPLETE, Completeness.COMMITTED_ONLY)
 
 
 class TooManyDocuments(ResourceExhausted):
@@ -30,3 +37,47 @@ class Document:
 
 Answer = Callable[[Document], bytes]
 """Writes an answer down, so that a repeat of the call gets the very same bytes."""
+
+
+class Asked(NamedTuple):
+    """Whose documents, and for whom: None for anybody's eyes."""
+
+    key: ThreadKey
+    user_id: str | None
+
+
+class Store(Protocol):
+    """The truth."""
+
+    async def linked(self, asked: Sequence[Asked]) -> list[list[Document]]:
+        """The documents of each conversation by their ids; none of one that is not there for this user."""
+        ...
+
+
+class DocumentRecall:
+    """The one way from documents to contexts. There is no copy of them."""
+
+    def __init__(self, store: Store, *, confirm_s: float) -> None:
+        self._confirm_s = confirm_s
+        self._linked: Gathering[Asked, list[Document]] = Gathering(
+            store.linked, batch_max=_BATCH_MAX, waiting_max=_WAITING_MAX, lanes=2
+        )
+
+    def ask(self, key: ThreadKey, user_id: str | None) -> "asyncio.Future[list[Document]]":
+        """Asks, so that a window can be read meanwhile. Never raises."""
+        return self._linked.ask(Asked(key, user_id))
+
+    async def beside(self, window: Window, asked: "asyncio.Future[list[Document]]") -> Sequence[Document] | None:
+        """What was asked for beside this window. None: nobody could say, never that there are none.
+
+        Where the window came from a copy, the answer is not held up for long.
+        """
+        try:
+            async with asyncio.timeout(None if window.completeness in _POSTGRES_ANSWERED else self._confirm_s):
+                return await asked
+        except (TimeoutError, StoreUnavailable, Overloaded):
+            return None
+
+    async def drain(self) -> None:
+        """Returns when no question is under way."""
+        await self._linked.drain()

@@ -22,12 +22,14 @@ class Wanted:
 class Context:
     """What is known before a turn. `source` and `completeness` are memory's numbers of them, passed through; 0 is unset.
 
-    `summary` tells of what was said before the messages; empty if there is none.
+    `summary` tells of what was said before the messages; empty if there is none. `documents` are titles (or ids) and
+    addresses, which may be empty.
     """
 
     messages: tuple[Message, ...]
     preferences: tuple[tuple[str, str], ...]
     summary: str
+    documents: tuple[tuple[str, str], ...]
     text: str
     source: int
     completeness: int

@@ -43,4 +43,7 @@ def _beside_messages(context: Context) -> str:
     if context.preferences:
         lines = [f"{escaped(key)}: {escaped(value)}" for key, value in context.preferences]
         blocks.append("\n".join(["User preferences:", *lines]))
+    if context.documents:
+        lines = [f"{escaped(name)}: {escaped(url)}" if url else escaped(name) for name, url in context.documents]
+        blocks.append("\n".join(["Documents:", *lines]))
     return "\n\n".join(blocks)

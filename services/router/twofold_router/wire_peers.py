@@ -88,6 +88,7 @@ def context(response: context_pb2.InvokingResponse) -> Context:
         messages=tuple(_said(message) for message in response.messages),
         preferences=tuple((preference.key, preference.value) for preference in response.preferences),
         summary=response.summary.text,
+        documents=tuple((document.title or document.document_id, document.url) for document in response.documents),
         text=response.text,
         source=response.source,
         completeness=response.completeness,

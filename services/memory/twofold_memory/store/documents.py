@@ -1,13 +1,15 @@
 """Documents in Postgres."""
 
 import json
+from collections.abc import Sequence
+from itertools import groupby
 
 import asyncpg
 
 from twofold_chassis import postgres
 from twofold_chassis.postgres import Pool
 from twofold_chassis.requests import Attempt, Requests
-from twofold_memory.documents import DOCUMENTS_MAX, Answer, Document, TooManyDocuments
+from twofold_memory.documents import DOCUMENTS_MAX, Answer, Asked, Document, TooManyDocuments
 from twofold_memory.store import records
 from twofold_memory.store.statements import STATEMENTS
 from twofold_memory.threads import ThreadKey, may_see, unknown
@@ -63,11 +65,18 @@ class PostgresDocuments:
             rows = await connection.fetch(STATEMENTS["documents_after"], *key, after, count)
         return [_document(row) for row in rows]
 
-    async def all(self, key: ThreadKey) -> list[Document]:
-        """All documents of a conversation by their ids, as contexts list them; none of one that does not exist."""
+    async def linked(self, asked: Sequence[Asked]) -> list[list[Document]]:
+        """The documents of each conversation by their ids; none of one that is not there for this user."""
         async with postgres.connection(self._pool) as connection:
-            rows = await connection.fetch(STATEMENTS["documents_after"], *key, "", DOCUMENTS_MAX)
-        return [_document(row) for row in rows]
+            rows = await connection.fetch(
+                STATEMENTS["documents_of"],
+                [one.key.workspace_id for one in asked],
+                [one.key.thread_id for one in asked],
+                [one.user_id for one in asked],
+                DOCUMENTS_MAX,
+            )
+        found = {place: [_document(row) for row in group] for place, group in groupby(rows, lambda row: row["place"])}
+        return [found.get(place, []) for place in range(1, len(asked) + 1)]
 
 
 def _document(row: asyncpg.Record) -> Document:

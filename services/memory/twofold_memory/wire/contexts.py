@@ -1,15 +1,17 @@
 """Contexts on the wire."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from twofold.memory.v1 import context_pb2 as pb
 from twofold.memory.v1 import message_pb2
 from twofold_chassis import fields
 from twofold_memory import contexts, summaries, tokens
+from twofold_memory.documents import Document
 from twofold_memory.preferences import Recalled
 from twofold_memory.threads import Level, ThreadKey, Window
 from twofold_memory.tokens import ThreadToken
-from twofold_memory.wire import messages, preferences, reads
+from twofold_memory.wire import documents, messages, preferences, reads
 from twofold_memory.wire import summaries as summary_messages
 
 
@@ -25,6 +27,7 @@ class Invoking:
     level: Level
     token: ThreadToken | None
     with_summary: bool
+    with_documents: bool
 
 
 def invoking(request: pb.InvokingRequest) -> Invoking:
@@ -40,13 +43,21 @@ def invoking(request: pb.InvokingRequest) -> Invoking:
         level=level,
         token=token,
         with_summary=key is not None and not request.without_summary,
+        with_documents=key is not None and not request.without_documents,
     )
 
 
 def invoking_response(
-    asked: Invoking, window: Window | None, summed_up: summaries.Recalled | None, recalled: Recalled | None
+    asked: Invoking,
+    window: Window | None,
+    summed_up: summaries.Recalled | None,
+    recalled: Recalled | None,
+    linked: Sequence[Document] | None,
 ) -> pb.InvokingResponse:
-    """The context within its budget, as messages and as text. `summed_up` is None if no summary is wanted."""
+    """The context within its budget, as messages and as text.
+
+    `summed_up` is None if no summary is wanted; `linked` if no documents are, or nobody could say which there are.
+    """
     said = messages.messages_of(window.entries) if window else []
     lines = messages.lines_of(said)
     known = recalled.preferences.entries if recalled else []
@@ -57,17 +68,20 @@ def invoking_response(
         summed_up.entries if summed_up else [],
         asked.budget,
         newest_seq=window.as_of_seq if window else 0,
+        documents=linked or (),
     )
     cut = joined.cut
     response = pb.InvokingResponse(
         messages=[said[index] for index in cut.lines],
         preferences=preferences.messages(cut.preferences),
-        text=contexts.text_of([lines[index] for index in cut.lines], cut.preferences, cut.summary),
+        text=contexts.text_of([lines[index] for index in cut.lines], cut.preferences, cut.summary, cut.documents),
         token_count=cut.tokens,
         truncated=cut.truncated or (window is not None and window.truncated),
         summary=summary_messages.message(cut.summary) if cut.summary else None,
         gap_first_seq=joined.gap[0],
         gap_last_seq=joined.gap[1],
+        documents=map(documents.message, cut.documents),
+        documents_unknown=asked.with_documents and linked is None,
     )
     if summed_up is not None:
         response.summary_unknown = summed_up.completeness is None

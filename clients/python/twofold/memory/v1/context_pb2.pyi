@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from twofold.memory.v1 import conversation_pb2 as _conversation_pb2
+from twofold.memory.v1 import document_pb2 as _document_pb2
 from twofold.memory.v1 import message_pb2 as _message_pb2
 from twofold.memory.v1 import preference_pb2 as _preference_pb2
 from twofold.memory.v1 import summary_pb2 as _summary_pb2
@@ -37,6 +38,7 @@ class InvokingRequest(_message.Message):
     READ_LEVEL_FIELD_NUMBER: _builtins.int
     THREAD_TOKEN_FIELD_NUMBER: _builtins.int
     WITHOUT_SUMMARY_FIELD_NUMBER: _builtins.int
+    WITHOUT_DOCUMENTS_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """The workspace. Required."""
     thread_id: _builtins.str
@@ -46,9 +48,10 @@ class InvokingRequest(_message.Message):
     message_count_max: _builtins.int
     """How many messages to return at most: 0 means 20, at most 500."""
     token_count_max: _builtins.int
-    """How many tokens summary, messages and preferences may have together at most: 0 means 8,000, at most 1,000,000. Older
-    turns are left out first. Preferences are kept before all else; the summary is kept, whole, if it and the newest turn fit
-    together, and left out otherwise. Counted over the text block, see text.
+    """How many tokens summary, messages, preferences and documents may have together at most: 0 means 8,000, at most 1,000,000.
+    Older turns are left out first. Preferences are kept before all else, then the newest turn; the summary is kept, whole, if
+    it fits beside these, and left out otherwise; of the documents, by their ids, those that fit beside all three. Counted over
+    the text block, see text.
     """
     read_level: _message_pb2.ReadLevel.ValueType
     """What must be known of the conversation's newness. Default: READ_LEVEL_VERIFIED."""
@@ -56,6 +59,8 @@ class InvokingRequest(_message.Message):
     """With READ_LEVEL_AT_LEAST: the context must hold the turn of this token. Required then, not allowed otherwise."""
     without_summary: _builtins.bool
     """Whether no summary is wanted."""
+    without_documents: _builtins.bool
+    """Whether no documents are wanted."""
     def __init__(
         self,
         *,
@@ -67,10 +72,11 @@ class InvokingRequest(_message.Message):
         read_level: _message_pb2.ReadLevel.ValueType = ...,
         thread_token: _builtins.bytes = ...,
         without_summary: _builtins.bool = ...,
+        without_documents: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_count_max", b"message_count_max", "read_level", b"read_level", "thread_id", b"thread_id", "thread_token", b"thread_token", "token_count_max", b"token_count_max", "user_id", b"user_id", "without_summary", b"without_summary", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_count_max", b"message_count_max", "read_level", b"read_level", "thread_id", b"thread_id", "thread_token", b"thread_token", "token_count_max", b"token_count_max", "user_id", b"user_id", "without_documents", b"without_documents", "without_summary", b"without_summary", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -98,8 +104,10 @@ class InvokingResponse(_message.Message):
     GAP_LAST_SEQ_FIELD_NUMBER: _builtins.int
     SUMMARY_COMPLETENESS_FIELD_NUMBER: _builtins.int
     SUMMARY_UNKNOWN_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_UNKNOWN_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """All three as one block of text, to be put behind an agent's instructions; empty if there are none:
+    """All of it as one block of text, to be put behind an agent's instructions; empty if there are none:
 
       Summary of the earlier conversation:
       Ada introduced herself.
@@ -111,12 +119,15 @@ class InvokingResponse(_message.Message):
       User preferences:
       preferred_language: Python
 
-    The summary, each message and each preference is one line: a line break or backslash inside is written as \\n, \\r or \\\\,
-    so that content cannot forge another line.
+      Documents:
+      A book of rhymes: https://example.com/rhymes.pdf
+
+    The summary, each message, each preference and each document (its title, or its id if it has none, and its url) is one
+    line: a line break or backslash inside is written as \\n, \\r or \\\\, so that content cannot forge another line.
     """
     token_count: _builtins.int
-    """Estimate of the block's tokens: the sum of the summary's, the messages' and the preferences' own (a quarter of the bytes
-    of a line, rounded up, where the caller gave no count).
+    """Estimate of the block's tokens: the sum of the summary's, the messages', the preferences' and the documents' own (a quarter
+    of the bytes of a line, rounded up, where the caller gave no count).
     """
     source: _message_pb2.ReadSource.ValueType
     """Where the messages came from; unset without thread_id."""
@@ -129,8 +140,8 @@ class InvokingResponse(_message.Message):
     as_of_seq: _builtins.int
     """Number of the newest message of the conversation that the answer knows of."""
     truncated: _builtins.bool
-    """Whether messages that fit message_count_max, preferences or the summary were left out to stay within the budget of tokens
-    or within 3 MiB.
+    """Whether messages that fit message_count_max, preferences, the summary or documents were left out to stay within the budget
+    of tokens or within 3 MiB.
     """
     thread_token: _builtins.bytes
     """How new a later read must be not to fall behind this answer. Empty if there is no conversation yet."""
@@ -144,6 +155,8 @@ class InvokingResponse(_message.Message):
     """
     summary_unknown: _builtins.bool
     """Whether nobody could say if there is a summary: Postgres did not answer, and there is no copy that may stand in."""
+    documents_unknown: _builtins.bool
+    """Whether nobody could say which documents there are: Postgres did not answer in time, and the messages are from a copy."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Message]:
         """The newest messages, in order, turns and tool pairs whole."""
@@ -157,6 +170,12 @@ class InvokingResponse(_message.Message):
         """A summary of what was said before: of those that begin with the first message and reach up to the messages below, the one
         that was put last; if there is none, the one that was put last of all. What it tells of may also be among the messages.
         Unset if there is none, or none that fits the budget.
+        """
+
+    @_builtins.property
+    def documents(self) -> _containers.RepeatedCompositeFieldContainer[_document_pb2.Document]:
+        """The documents linked to the conversation, by their ids. They are read from Postgres each time, at every read level. Empty
+        without thread_id and with without_documents.
         """
 
     def __init__(
@@ -178,10 +197,12 @@ class InvokingResponse(_message.Message):
         gap_last_seq: _builtins.int = ...,
         summary_completeness: _message_pb2.Completeness.ValueType = ...,
         summary_unknown: _builtins.bool = ...,
+        documents: _abc.Iterable[_document_pb2.Document] | None = ...,
+        documents_unknown: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["summary", b"summary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_seq", b"as_of_seq", "completeness", b"completeness", "gap_first_seq", b"gap_first_seq", "gap_last_seq", b"gap_last_seq", "messages", b"messages", "preferences", b"preferences", "preferences_completeness", b"preferences_completeness", "preferences_source", b"preferences_source", "source", b"source", "summary", b"summary", "summary_completeness", b"summary_completeness", "summary_unknown", b"summary_unknown", "text", b"text", "thread_token", b"thread_token", "token_count", b"token_count", "truncated", b"truncated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_seq", b"as_of_seq", "completeness", b"completeness", "documents", b"documents", "documents_unknown", b"documents_unknown", "gap_first_seq", b"gap_first_seq", "gap_last_seq", b"gap_last_seq", "messages", b"messages", "preferences", b"preferences", "preferences_completeness", b"preferences_completeness", "preferences_source", b"preferences_source", "source", b"source", "summary", b"summary", "summary_completeness", b"summary_completeness", "summary_unknown", b"summary_unknown", "text", b"text", "thread_token", b"thread_token", "token_count", b"token_count", "truncated", b"truncated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -18,8 +18,8 @@ class ContextServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     Invoking: _aio.UnaryUnaryMultiCallable[_context_pb2.InvokingRequest, _context_pb2.InvokingResponse]
     """Invoking returns what the agent should know: the newest messages of the conversation, a summary of what was said before,
-    and the user's preferences, within a budget of tokens. Without thread_id no conversation is used, without user_id no
-    preferences. What of the conversation neither summary nor messages tell of is named as a gap.
+    the user's preferences, and the documents linked to the conversation, within a budget of tokens. Without thread_id no
+    conversation is used, without user_id no preferences. What of the conversation neither summary nor messages tell of is named as a gap.
     Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN: deleted, or another user's), INVALID_ARGUMENT (REASON_INVALID_TOKEN),
     ABORTED (REASON_HISTORY_CHANGED), UNAVAILABLE (REASON_STORE_UNAVAILABLE; never an empty context instead).
     """
@@ -38,8 +38,8 @@ class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_context_pb2.InvokingRequest, _abc.Awaitable[_context_pb2.InvokingResponse]],
     ) -> _abc.Awaitable[_context_pb2.InvokingResponse]:
         """Invoking returns what the agent should know: the newest messages of the conversation, a summary of what was said before,
-        and the user's preferences, within a budget of tokens. Without thread_id no conversation is used, without user_id no
-        preferences. What of the conversation neither summary nor messages tell of is named as a gap.
+        the user's preferences, and the documents linked to the conversation, within a budget of tokens. Without thread_id no
+        conversation is used, without user_id no preferences. What of the conversation neither summary nor messages tell of is named as a gap.
         Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN: deleted, or another user's), INVALID_ARGUMENT (REASON_INVALID_TOKEN),
         ABORTED (REASON_HISTORY_CHANGED), UNAVAILABLE (REASON_STORE_UNAVAILABLE; never an empty context instead).
         """
