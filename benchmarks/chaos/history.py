@@ -172,6 +172,8 @@ class History:
     samples: list[Sample] = field(default_factory=list)
     losses: list[Span] = field(default_factory=list)
     deaths: list[Death] = field(default_factory=list)
+    # Journaled turns (thread, id) that still waited when that had been given up.
+    overdue: list[tuple[str, str]] = field(default_factory=list)
     # Calls that were neither answered nor refused in time, and calls that were refused for what no fault explains.
     stuck: list[tuple[str, str]] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)

@@ -130,6 +130,8 @@ class _ThreadJudge:
         yield from self._of_rows()
         for turn in self._turns:
             yield from self._of_answers(turn)
+        for _, turn_id in {late for late in self._history.overdue if late[0] == self._name}:
+            yield self._bad("OVERDUE", [turn_id], "was acknowledged as journaled, and still waited long after the faults")
         yield from self._of_order()
         yield from self._of_texts("Postgres", {row.seq: row.text for row in self._kept.rows}, _ALWAYS)
         for read in reads:
@@ -186,7 +188,8 @@ class _ThreadJudge:
         elif is_dead:
             return
         elif turn.turn_id in self._kept.waiting:
-            yield self._bad("OVERDUE", [turn.turn_id], "was acknowledged as journaled, and still waits")
+            if (self._name, turn.turn_id) not in self._history.overdue:
+                yield self._bad("OVERDUE", [turn.turn_id], "was acknowledged as journaled, and waits even now")
         elif self._all_holders_died(turn):
             self.excused["lost with every holder and with Redis"] += 1
         else:

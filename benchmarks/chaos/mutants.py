@@ -11,13 +11,14 @@ import json
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.chaos.history import Violation
 from benchmarks.chaos.plants import MUTANTS, Mutant
 from benchmarks.chaos.run import run
 from benchmarks.chaos.schedules import directed, planned
@@ -28,6 +29,7 @@ REPORT = Path("build/chaos-mutants.json")
 SERVICE = Path(__file__).resolve().parents[2] / "services" / "memory"
 _LOAD_S = 6.0
 _OVERDUE_S = 20.0
+_TOLD_MAX = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class Outcome:
     caught: dict[str, int]
     schedules: int
     problem: str = ""
+    violations: tuple[Violation, ...] = ()
 
     @property
     def is_well(self) -> bool:
@@ -75,7 +78,8 @@ async def tried(servers: Servers, mutant: Mutant, number: int, seed: int) -> Out
                         plan = planned(seed + count, _LOAD_S, kind=mutant.kind)
                     result = await run(stack, plan, appetite=mutant.appetite, overdue_s=_OVERDUE_S)
                     if result.verdict.violations:
-                        return Outcome(mutant, dict(result.verdict.counts()), count + 1)
+                        some = tuple(result.verdict.violations[:_TOLD_MAX])
+                        return Outcome(mutant, dict(result.verdict.counts()), count + 1, violations=some)
         except StartError as error:
             return Outcome(mutant, {}, 0, f"does not run: {error}")
     return Outcome(mutant, {}, mutant.schedules_max)
@@ -120,6 +124,7 @@ def _write(outcomes: Sequence[Outcome], seed: int) -> None:
             "caught": outcome.caught,
             "schedules": outcome.schedules,
             "problem": outcome.problem,
+            "violations": [asdict(violation) for violation in outcome.violations],
         }
         for outcome in outcomes
     ]

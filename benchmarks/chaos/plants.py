@@ -43,6 +43,18 @@ class Mutant:
 
 MUTANTS = (
     Mutant("none", "nothing: the service as it is", (), kind="link", schedules_max=2),
+    Mutant(
+        "none-directed",
+        "nothing: the service as it is, under faults as they are directed at the others",
+        (),
+        tracks=(
+            _POSTGRES_AWAY,
+            ("redis flush", "redis refuse", "redis hole", "window evict"),
+            ("worker kill", "postgres hole"),
+        ),
+        appetite=Appetite(appends=0.5, with_token=0.5, journaled=0.3, edits=0.05, fresh=0.1, deletions=0.02),
+        schedules_max=2,
+    ),
     # Flaws of the textbook --------------------------------------------------------------------------------
     Mutant(
         "ack-before-durable",

@@ -98,11 +98,17 @@ async def _calmed(stack: Stack, history: History, overdue_s: float) -> float:
     while True:
         now = asyncio.get_running_loop().time()
         missing = journaled - await stores.settled(stack, threads) if journaled else set()
-        if not missing or now - began > overdue_s:
-            return now - began
-        if any([await stores.waiting(stack, thread) for thread in {thread for thread, _ in missing}]):
+        waiting = [
+            (thread, turn_id)
+            for thread in {thread for thread, _ in missing}
+            for turn_id in await stores.waiting(stack, thread)
+            if (thread, turn_id) in missing
+        ]
+        if waiting:
             seen_waiting = now
-        if now - seen_waiting > _NOWHERE_S:
+        if waiting and now - began > overdue_s:
+            history.overdue += waiting
+        if not missing or now - began > overdue_s or now - seen_waiting > _NOWHERE_S:
             return now - began
         await asyncio.sleep(_POLL_S)
 

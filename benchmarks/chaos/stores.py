@@ -49,12 +49,15 @@ async def looked_up(stack: Stack) -> "asyncpg.Connection[Any]":
 async def stored(stack: Stack, threads: Iterable[str], payloads: dict[tuple[str, bytes], Texts]) -> dict[str, Thread]:
     """All that is kept of these threads; `payloads` says what was sent under which turn id and hash."""
     names = sorted(threads)
+    # Redis first: what is brought in between is then seen in both, and not in neither.
+    still_waiting = {name: frozenset(await waiting(stack, name)) for name in names}
     connection = await looked_up(stack)
     try:
-        conversations = await connection.fetch(_CONVERSATIONS, WORKSPACE, names)
-        messages = await connection.fetch(_MESSAGES, WORKSPACE, names)
-        turns = await connection.fetch(_TURNS, WORKSPACE, names)
-        dead_letters = await connection.fetch(_DEAD_LETTERS, WORKSPACE, names)
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            conversations = await connection.fetch(_CONVERSATIONS, WORKSPACE, names)
+            messages = await connection.fetch(_MESSAGES, WORKSPACE, names)
+            turns = await connection.fetch(_TURNS, WORKSPACE, names)
+            dead_letters = await connection.fetch(_DEAD_LETTERS, WORKSPACE, names)
     finally:
         await connection.close()
     known = {row["thread_id"]: row for row in conversations}
@@ -74,7 +77,7 @@ async def stored(stack: Stack, threads: Iterable[str], payloads: dict[tuple[str,
             rows[name],
             kept[name],
             frozenset(dead[name]),
-            frozenset(await waiting(stack, name)),
+            still_waiting[name],
             epoch=about["epoch"] if about else 1,
             next_seq=about["next_seq"] if about else 1,
             deleted=about["deleted"] if about else False,

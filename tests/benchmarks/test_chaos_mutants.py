@@ -43,8 +43,8 @@ def test_what_does_not_apply_exactly_once_is_refused(text: str, tmp_path: Path) 
 
 
 def test_a_mutant_must_be_caught_and_the_service_as_it_is_must_not_be_accused() -> None:
-    service, mutant = MUTANTS[0], MUTANTS[1]
-    assert not service.patches
+    service = next(mutant for mutant in MUTANTS if not mutant.patches)
+    mutant = next(mutant for mutant in MUTANTS if mutant.patches)
     assert Outcome(service, {}, 1).is_well
     assert not Outcome(service, {"LOST": 1}, 1).is_well
     assert Outcome(mutant, {"LOST": 1}, 1).is_well

@@ -151,6 +151,9 @@ def test_a_journaled_turn_is_stored_or_given_up_or_overdue_or_lost() -> None:
     assert not kinds(history, thread("one", dead=["two"]))
     assert kinds(history, thread("one", waiting=["two"])) == {"OVERDUE": 1}
     assert kinds(history, thread("one")) == {"LOST": 1}
+    history.overdue.append((THREAD, "two"))
+    assert kinds(history, thread("one", waiting=["two"])) == {"OVERDUE": 1}
+    assert kinds(history, thread("one", "two")) == {"OVERDUE": 1}
 
 
 def test_a_journaled_turn_may_be_lost_only_with_every_holder_and_with_redis() -> None:
