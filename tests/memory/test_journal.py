@@ -29,6 +29,7 @@ from twofold.memory.v1.conversation_pb2 import (
     AppendTurnResponse,
     DeleteConversationRequest,
     GetTurnRequest,
+    ReadWindowRequest,
     ReadWindowResponse,
 )
 from twofold.memory.v1.message_pb2 import Completeness, Durability
@@ -113,7 +114,7 @@ async def test_m6_while_postgres_is_silent_turns_are_journaled_shown_and_come_in
 ) -> None:
     """M6, M2: on a warm thread and on one that does not exist yet."""
     warm, new = thread(workspace_id), thread(workspace_id)
-    await worker.append(warm, "q0", "a0")
+    await append(worker, warm, "q0", "a0", durability=COMMITTED)
     with silent(own_postgres):
         for index in range(1, 4):
             for key in (warm, new):
@@ -137,6 +138,33 @@ async def test_m6_while_postgres_is_silent_turns_are_journaled_shown_and_come_in
         assert window.completeness == COMPLETE
     retried = await append(worker, warm, "q2", "a2", turn_id="t2")
     assert (retried.durability, retried.first_seq, retried.duplicate) == (COMMITTED, 5, True)
+
+
+async def test_what_waits_for_a_conversation_that_nobody_can_look_up_is_shown_to_those_for_whom_it_was_said(
+    worker: Memory, own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, workspace_id: str
+) -> None:
+    """The conversation is Alice's, and Redis has forgotten it: neither is it told to Bob, nor called unknown to Alice."""
+    spoken_for, poked = thread(workspace_id), thread(workspace_id)
+    for key in (spoken_for, poked):
+        await append(worker, key, "q0", "a0", user_id="alice", durability=COMMITTED)
+    async with flushed(own_redis) as client:
+        await client.flushall()
+    with silent(own_postgres):
+        for key, user_id in ((spoken_for, ""), (poked, "bob")):
+            await journaled(worker, key, "before", user_id=user_id)
+            await journaled(worker, key, "secret", user_id="alice")
+        for key in (spoken_for, poked):
+            for user_id in ("alice", "bob"):
+                async with refused(grpc.StatusCode.UNAVAILABLE, "REASON_STORE_UNAVAILABLE"):
+                    await read_as(worker, key, user_id)
+        assert texts((await worker.read(spoken_for)).messages) == ["before", "secret"]
+    await until_stored(worker, spoken_for, 4)
+    assert texts((await read_as(worker, spoken_for, "alice")).messages) == ["q0", "a0", "before", "secret"]
+
+
+async def read_as(memory: Memory, key: ThreadKey, user_id: str) -> ReadWindowResponse:
+    asked = ReadWindowRequest(workspace_id=key.workspace_id, thread_id=key.thread_id, user_id=user_id)
+    return await memory.conversations.ReadWindow(asked, timeout=CALL_S)
 
 
 async def test_a_stored_turn_that_is_said_again_while_postgres_is_silent_is_not_shown_behind_newer_ones(

@@ -231,8 +231,11 @@ class Recall:
                 base = replace(base, completeness=Completeness.UNVERIFIED)
         shown_before = {turn_id_of(entry.frame) for entry in base.entries}
         if base.epoch == 0:
-            owner = waiting[0].turn.user_id
-            _check_visible(owner, user_id, key)
+            owner = waiting[0].turn.user_id  # it will make the conversation, if there is none
+            if base.completeness is Completeness.PARTIAL:
+                _check_own(waiting, user_id)
+            else:
+                _check_visible(owner, user_id, key)
         shown = [
             journaled
             for journaled in waiting
@@ -325,6 +328,12 @@ def _window_of_copy(copy: Copy, count: int, completeness: Completeness) -> Windo
 def _check_visible(owner: str | None, user_id: str | None, key: ThreadKey) -> None:
     if not may_see(owner, user_id):
         raise unknown(key)
+
+
+def _check_own(waiting: Sequence[Journaled], user_id: str | None) -> None:
+    """For when nobody can know whose the conversation is: each user sees what was said for them, or nothing at all."""
+    if user_id is not None and any(journaled.turn.user_id != user_id for journaled in waiting):
+        raise StoreUnavailable("the durable store does not answer, and nobody else knows whose conversation it is")
 
 
 def _waits(journaled: Journaled, known: Known | None, as_of_seq: int) -> bool:
