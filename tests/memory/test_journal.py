@@ -32,7 +32,8 @@ from twofold.memory.v1.conversation_pb2 import (
     ReadWindowRequest,
     ReadWindowResponse,
 )
-from twofold.memory.v1.message_pb2 import Completeness, Durability
+from twofold.memory.v1.message_pb2 import Completeness, Durability, Message, Role
+from twofold.memory.v1.turn_pb2 import BeginTurnRequest, CommitTurnRequest, TurnPolicy
 from twofold_chassis.settings import DatabaseSettings
 from twofold_cli.embedded.postgres import EmbeddedPostgres
 from twofold_cli.embedded.redis import EmbeddedRedis
@@ -398,6 +399,29 @@ async def test_with_redis_away_a_turn_is_committed_and_says_that_its_order_is_no
     await own_redis.start()
     again = await append(worker, key, "q1", turn_id="t1")
     assert (again.order_unverified, again.duplicate) == (True, True)
+
+
+async def test_with_redis_away_an_open_turn_is_closed_and_its_order_is_kept_as_not_sure(
+    worker: Memory, database: DatabaseSettings, own_redis: EmbeddedRedis, workspace_id: str
+) -> None:
+    """M2: nobody can know whether turns wait; what this worker has taken in itself comes first all the same."""
+    key = thread(workspace_id)
+    await own_redis.kill()
+    for turn_id, policy in (("t1", TurnPolicy.TURN_POLICY_REJECT), ("t2", TurnPolicy.TURN_POLICY_TAKE_OVER)):
+        opening = BeginTurnRequest(request_id=turn_id, messages=said("q"), policy=policy)
+        opening.workspace_id, opening.thread_id = key
+        begun = await worker.turns.BeginTurn(opening, timeout=CALL_S)
+    answer = [Message(role=Role.ROLE_ASSISTANT, content="a")]
+    closing = CommitTurnRequest(turn_id="t2", fence=begun.fence, response_messages=answer)
+    closing.workspace_id, closing.thread_id = key
+    committed = await worker.turns.CommitTurn(closing, timeout=CALL_S)
+    assert (committed.first_seq, committed.last_seq) == (2, 3)
+    connection = await asyncpg.connect(database.url.get_secret_value())
+    try:
+        rows = await connection.fetch("SELECT turn_id, order_unverified FROM memory.turns ORDER BY turn_id")
+    finally:
+        await connection.close()
+    assert [tuple(row) for row in rows] == [("t1", True), ("t2", True)]
 
 
 async def test_a_thread_whose_journal_is_full_says_so_and_keeps_nothing_of_what_it_refused(

@@ -26,14 +26,14 @@ class Truth:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    async def begin(self, opening: Opening, ticket: str, *, settled: bool) -> Beginning:
+    async def begin(self, opening: Opening, ticket: str, *, settled: bool, order_unverified: bool = False) -> Beginning:
         self.asked.append(f"begin {settled}")
         return Unsettled()
 
     async def heartbeat(self, heartbeat: Heartbeat) -> datetime:
         raise AssertionError("nobody asks for this")
 
-    async def close(self, answer: Answer) -> Closed:
+    async def close(self, answer: Answer, *, order_unverified: bool) -> Closed:
         raise AssertionError("it was closed in front of turns that wait")
 
     async def current(self, key: ThreadKey, user_id: str | None) -> OpenTurn | None:
@@ -42,7 +42,7 @@ class Truth:
     async def left_behind(self, count: int) -> Sequence[ThreadKey]:
         return [ThreadKey("ws", "t")]
 
-    async def sweep(self, key: ThreadKey) -> Closed | None:
+    async def sweep(self, key: ThreadKey, *, order_unverified: bool) -> Closed | None:
         raise AssertionError("it was swept in front of turns that wait")
 
     async def waiters_are_here(self, tickets: Sequence[Ticket]) -> Sequence[bool]:

@@ -148,8 +148,8 @@ class Cache(Protocol):
 class Waiting(Protocol):
     """The turns that wait in the journal for Postgres."""
 
-    async def none_before(self, key: ThreadKey) -> bool:
-        """Whether no turn of the thread waits (any more)."""
+    async def none_before(self, key: ThreadKey) -> bool | None:
+        """Whether no turn of the thread waits (any more); None if nobody can know."""
         ...
 
 

@@ -272,12 +272,14 @@ class Journal:
             running.add_done_callback(lambda ended: self._ended(key, ended))
         return await asyncio.shield(running)
 
-    async def none_before(self, key: ThreadKey) -> bool:
-        """Whether nothing of the thread waits any more, after having tried to bring it in."""
-        if await self.counts([key]) == [0]:
-            return True
+    async def none_before(self, key: ThreadKey) -> bool | None:
+        """Whether nothing of the thread waits any more, after having tried to bring it in; None if nobody can know."""
+        (count,) = await self.counts([key])
+        sure = None if count is None else True
+        if not count and not self.holds(key):
+            return sure
         try:
-            return not (await self.drain(key)).held
+            return False if (await self.drain(key)).held else sure
         except Refusal:
             return False
 

@@ -5,6 +5,7 @@ transaction that forgets the open one: so there is no moment at which both or ne
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -199,7 +200,7 @@ Beginning = Begun | Ended | Held | Unsettled
 class Store(Protocol):
     """The truth."""
 
-    async def begin(self, opening: Opening, ticket: str, *, settled: bool) -> Beginning:
+    async def begin(self, opening: Opening, ticket: str, *, settled: bool, order_unverified: bool = False) -> Beginning:
         """Opens a turn, or says why not. Without `settled` it closes none."""
         ...
 
@@ -207,7 +208,7 @@ class Store(Protocol):
         """Extends a lease; returns its end."""
         ...
 
-    async def close(self, answer: Answer) -> Closed:
+    async def close(self, answer: Answer, *, order_unverified: bool) -> Closed:
         """Stores a turn as it is closed by its holder."""
         ...
 
@@ -219,7 +220,7 @@ class Store(Protocol):
         """Threads with a turn whose lease has ended a while ago, to be seen to by this worker for now."""
         ...
 
-    async def sweep(self, key: ThreadKey) -> Closed | None:
+    async def sweep(self, key: ThreadKey, *, order_unverified: bool) -> Closed | None:
         """Closes such a turn, if it still is one and nobody else is at work there."""
         ...
 
@@ -235,8 +236,11 @@ class Cache(Protocol):
 class Waiting(Protocol):
     """The turns that wait in the journal for Postgres: whatever is numbered has to stand behind them."""
 
-    async def none_before(self, key: ThreadKey) -> bool:
-        """Whether no turn of the thread waits (any more): called before each transaction that closes a turn."""
+    async def none_before(self, key: ThreadKey) -> bool | None:
+        """Whether no turn of the thread waits (any more), or None; called before each transaction that closes a turn.
+
+        None means that nobody can know.
+        """
         ...
 
 
@@ -296,8 +300,8 @@ class OpenTurns:
         key = opening.turn.key
         answer = await self._store.begin(opening, ticket.id, settled=False)
         if isinstance(answer, Unsettled):
-            await self._settled(key)
-            answer = await self._store.begin(opening, ticket.id, settled=True)
+            order_unverified = await self._settled(key)
+            answer = await self._store.begin(opening, ticket.id, settled=True, order_unverified=order_unverified)
             assert not isinstance(answer, Unsettled)
         if isinstance(answer, Begun) and answer.closed is not None:
             await self._tell(key, answer.closed)
@@ -322,21 +326,25 @@ class OpenTurns:
                 self._queue.leave(ticket)
 
     async def _close(self, answer: Answer) -> Closed:
-        await self._settled(answer.key)
-        closed = await self._store.close(answer)
+        order_unverified = await self._settled(answer.key)
+        closed = await self._store.close(answer, order_unverified=order_unverified)
         await self._tell(answer.key, closed)
         self._queue.wake()
         return closed
 
     async def _swept(self, key: ThreadKey) -> None:
-        if await self._waiting.none_before(key):
-            closed = await self._store.sweep(key)
+        with contextlib.suppress(TurnOnItsWay):
+            order_unverified = await self._settled(key)
+            closed = await self._store.sweep(key, order_unverified=order_unverified)
             if closed is not None:
                 await self._tell(key, closed)
 
-    async def _settled(self, key: ThreadKey) -> None:
-        if not await self._waiting.none_before(key):
+    async def _settled(self, key: ThreadKey) -> bool:
+        """Sees to it that nothing waits that must come before; returns whether that cannot be known. Raises TurnOnItsWay."""
+        none_before = await self._waiting.none_before(key)
+        if none_before is False:
             raise TurnOnItsWay("turns that were journaled before are still on their way", retry_after_s=0.2)
+        return none_before is None
 
     async def _tell(self, key: ThreadKey, closed: Closed) -> None:
         if closed.turn is None:

@@ -62,7 +62,7 @@ class PostgresOpenTurns:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
-    async def begin(self, opening: Opening, ticket: str, *, settled: bool) -> Beginning:
+    async def begin(self, opening: Opening, ticket: str, *, settled: bool, order_unverified: bool = False) -> Beginning:
         """Opens a turn, or says why not. Without `settled` it closes none: it says Unsettled where one has to be.
 
         Raises ConversationUnknown, ConversationDeleted, ConversationErased, RequestReused, TooManyWaiters.
@@ -89,7 +89,7 @@ class PostgresOpenTurns:
                 if not settled:
                     return Unsettled()
                 cause = Cause.SUPERSEDED if current.alive else Cause.LEASE_ENDED
-                closed = await _close_for_holder(connection, current, cause)
+                closed = await _close_for_holder(connection, current, cause, order_unverified=order_unverified)
             last_seq = thread["next_seq"] - 1 if closed is None else closed.kept.last_seq
             return Begun(await _opened(connection, opening), thread["epoch"], last_seq, duplicate=False, closed=closed)
 
@@ -114,7 +114,7 @@ class PostgresOpenTurns:
         end: datetime = until
         return end
 
-    async def close(self, answer: Answer) -> Closed:
+    async def close(self, answer: Answer, *, order_unverified: bool) -> Closed:
         """Stores a turn as it is closed by its holder, and forgets the open one; or finds that done.
 
         Raises ConversationUnknown, ConversationDeleted, ConversationErased, TurnSuperseded, TurnUnknown, RequestReused.
@@ -129,7 +129,7 @@ class PostgresOpenTurns:
                 (current.partial, current.partial_bytes) if answer.messages is None else (answer.messages, answer.bytes)
             )
             turn = whole_turn(current.turn, said, size, answer.payload_hash, answer.usage, interrupted=answer.interrupted)
-            appended = await _append(connection, turn)
+            appended = await _append(connection, turn, order_unverified=order_unverified)
             if appended.turn is None or appended.turn.duplicate:
                 raise _reused(answer.turn_id)
             await _forget(connection, current)
@@ -153,7 +153,7 @@ class PostgresOpenTurns:
             rows = await connection.fetch(STATEMENTS["claim_open_turns_left_behind"], count, _CLAIMED_FOR)
         return [ThreadKey(*row) for row in rows]
 
-    async def sweep(self, key: ThreadKey) -> Closed | None:
+    async def sweep(self, key: ThreadKey, *, order_unverified: bool) -> Closed | None:
         """Closes such a turn, if it still is one and nobody else is at work there."""
         async with postgres.transaction(self._pool) as connection:
             thread = await connection.fetchrow(STATEMENTS["lock_free_thread"], *key)
@@ -169,7 +169,7 @@ class PostgresOpenTurns:
             if thread["deleted"]:
                 await connection.execute(STATEMENTS["sweep_later"], *key, _DELETED_FOR)
                 return None
-            return await _close_for_holder(connection, current, Cause.LEASE_ENDED)
+            return await _close_for_holder(connection, current, Cause.LEASE_ENDED, order_unverified=order_unverified)
 
     async def waiters_are_here(self, tickets: Sequence[Ticket]) -> Sequence[bool]:
         """Renews their places; for each whether it may try: also if its place is lost, so that it gets another one."""
@@ -262,23 +262,23 @@ async def _opened(connection: Connection, opening: Opening) -> OpenTurn:
     return _open_turn(turn.key, row)
 
 
-async def _close_for_holder(connection: Connection, current: OpenTurn, cause: Cause) -> Closed:
+async def _close_for_holder(connection: Connection, current: OpenTurn, cause: Cause, *, order_unverified: bool) -> Closed:
     """Closes a turn without its holder, as far as it came."""
     turn = whole_turn(current.turn, current.partial, current.partial_bytes, b"", None, interrupted=True)
-    appended = await _append(connection, turn)
+    appended = await _append(connection, turn, order_unverified=order_unverified)
     if appended.turn is None or appended.turn.duplicate:
         # Its id was used for an append meanwhile. What the user said is kept all the same.
         turn = replace(turn, turn_id=fields.new_id())
-        appended = await _append(connection, turn)
+        appended = await _append(connection, turn, order_unverified=order_unverified)
     assert appended.turn is not None
     await _forget(connection, current)
     await _record(connection, turn, appended.turn, cause, "")
     return Closed(appended.turn, turn)
 
 
-async def _append(connection: Connection, turn: NewTurn) -> Appended:
+async def _append(connection: Connection, turn: NewTurn, *, order_unverified: bool) -> Appended:
     try:
-        (appended,) = await append(connection, [Candidate(turn, is_new=False)])
+        (appended,) = await append(connection, [Candidate(turn, is_new=False, order_unverified=order_unverified)])
     except UNFIT:
         raise InvalidField("response_messages", "hold a value that cannot be stored") from None
     return appended
