@@ -12,7 +12,17 @@ from twofold_chassis.breaker import Breaker
 from twofold_chassis.refusals import Busy, InvalidField, Overloaded, StoreUnavailable
 from twofold_memory.appends import Appends
 from twofold_memory.draining import Drained
-from twofold_memory.threads import Appended, Candidate, Entry, JournaledTurn, KeptTurn, NewMessage, NewTurn, ThreadKey
+from twofold_memory.threads import (
+    Appended,
+    Candidate,
+    Entry,
+    JournaledTurn,
+    KeptTurn,
+    NewMessage,
+    NewTurn,
+    ThreadKey,
+    Wanted,
+)
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -76,8 +86,13 @@ def appends_on(store: Store) -> Appends:
     return appends_with(store, Cache())
 
 
-def appends_with(store: Store, cache: Cache) -> Appends:
-    return Appends(store, cache, Journal(), breaker=Breaker(), lanes=1, commit_s=60, metrics=CollectorRegistry())
+def appends_with(store: Store, cache: Cache, journal: Journal | None = None) -> Appends:
+    waiting = journal or Journal()
+    return Appends(store, cache, waiting, breaker=Breaker(), lanes=1, commit_s=60, metrics=CollectorRegistry())
+
+
+def is_gone(turns: Sequence[NewTurn]) -> None:
+    raise StoreUnavailable("gone", outcome="NOT_STORED")
 
 
 async def results(appends: Appends, turns: Sequence[NewTurn]) -> list[object]:
@@ -185,6 +200,42 @@ async def test_a_caller_who_goes_away_changes_nothing_and_drain_waits_for_what_w
     store.gate.set()
     await draining
     assert sorted(itertools.chain(*store.batches)) == ["0", "1", "2"]
+
+
+class Waits(Journal):
+    """One in which something waits, so that all that comes goes there too, and which says nothing certain of it."""
+
+    def __init__(self, waiting: int) -> None:
+        self.waiting = waiting
+        self.taken: list[str] = []
+
+    async def counts(self, threads: Sequence[ThreadKey]) -> list[int | None]:
+        return [self.waiting] * len(threads)
+
+    async def put(self, turn: NewTurn, *, unknown: bool) -> JournaledTurn:
+        self.taken.append(turn.turn_id)
+        raise StoreUnavailable("its reply was lost", outcome="UNKNOWN")
+
+
+@pytest.mark.parametrize("waiting", [0, 1])
+async def test_what_was_accepted_is_journaled_although_its_caller_went_away_before_it_had_to_be(waiting: int) -> None:
+    """M4: others wait, or the store goes away; either turns out only when the caller has gone."""
+    journal = Waits(waiting)
+    appends = appends_with(Store(is_gone), Cache(), journal)
+    call = asyncio.create_task(appends.append(turn("t", "1")))
+    await asyncio.sleep(0)
+    call.cancel()
+    await asyncio.wait([call])
+    assert call.cancelled()
+    await appends.drain()
+    assert journal.taken == ["1"]
+
+
+async def test_a_turn_that_may_lie_in_the_journal_is_not_called_not_stored() -> None:
+    appends = appends_with(Store(is_gone), Cache(), Waits(0))
+    with pytest.raises(StoreUnavailable) as refused:
+        await appends.append(turn("t", "1"), Wanted.JOURNALED)
+    assert refused.value.metadata["outcome"] == "UNKNOWN"
 
 
 async def test_more_than_can_wait_are_refused_as_overload_and_not_queued_for_ever() -> None:

@@ -149,20 +149,16 @@ class Appends:
             await asyncio.wait([twin])
         if wanted is Wanted.JOURNALED or (wanted is Wanted.COMMITTED_IN_TIME and not self._breaker.admits()):
             return await self._outliving(name, self._waiting(turn, wanted))
-        candidate = Candidate(turn, turn.key not in self._known, wanted=wanted)
-        asked = self._gathering.ask(candidate)
+        asked = self._ask(turn, wanted)
         self._note(name, asked)
         try:
             # Shielded: its end is that of the batch, not of the caller.
             answer = await asyncio.shield(asked)
-        except _Behind as behind:
-            return await self._outliving(name, self._behind_others(turn, wanted, blind=behind.blind))
-        except (StoreUnavailable, Late) as trouble:
-            self._breaker.failed()
-            if wanted is Wanted.COMMITTED:
-                raise
-            unknown = trouble.sent if isinstance(trouble, Late) else trouble.metadata.get("outcome") != "NOT_STORED"
-            return await self._outliving(name, self._journal.put(turn, unknown=unknown))
+        except asyncio.CancelledError:
+            self._note(name, asyncio.create_task(self._without_caller(turn, wanted, asked)))
+            raise
+        except (_Behind, StoreUnavailable, Late) as trouble:
+            return await self._outliving(name, self._otherwise(turn, wanted, trouble))
         self._breaker.succeeded()
         if answer.outcome == "MISSING":
             self._known.pop(turn.key, None)
@@ -189,18 +185,42 @@ class Appends:
         self._note(name, task)
         return await asyncio.shield(task)
 
+    def _ask(self, turn: NewTurn, wanted: Wanted) -> "asyncio.Future[Appended]":
+        return self._gathering.ask(Candidate(turn, turn.key not in self._known, wanted=wanted))
+
+    async def _without_caller(self, turn: NewTurn, wanted: Wanted, asked: "asyncio.Future[Appended]") -> None:
+        """Goes on where a caller was waiting for a batch, and has gone away."""
+        try:
+            await asked
+        except (_Behind, StoreUnavailable, Late) as trouble:
+            await self._otherwise(turn, wanted, trouble)
+
+    async def _otherwise(
+        self, turn: NewTurn, wanted: Wanted, trouble: _Behind | StoreUnavailable | Late
+    ) -> KeptTurn | JournaledTurn:
+        """The longer way of a turn that its batch could not take, or not in time."""
+        if isinstance(trouble, _Behind):
+            return await self._behind_others(turn, wanted, blind=trouble.blind)
+        self._breaker.failed()
+        if wanted is Wanted.COMMITTED:
+            raise trouble
+        unknown = trouble.sent if isinstance(trouble, Late) else _may_be_stored(trouble)
+        return await self._journal.put(turn, unknown=unknown)
+
     async def _waiting(self, turn: NewTurn, wanted: Wanted) -> KeptTurn | JournaledTurn:
         """A turn that is not to wait for the store, or for which it cannot be asked now."""
         try:
             return await self._journal.put(turn, unknown=False)
-        except StoreUnavailable:
+        except StoreUnavailable as refusal:
             if wanted is not Wanted.JOURNALED:
                 raise
+            unknown = _may_be_stored(refusal)
         # There is no journal: then nothing less than a commit will do.
-        candidate = Candidate(turn, turn.key not in self._known, wanted=wanted)
         try:
-            return _judged(turn, await self._gathering.ask(candidate))
-        except (_Behind, Late):
+            return _judged(turn, await self._ask(turn, wanted))
+        except (_Behind, Late, StoreUnavailable) as trouble:
+            if isinstance(trouble, StoreUnavailable) and not unknown:
+                raise
             raise StoreUnavailable(
                 "neither the durable store nor the journal answers", retry_after_s=1.0, outcome="UNKNOWN"
             ) from None
@@ -219,7 +239,7 @@ class Appends:
             if name in drained.stored:
                 return replace(drained.stored[name], duplicate=True)
             try:
-                return _judged(turn, await self._gathering.ask(Candidate(turn, False, wanted=wanted)))
+                return _judged(turn, await self._ask(turn, wanted))
             except (_Behind, Late):
                 raise TurnOnItsWay("turns before this one are still on their way", retry_after_s=0.2) from None
         journaled = await self._journal.put(turn, unknown=False)
@@ -319,6 +339,10 @@ class Appends:
 
 def _first_seq(stored: tuple[KeptTurn, Sequence[Entry]]) -> int:
     return stored[0].first_seq
+
+
+def _may_be_stored(refusal: StoreUnavailable) -> bool:
+    return refusal.metadata.get("outcome") != "NOT_STORED"
 
 
 def _judged(turn: NewTurn, answer: Appended) -> KeptTurn:
