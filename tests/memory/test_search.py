@@ -237,6 +237,23 @@ async def test_a_branch_is_searched_with_what_it_shares_and_hits_are_their_owner
         await is_indexed(sql, key.workspace_id)
 
 
+async def test_around_a_hit_in_a_branch_stands_what_the_branch_has_and_nothing_that_its_parent_said_later(
+    room: Memory, key: ThreadKey
+) -> None:
+    await room.append(key, "cherry one", "cherry two", "the parent's alone")
+    fork = ForkConversationRequest(workspace_id=key.workspace_id, thread_id=key.thread_id, at_seq=2, user_id="ada")
+    branch = (await room.branches.ForkConversation(fork, timeout=CALL_S)).conversation.thread_id
+    await room.append(ThreadKey(key.workspace_id, branch), "the branch's")
+    parent = DeleteConversationRequest(workspace_id=key.workspace_id, thread_id=key.thread_id)
+    for parent_is_deleted in (False, True):  # then nothing else of it may be shown
+        if parent_is_deleted:
+            await room.conversations.DeleteConversation(parent, timeout=CALL_S)
+        hits = await search(room, key.workspace_id, "two", thread_id=branch, user_id="ada", around=2)
+        assert [(hit.thread_id, hit.user_id, hit.message.seq) for hit in hits] == [(key.thread_id, "", 2)]
+        assert [message.content for message in hits[0].before] == ["cherry one"]
+        assert [message.content for message in hits[0].after] == ["the branch's"]
+
+
 @pytest.mark.parametrize("query", ["", " ", "!!!", "\n", "--", '""'])
 async def test_a_search_without_words_is_refused(room: Memory, workspace_id: str, query: str) -> None:
     async with refused(grpc.StatusCode.INVALID_ARGUMENT, "REASON_INVALID_FIELD"):

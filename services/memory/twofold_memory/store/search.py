@@ -81,6 +81,7 @@ async def _around(connection: Connection, search: Search, page: Sequence[asyncpg
         search.around,
         ANSWER_BYTES_MAX,
         search.words,
+        search.thread_id,
     )
     of_hit: dict[int, list[asyncpg.Record]] = {}
     for row in rows:

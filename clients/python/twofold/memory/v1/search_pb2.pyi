@@ -165,11 +165,11 @@ class SearchHit(_message.Message):
 
     @_builtins.property
     def before(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Message]:
-        """The messages before it, in order."""
+        """The messages before it, in order: of the conversation that was searched, if that was one, else of the one it was said in."""
 
     @_builtins.property
     def after(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Message]:
-        """The messages after it, in order."""
+        """The messages after it, in order, of the same conversation."""
 
     def __init__(
         self,

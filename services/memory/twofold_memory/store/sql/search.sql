@@ -77,7 +77,8 @@ LIMIT $11;
 
 -- name: messages_around
 -- Of each hit the message itself first, then those around it from the nearest on, as far as all of them have $5 bytes; `there` is
--- how many there would be. $2 and $3 the hits, $4 how many before and after, $6 the words.
+-- how many there would be. $2 and $3 the hits, $4 how many before and after, $6 the words, $7 the conversation that they are read
+-- in (null: each in its own): a branch goes on otherwise than the conversation that a hit was said in.
 SELECT
     m.place, m.there, m.owner,
     CASE WHEN m.distance = 0 THEN left(ts_headline(
@@ -87,13 +88,14 @@ SELECT
     m.seq, m.turn_id, m.turn_index, m.role, m.content, m.rest, m.token_count, m.created_at, m.status, m.revision
 FROM (
     SELECT
-        h.place, c.user_id AS owner, abs(m.seq - h.seq) AS distance, count(*) OVER (PARTITION BY h.place) AS there,
+        h.place, o.user_id AS owner, abs(m.seq - h.seq) AS distance, count(*) OVER (PARTITION BY h.place) AS there,
         sum(octet_length(m.rest) + coalesce(octet_length(m.content), 0) + 100) OVER (
             ORDER BY h.place, abs(m.seq - h.seq), m.seq ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
         ) AS bytes,
         m.seq, m.turn_id, m.turn_index, m.role, m.content, m.rest, m.token_count, m.created_at, m.status, m.revision
     FROM unnest($2::text[], $3::bigint[]) WITH ORDINALITY AS h (thread_id, seq, place)
-    JOIN memory.conversations c ON c.workspace_id = $1 AND c.thread_id = h.thread_id
+    JOIN memory.conversations o ON o.workspace_id = $1 AND o.thread_id = h.thread_id
+    JOIN memory.conversations c ON c.workspace_id = $1 AND c.thread_id = coalesce($7, h.thread_id)
     CROSS JOIN LATERAL memory.segments(c) s
     JOIN memory.messages m ON m.workspace_id = $1 AND m.thread_id = s.thread_id
         AND m.seq BETWEEN greatest(h.seq - $4::bigint, s.after_seq + 1) AND least(h.seq + $4::bigint, s.last_seq)
