@@ -67,8 +67,10 @@ async def forked(room: Memory, key: ThreadKey, at_seq: int | None = None, **valu
     return (await room.branches.ForkConversation(request, timeout=CALL_S)).conversation
 
 
-async def branches(room: Memory, key: ThreadKey, page_size: int = 0) -> list[str]:
-    request = ListBranchesRequest(workspace_id=key.workspace_id, thread_id=key.thread_id, page_size=page_size)
+async def branches(room: Memory, key: ThreadKey, page_size: int = 0, user_id: str = "") -> list[str]:
+    request = ListBranchesRequest(
+        workspace_id=key.workspace_id, thread_id=key.thread_id, user_id=user_id, page_size=page_size
+    )
     found: list[str] = []
     while True:
         page = await room.branches.ListBranches(request, timeout=CALL_S)

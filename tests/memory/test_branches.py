@@ -254,6 +254,16 @@ async def test_branches_are_listed_and_go_on_when_their_parent_is_hidden(room: M
     assert await branches(room, key) == ["b0", "b2", "b3", "b4"]
 
 
+async def test_of_nobodys_conversation_a_user_is_listed_the_branches_that_this_user_may_see(
+    room: Memory, key: ThreadKey
+) -> None:
+    await room.append(key, "q1", "a1")
+    for name, user_id in (("adas", "ada"), ("graces", "grace"), ("nobodys", "")):
+        await fork(room, key, branch_thread_id=name, user_id=user_id)
+    assert await branches(room, key) == ["adas", "graces", "nobodys"]
+    assert await branches(room, key, user_id="grace", page_size=1) == ["graces", "nobodys"]
+
+
 async def test_forks_that_cannot_be_are_refused(room: Memory, key: ThreadKey, sql: "asyncpg.Pool[Any]") -> None:
     async with refused(NOT_FOUND, UNKNOWN):
         await fork(room, key)

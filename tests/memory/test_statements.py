@@ -98,7 +98,7 @@ HOT: dict[str, tuple[object, ...]] = {
     "lineage": (),
     "lock_parent": (),
     "count_descendants": (1_000,),
-    "branches": ("", 51),
+    "branches": ("", 51, None),
 }
 LISTS: dict[str, tuple[object, ...]] = {
     "conversations_of_workspace": (),

@@ -43,10 +43,13 @@ class PostgresBranches:
             return await self._requests.once(connection, attempt, change)
 
     async def page(self, key: ThreadKey, user_id: str | None, after: str, count: int) -> list[Conversation]:
-        """Those that were branched off directly, by id, from behind one on. Raises ConversationUnknown."""
+        """Those that were branched off directly and that the user may see, by id, from behind one on.
+
+        Raises ConversationUnknown.
+        """
         async with postgres.connection(self._pool) as connection:
             await records.find(connection, key, user_id)
-            rows = await connection.fetch(STATEMENTS["branches"], *key, after, count)
+            rows = await connection.fetch(STATEMENTS["branches"], *key, after, count, user_id)
         return [conversation(row) for row in rows]
 
 

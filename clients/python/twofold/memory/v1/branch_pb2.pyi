@@ -135,7 +135,7 @@ class ListBranchesRequest(_message.Message):
     thread_id: _builtins.str
     """The conversation. Required."""
     user_id: _builtins.str
-    """If given, the conversation must belong to this user or to nobody. Optional."""
+    """If given, the conversation must belong to this user or to nobody; and so must the branches, others are left out. Optional."""
     page_size: _builtins.int
     """How many to return at most: 0 means 50, at most 500."""
     page_token: _builtins.str

@@ -27,10 +27,12 @@ RETURNING
     created_at, updated_at, listed_at;
 
 -- name: branches
+-- $5 a user or null: of nobody's conversation anybody makes branches, and these are theirs.
 SELECT
     workspace_id, thread_id, user_id, title, metadata, next_seq, floor_seq, parent_thread_id, shared_until, version,
     created_at, updated_at, listed_at
 FROM memory.conversations
 WHERE workspace_id = $1 AND parent_thread_id = $2 AND thread_id > $3 AND deleted_at IS NULL AND erased_at IS NULL
+    AND ($5::text IS NULL OR user_id IS NULL OR user_id = $5)
 ORDER BY thread_id
 LIMIT $4;
