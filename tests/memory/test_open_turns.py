@@ -394,11 +394,16 @@ async def test_open_turns_are_refused_where_appends_are(room: Memory, key: Threa
     await room.conversations.DeleteConversation(
         DeleteConversationRequest(workspace_id=key.workspace_id, thread_id=key.thread_id), timeout=CALL_S
     )
-    for refused_now in (lambda: begin(room, key, "t3"), lambda: commit(room, key, "t1", fence, "a")):
+    closed = (
+        lambda: begin(room, key, "t3"),
+        lambda: heartbeat(room, key, "t1", fence, "a"),
+        lambda: commit(room, key, "t1", fence, "a"),
+    )
+    for refused_now in closed:
         async with refused(grpc.StatusCode.FAILED_PRECONDITION, "REASON_CONVERSATION_DELETED"):
             await refused_now()
     await sql.execute("UPDATE memory.conversations SET erased_at = now() WHERE (workspace_id, thread_id) = ($1, $2)", *key)
-    for refused_now in (lambda: begin(room, key, "t3"), lambda: commit(room, key, "t1", fence, "a")):
+    for refused_now in closed:
         async with refused(grpc.StatusCode.FAILED_PRECONDITION, "REASON_CONVERSATION_ERASED"):
             await refused_now()
 

@@ -270,7 +270,10 @@ class OpenTurns:
         return answer
 
     async def heartbeat(self, heartbeat: Heartbeat) -> datetime:
-        """Extends the lease; returns its end. Raises TurnSuperseded, TurnUnknown, ConversationUnknown."""
+        """Extends the lease; returns its end.
+
+        Raises TurnSuperseded, TurnUnknown, ConversationUnknown, ConversationDeleted, ConversationErased.
+        """
         return await self._outliving(partial(self._store.heartbeat, heartbeat))
 
     async def close(self, answer: Answer) -> KeptTurn:

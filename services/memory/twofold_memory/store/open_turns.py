@@ -94,7 +94,10 @@ class PostgresOpenTurns:
             return Begun(await _opened(connection, opening), thread["epoch"], last_seq, duplicate=False, closed=closed)
 
     async def heartbeat(self, heartbeat: Heartbeat) -> datetime:
-        """Extends a lease; returns its end. Raises TurnSuperseded, TurnUnknown."""
+        """Extends a lease; returns its end.
+
+        Raises ConversationUnknown, ConversationDeleted, ConversationErased, TurnSuperseded, TurnUnknown.
+        """
         name = (*heartbeat.key, heartbeat.turn_id, heartbeat.fence)
         async with postgres.transaction(self._pool) as connection:
             if heartbeat.partial is None:
@@ -109,7 +112,7 @@ class PostgresOpenTurns:
                     heartbeat.bytes,
                 )
             if until is None:
-                await records.find(connection, heartbeat.key, None)
+                _check(heartbeat.key, await connection.fetchrow(STATEMENTS["lock_thread"], *heartbeat.key), None)
                 await _refuse(connection, heartbeat.key, heartbeat.turn_id)
         end: datetime = until
         return end

@@ -106,7 +106,7 @@ class Conversation(_message.Message):
 
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was last changed, an append included. Output only."""
+        """When it was last changed, appended to, or a turn was opened on it. Output only."""
 
     def __init__(
         self,

@@ -100,7 +100,8 @@ class TurnServiceServicer:
 
     def HeartbeatTurn(self, request, context):
         """HeartbeatTurn extends the lease from now on, and may keep the answer as far as there is one.
-        Errors: ABORTED (REASON_TURN_SUPERSEDED), NOT_FOUND (REASON_TURN_UNKNOWN, REASON_CONVERSATION_UNKNOWN).
+        Errors: ABORTED (REASON_TURN_SUPERSEDED), NOT_FOUND (REASON_TURN_UNKNOWN, REASON_CONVERSATION_UNKNOWN),
+        FAILED_PRECONDITION (REASON_CONVERSATION_DELETED, REASON_CONVERSATION_ERASED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

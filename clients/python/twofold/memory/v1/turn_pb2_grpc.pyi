@@ -38,7 +38,8 @@ class TurnServiceStub:
     """
     HeartbeatTurn: _aio.UnaryUnaryMultiCallable[_turn_pb2.HeartbeatTurnRequest, _turn_pb2.HeartbeatTurnResponse]
     """HeartbeatTurn extends the lease from now on, and may keep the answer as far as there is one.
-    Errors: ABORTED (REASON_TURN_SUPERSEDED), NOT_FOUND (REASON_TURN_UNKNOWN, REASON_CONVERSATION_UNKNOWN).
+    Errors: ABORTED (REASON_TURN_SUPERSEDED), NOT_FOUND (REASON_TURN_UNKNOWN, REASON_CONVERSATION_UNKNOWN),
+    FAILED_PRECONDITION (REASON_CONVERSATION_DELETED, REASON_CONVERSATION_ERASED).
     """
     CommitTurn: _aio.UnaryUnaryMultiCallable[_turn_pb2.CommitTurnRequest, _turn_pb2.CommitTurnResponse]
     """CommitTurn closes a turn with its answer: the user's messages and the answer are stored and numbered as one turn, in one
@@ -95,7 +96,8 @@ class TurnServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_turn_pb2.HeartbeatTurnRequest, _abc.Awaitable[_turn_pb2.HeartbeatTurnResponse]],
     ) -> _abc.Awaitable[_turn_pb2.HeartbeatTurnResponse]:
         """HeartbeatTurn extends the lease from now on, and may keep the answer as far as there is one.
-        Errors: ABORTED (REASON_TURN_SUPERSEDED), NOT_FOUND (REASON_TURN_UNKNOWN, REASON_CONVERSATION_UNKNOWN).
+        Errors: ABORTED (REASON_TURN_SUPERSEDED), NOT_FOUND (REASON_TURN_UNKNOWN, REASON_CONVERSATION_UNKNOWN),
+        FAILED_PRECONDITION (REASON_CONVERSATION_DELETED, REASON_CONVERSATION_ERASED).
         """
 
     @_abc_1.abstractmethod

@@ -44,7 +44,14 @@ WHERE workspace_id = $1 AND thread_id = $2
 FOR UPDATE;
 
 -- name: next_fence
-UPDATE memory.conversations SET turn_fence = turn_fence + 1 WHERE workspace_id = $1 AND thread_id = $2 RETURNING turn_fence;
+-- A change as an append is: what is kept for so many days after it does not go while somebody talks.
+UPDATE memory.conversations
+SET
+    turn_fence = turn_fence + 1,
+    updated_at = now(),
+    listed_at = CASE WHEN listed_at < now() - interval '1 minute' THEN now() ELSE listed_at END
+WHERE workspace_id = $1 AND thread_id = $2
+RETURNING turn_fence;
 
 -- name: keep_open_turn
 -- $7 the lease, $8 the grace behind it
@@ -65,7 +72,10 @@ SET
     lease = coalesce($5::interval, lease),
     lease_until = clock_timestamp() + coalesce($5::interval, lease),
     sweep_at = clock_timestamp() + coalesce($5::interval, lease) + $6::interval
-WHERE workspace_id = $1 AND thread_id = $2 AND turn_id = $3 AND fence = $4
+WHERE workspace_id = $1 AND thread_id = $2 AND turn_id = $3 AND fence = $4 AND EXISTS (
+    SELECT FROM memory.conversations
+    WHERE workspace_id = $1 AND thread_id = $2 AND deleted_at IS NULL AND erased_at IS NULL
+)
 RETURNING lease_until;
 
 -- name: extend_lease_with_partial
@@ -75,7 +85,10 @@ SET
     lease_until = clock_timestamp() + coalesce($5::interval, lease),
     sweep_at = clock_timestamp() + coalesce($5::interval, lease) + $6::interval,
     partial_roles = $7, partial_contents = $8, partial_rests = $9, partial_token_counts = $10, partial_bytes = $11
-WHERE workspace_id = $1 AND thread_id = $2 AND turn_id = $3 AND fence = $4
+WHERE workspace_id = $1 AND thread_id = $2 AND turn_id = $3 AND fence = $4 AND EXISTS (
+    SELECT FROM memory.conversations
+    WHERE workspace_id = $1 AND thread_id = $2 AND deleted_at IS NULL AND erased_at IS NULL
+)
 RETURNING lease_until;
 
 -- name: forget_open_turn
