@@ -47,8 +47,8 @@ from twofold.memory.v1.message_pb2 import Durability, Message, ReadLevel, Role
 from twofold.memory.v1.preference_pb2 import GetPreferencesRequest, UpdatePreferencesRequest
 from twofold.memory.v1.revision_pb2 import EditMessageRequest, NewContent
 from twofold.memory.v1.summary_pb2 import ListSummariesRequest, PutSummaryRequest, Summary
-from twofold.memory.v1.tool_run_pb2 import CreateToolRunRequest, ToolRun
-from twofold.memory.v1.turn_pb2 import BeginTurnRequest
+from twofold.memory.v1.tool_run_pb2 import ClaimToolRunRequest, CreateToolRunRequest, FailToolRunRequest, ToolRun
+from twofold.memory.v1.turn_pb2 import BeginTurnRequest, CommitTurnRequest
 from twofold_chassis.settings import DatabaseSettings
 from twofold_cli.embedded.postgres import EmbeddedPostgres
 from twofold_cli.embedded.redis import EmbeddedRedis
@@ -713,6 +713,87 @@ async def test_what_a_workspace_has_kept_for_long_enough_is_erased_with_a_receip
         return int(await sql.fetchval(query, workspace_id)) == 1
 
     await until(all_gone)
+
+
+async def test_a_retention_takes_no_conversation_in_which_a_turn_is_open_nor_what_its_branches_share(
+    watchful: Memory, sql: "Sql[Any]", workspace_id: str
+) -> None:
+    """What the user has just said is in no message yet, and must not go with what is old."""
+    for name in ("old", "talking", "parent"):
+        await watchful.append(ThreadKey(workspace_id, name), "kept")
+    fork = ForkConversationRequest(workspace_id=workspace_id, thread_id="parent", branch_thread_id="branch")
+    await watchful.branches.ForkConversation(fork, timeout=CALL_S)
+    await age(sql, workspace_id, 31, "old", "talking", "parent", "branch")
+    fences = {}
+    for name in ("talking", "branch"):
+        request = BeginTurnRequest(workspace_id=workspace_id, thread_id=name, request_id="t", messages=said("I am back"))
+        fences[name] = (await watchful.turns.BeginTurn(request, timeout=CALL_S)).fence
+    await set_days(watchful, workspace_id, 30)
+
+    async def old_is_gone() -> bool:
+        query = "SELECT thread_id FROM memory.conversations WHERE workspace_id = $1 AND erased_at IS NOT NULL"
+        return "old" in [row["thread_id"] for row in await sql.fetch(query, workspace_id)]
+
+    async def looked_again() -> bool:
+        return bool(
+            await sql.fetchval("SELECT due_at > $2 FROM memory.retentions WHERE workspace_id = $1", workspace_id, now)
+        )
+
+    await until(old_is_gone)
+    now = await sql.fetchval("SELECT now() + interval '300 ms'")
+    await until(looked_again)
+    for name, fence in fences.items():
+        commit = CommitTurnRequest(
+            workspace_id=workspace_id, thread_id=name, turn_id="t", fence=fence, response_messages=said("Hello!")
+        )
+        await watchful.turns.CommitTurn(commit, timeout=CALL_S)
+        assert texts(await watchful.all_messages(ThreadKey(workspace_id, name))) == ["kept", "I am back", "Hello!"]
+
+
+async def test_an_erasure_lets_answers_be_that_tell_of_something_else(room: Memory, workspace_id: str) -> None:
+    """An id may be as short as "1", and stand in anything: a repeat of another call must still change nothing."""
+    await room.append(ThreadKey(workspace_id, "1"), "hello")
+
+    async def wish(value: str, request_id: str) -> str:
+        request = UpdatePreferencesRequest(workspace_id=workspace_id, user_id="ada", request_id=request_id)
+        request.set["key-1"] = value
+        await room.preferences.UpdatePreferences(request, timeout=CALL_S)
+        asked = GetPreferencesRequest(workspace_id=workspace_id, user_id="ada")
+        return (await room.preferences.GetPreferences(asked, timeout=CALL_S)).preferences[0].value
+
+    assert await wish("first", "r1") == "first"
+    assert await wish("second", "r2") == "second"
+    erase = pb.EraseConversationRequest(workspace_id=workspace_id, thread_id="1")
+    assert (await room.erasures.EraseConversation(erase, timeout=CALL_S)).erasure.state == DONE
+    assert await wish("first", "r1") == "second"
+
+
+async def test_an_erasure_takes_answers_whose_calls_did_not_name_the_conversation(
+    room: Memory, sql: "Sql[Any]", workspace_id: str, needle: str
+) -> None:
+    create = CreateConversationRequest(
+        conversation=Conversation(workspace_id=workspace_id, title=needle), request_id="made here"
+    )
+    thread_id = (await room.conversations.CreateConversation(create, timeout=CALL_S)).conversation.thread_id
+    run = ToolRun(workspace_id=workspace_id, thread_id=thread_id, tool_run_id="run", name=needle)
+    await room.tool_runs.CreateToolRun(CreateToolRunRequest(tool_run=run), timeout=CALL_S)
+    claim = ClaimToolRunRequest(workspace_id=workspace_id, names=[needle], holder="w", request_id="claim")
+    claimed = (await room.tool_runs.ClaimToolRun(claim, timeout=CALL_S)).tool_run
+    fail = FailToolRunRequest(
+        workspace_id=workspace_id,
+        tool_run_id="run",
+        version=claimed.version,
+        attempt=claimed.attempt,
+        error=needle,
+        request_id="fail",
+    )
+    await room.tool_runs.FailToolRun(fail, timeout=CALL_S)
+    kept = "SELECT request_id FROM memory.requests WHERE workspace_id = $1 ORDER BY request_id"
+    assert [row[0] for row in await sql.fetch(kept, workspace_id)] == ["claim", "fail", "made here"]
+    erase = pb.EraseConversationRequest(workspace_id=workspace_id, thread_id=thread_id)
+    assert (await room.erasures.EraseConversation(erase, timeout=CALL_S)).erasure.state == DONE
+    assert await sql.fetch(kept, workspace_id) == []
+    assert await places_in_postgres(sql, needle) == []
 
 
 async def test_a_retention_is_read_as_it_was_set_and_guarded_by_its_etag(room: Memory, workspace_id: str) -> None:

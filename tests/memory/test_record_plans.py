@@ -1,6 +1,7 @@
 """What a query of records reads does not grow with what there is (M13), as a plan instead of a time."""
 
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
@@ -46,13 +47,28 @@ async def many_records(room: Memory, sql: "asyncpg.Pool[Any]") -> None:
         f" FROM generate_series(1, {ROWS}) i",
         WS,
     )
-    for table in ("events", "summaries", "checkpoints", "tool_runs", "preferences", "documents", "conversations"):
+    await sql.execute(
+        "INSERT INTO memory.dead_letters (workspace_id, thread_id, turn_id, payload_hash, reason, payload, resolved_at)"
+        f" SELECT $1, 't' || i, 't', '', 'INVALID', '', now() FROM generate_series(1, {ROWS}) i",
+        WS,
+    )
+    for table in (
+        "dead_letters",
+        "events",
+        "summaries",
+        "checkpoints",
+        "tool_runs",
+        "preferences",
+        "documents",
+        "conversations",
+    ):
         await sql.execute(f"ANALYZE memory.{table}")
 
 
 MB = 3_000_000
 LAST = 2**63 - 1
 QUERIES: dict[str, tuple[object, ...]] = {
+    "all_dead_letters": (WS, datetime(1970, 1, 1, tzinfo=UTC), "", "", "", b"", 51),
     "events_after": (WS, THREAD, 2_000, 51, MB),
     "events_of_kind_after": (WS, THREAD, 2_000, 51, MB, "rare"),
     "summary": (WS, THREAD, "s77"),

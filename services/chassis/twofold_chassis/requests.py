@@ -60,7 +60,7 @@ class Requests:
     """The table of one schema. `says_what`: it has the columns thread_id and user_id."""
 
     def __init__(self, schema: str, *, says_what: bool = False) -> None:
-        texts = _STATEMENTS | {"keep_answer": _KEEP_ANSWER_ABOUT} if says_what else _STATEMENTS
+        texts = _STATEMENTS | _STATEMENTS_ABOUT if says_what else _STATEMENTS
         self.statements = {name: text.replace("{schema}", schema) for name, text in texts.items()}
         self._says_what = says_what
 
@@ -89,6 +89,11 @@ class Requests:
         await connection.execute(self.statements["keep_answer"], *name, attempt.rpc, attempt.body_hash, answer, *about)
         return answer
 
+    async def tells_of(self, connection: Connection, attempt: Attempt, thread_id: str) -> None:
+        """Says what the answer that `once` has just kept is about, where the request did not: found by the change itself."""
+        if attempt.request_id is not None:
+            await connection.execute(self.statements["answer_tells_of"], attempt.scope, attempt.request_id, thread_id)
+
 
 _STATEMENTS = {
     "lock_request": "SELECT pg_advisory_xact_lock(hashtextextended('{schema}:' || length($1::text) || ':' || $1 || $2, 0))",
@@ -107,9 +112,12 @@ _STATEMENTS = {
         " FOR UPDATE SKIP LOCKED)"
     ),
 }
-_KEEP_ANSWER_ABOUT = (
-    "INSERT INTO {schema}.requests (workspace_id, request_id, rpc, body_hash, answer, thread_id, user_id)"
-    " VALUES ($1, $2, $3, $4, $5, $6, $7)"
-    " ON CONFLICT (workspace_id, request_id) DO UPDATE SET rpc = excluded.rpc, body_hash = excluded.body_hash,"
-    " answer = excluded.answer, created_at = now(), thread_id = excluded.thread_id, user_id = excluded.user_id"
-)
+_STATEMENTS_ABOUT = {
+    "keep_answer": (
+        "INSERT INTO {schema}.requests (workspace_id, request_id, rpc, body_hash, answer, thread_id, user_id)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7)"
+        " ON CONFLICT (workspace_id, request_id) DO UPDATE SET rpc = excluded.rpc, body_hash = excluded.body_hash,"
+        " answer = excluded.answer, created_at = now(), thread_id = excluded.thread_id, user_id = excluded.user_id"
+    ),
+    "answer_tells_of": "UPDATE {schema}.requests SET thread_id = $3 WHERE workspace_id = $1 AND request_id = $2",
+}

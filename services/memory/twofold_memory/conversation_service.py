@@ -1,5 +1,6 @@
 """ConversationService: read, ask, answer."""
 
+from dataclasses import replace
 from typing import Any
 
 from twofold.memory.v1 import conversation_pb2 as pb
@@ -38,6 +39,7 @@ class ConversationService(stubs.ConversationServiceServicer):
     ) -> pb.CreateConversationResponse:
         new = wire.new_conversation(request)
         call = attempt(new.key.workspace_id, "CreateConversation", request, request.request_id)
+        call = replace(call, thread_id=new.key.thread_id)  # also if it was made here
         made = self._conversations.create(
             call,
             new,

@@ -280,13 +280,13 @@ async def _erase_rows(connection: Connection, key: ErasureKey) -> bool:
     threads = await connection.fetch(STATEMENTS["threads_with_rows"], *key, _THREADS_AT_ONCE)
     counts: Counter[str] = Counter()
     for (thread_id,) in threads:
-        place = (key.workspace_id, thread_id)
-        gone = await connection.fetch(STATEMENTS["erase_rows"], *place, TABLES_OF_A_THREAD, _ROWS_AT_ONCE)
+        gone = await connection.fetch(
+            STATEMENTS["erase_rows"], key.workspace_id, thread_id, TABLES_OF_A_THREAD, _ROWS_AT_ONCE
+        )
         for name, count in gone:
             counts[name] += count
         if any(count == _ROWS_AT_ONCE for _, count in gone):
             break  # there may be more
-        await connection.execute(STATEMENTS["erase_answers_that_name"], *place)
         await connection.execute(STATEMENTS["rows_gone"], *key, thread_id)
         if counts.total() >= _ROWS_AT_ONCE:
             break

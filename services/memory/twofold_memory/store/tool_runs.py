@@ -1,7 +1,7 @@
 """Tool runs in Postgres."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -68,14 +68,13 @@ class PostgresToolRuns:
     ) -> bytes:
         """Changes a run under its lock. Raises ToolRunUnknown, RequestReused, and what `change` does."""
 
-        async def make() -> bytes:
+        async def make(connection: Connection) -> ToolRun:
             row = await connection.fetchrow(STATEMENTS["lock_tool_run"], attempt.scope, tool_run_id)
             if row is None:
                 raise unknown(tool_run_id)
-            return answer(await _changed(connection, row, change, result, error))
+            return await _changed(connection, row, change, result, error)
 
-        async with postgres.transaction(self._pool) as connection:
-            return await self._requests.once(connection, attempt, make)
+        return await self._once(attempt, make, answer)
 
     async def change_due(self, attempt: Attempt, names: Sequence[str], change: Change, answer: Answer) -> bytes:
         """Changes a run that may be claimed, of the first of the names that has one; without one the answer is empty.
@@ -83,15 +82,14 @@ class PostgresToolRuns:
         Raises RequestReused, what `change` does.
         """
 
-        async def make() -> bytes:
+        async def make(connection: Connection) -> ToolRun | None:
             for name in names:
                 row = await connection.fetchrow(STATEMENTS["lock_due_tool_run"], attempt.scope, name)
                 if row is not None:
-                    return answer(await _changed(connection, row, change))
-            return b""
+                    return await _changed(connection, row, change)
+            return None
 
-        async with postgres.transaction(self._pool) as connection:
-            return await self._requests.once(connection, attempt, make)
+        return await self._once(attempt, make, answer)
 
     async def get(self, workspace_id: str, tool_run_id: str, user_id: str | None) -> tuple[ToolRun, Contents]:
         """A run with all there is of it. Raises ToolRunUnknown."""
@@ -131,6 +129,23 @@ class PostgresToolRuns:
         """Ends some runs that have lost their last attempt; how many."""
         async with postgres.transaction(self._pool) as connection:
             return len(await connection.fetch(STATEMENTS["give_up_tool_runs"], count))
+
+    async def _once(
+        self, attempt: Attempt, make: Callable[[Connection], Awaitable[ToolRun | None]], answer: Answer
+    ) -> bytes:
+        """The answer of a change whose request names no conversation, kept as one about that of the run."""
+        run: ToolRun | None = None
+
+        async def first() -> bytes:
+            nonlocal run
+            run = await make(connection)
+            return b"" if run is None else answer(run)
+
+        async with postgres.transaction(self._pool) as connection:
+            told = await self._requests.once(connection, attempt, first)
+            if run is not None and run.thread_id is not None:
+                await self._requests.tells_of(connection, attempt, run.thread_id)
+        return told
 
 
 async def _created(connection: Connection, new: NewToolRun) -> asyncpg.Record | None:

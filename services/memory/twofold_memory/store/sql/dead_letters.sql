@@ -10,7 +10,7 @@ ORDER BY created_at, workspace_id, thread_id, turn_id, payload_hash
 LIMIT $7;
 
 -- name: all_dead_letters
--- As unresolved_dead_letters. There is no index for this order: dead letters are few.
+-- As unresolved_dead_letters.
 SELECT
     workspace_id, thread_id, turn_id, payload_hash, reason, sqlstate, octet_length(payload) AS payload_bytes, created_at,
     resolved_at, resolution, resolved_by, resolved_because

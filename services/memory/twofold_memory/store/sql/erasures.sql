@@ -171,11 +171,6 @@ LIMIT $3;
 -- Of each of these tables, in their order.
 SELECT t.name, memory.erase_rows($1, $2, t.name, $4) AS gone FROM unnest($3::text[]) AS t (name);
 
--- name: erase_answers_that_name
--- First answers about conversations whose id was made by the call: their requests name none.
-DELETE FROM memory.requests
-WHERE workspace_id = $1 AND thread_id IS NULL AND position(convert_to($2, 'UTF8') IN answer) > 0 AND rpc NOT LIKE 'Erase%';
-
 -- name: rows_gone
 UPDATE memory.erasure_threads SET rows_left = false WHERE workspace_id = $1 AND erasure_id = $2 AND thread_id = $3;
 
