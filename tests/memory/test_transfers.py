@@ -5,6 +5,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from twofold.memory.v1 import transfer_pb2 as pb
 from twofold.memory.v1.conversation_pb2 import AppendTurnRequest, DeleteConversationRequest, GetConversationRequest
 from twofold.memory.v1.message_pb2 import Data, FileRef, ImageRef, Message, Part, Role
 from twofold.memory.v1.revision_pb2 import DeleteMessageRequest, EditMessageRequest, NewContent
+from twofold_chassis.refusals import StoreUnavailable
 from twofold_cli.embedded.postgres import EmbeddedPostgres
 from twofold_cli.embedded.redis import EmbeddedRedis
-from twofold_memory.imports import LINE_BYTES_MAX
-from twofold_memory.threads import ThreadKey
+from twofold_memory.imports import LINE_BYTES_MAX, Imports, Order
+from twofold_memory.threads import Conversation, KeptTurn, NewTurn, ThreadKey, Wanted
+from twofold_memory.wire import transcripts as transcripts_wire
 
 FILE = Path(__file__).parents[3] / "shared" / "data" / "airline-agent-transcripts.jsonl"
 CHUNK = 100_000
@@ -355,6 +358,32 @@ async def test_lines_of_one_conversation_are_stored_in_their_order(room: Memory,
     assert result.errors == []
     stored = await room.all_messages(ThreadKey(workspace_id, "one"))
     assert texts(stored) == [message["content"] for line in lines for message in line["messages"]]
+
+
+async def test_a_line_is_not_stored_before_one_of_its_conversation_that_could_not_be(
+    monkeypatch: pytest.MonkeyPatch, workspace_id: str
+) -> None:
+    """Postgres is away for as long as anybody waits, and back a moment later: the import is sent again, in its order."""
+    monkeypatch.setattr("twofold_memory.imports._PATIENCE_S", 0.0)
+    stored: list[str] = []
+
+    class Store:
+        async def make(self, new: Conversation) -> None:
+            pass
+
+        async def append(self, turn: NewTurn, wanted: Wanted) -> KeptTurn:
+            if not stored and turn.messages[0].content == "first":
+                raise StoreUnavailable("away for a moment")
+            stored.append(turn.messages[0].content or "")
+            return KeptTurn(1, 1, 1, datetime.now(UTC), None, duplicate=False)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield jsonl(talk("one", "first"), talk("one", "second"), talk("one", "third"))
+
+    with pytest.raises(StoreUnavailable):
+        async for _ in Imports(Store(), Store()).run(Order(workspace_id, "import"), chunks(), transcripts_wire.imported):
+            pass
+    assert stored == []
 
 
 async def test_a_line_without_thread_id_gets_the_same_one_each_time(room: Memory, workspace_id: str) -> None:

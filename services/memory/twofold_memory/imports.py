@@ -314,8 +314,9 @@ class _Run:
         return await asyncio.to_thread(self._read, self._order, line.number, line.text)
 
     async def _line(self, number: int, imported: Imported, before: asyncio.Task[None] | None) -> None:
-        if before is not None and not before.done():
+        if before is not None:
             await asyncio.wait([before])
+            before.result()  # where that one could not be stored, this one may not go in front of it
         try:
             if imported.described:
                 await _patiently(self._made, imported.conversation)
