@@ -5,12 +5,16 @@ import re
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis.asyncio
+from google.protobuf.duration_pb2 import Duration
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.memory.rooms import Memory, connected, redis_of, until
+from tests.memory.rooms import CALL_S, Memory, connected, redis_of, said, until
+from twofold.memory.v1.turn_pb2 import BeginTurnRequest, TurnPolicy
+from twofold.memory.v1.watch_pb2 import WatchConversationRequest
 from twofold_chassis.settings import DatabaseSettings, LogSettings
 from twofold_cli.embedded.redis import EmbeddedRedis
 from twofold_memory import keys
@@ -72,6 +76,36 @@ async def test_each_look_at_a_window_is_counted_by_what_it_came_to(
         await read_as("STALE")
         await own_redis.kill()
         await read_as("AWAY")
+
+
+async def test_calls_that_last_are_counted_while_they_do(measured: tuple[Memory, Scrape], key: ThreadKey) -> None:
+    room, scrape = measured
+    named: dict[str, Any] = {"workspace_id": key.workspace_id, "thread_id": key.thread_id}
+    first = BeginTurnRequest(**named, request_id="t1", messages=said("a"))
+    await room.turns.BeginTurn(first, timeout=CALL_S)
+
+    async def counts() -> list[float]:
+        samples = [sample for family in text_string_to_metric_families(await scrape()) for sample in family.samples]
+        names = ("twofold_memory_watchers", "twofold_memory_turn_waiters")
+        return [sample.value for name in names for sample in samples if sample.name == name]
+
+    async def are(*expected: float) -> None:
+        async def as_expected() -> bool:
+            return await counts() == list(expected)
+
+        await until(as_expected)
+
+    watch = room.watches.WatchConversation(WatchConversationRequest(**named), timeout=CALL_S)
+    assert await watch.read()
+    await are(1, 0)
+    second = BeginTurnRequest(
+        **named, request_id="t2", messages=said("b"), policy=TurnPolicy.TURN_POLICY_QUEUE, queue_wait=Duration(seconds=60)
+    )
+    waiting = room.turns.BeginTurn(second, timeout=CALL_S)
+    await are(1, 1)
+    watch.cancel()
+    waiting.cancel()
+    await are(0, 0)
 
 
 async def test_every_metric_of_the_room_is_explained_to_operators(measured: tuple[Memory, Scrape]) -> None:

@@ -193,7 +193,7 @@ async def test_a_redis_that_may_evict_what_waits_is_told(
 
 async def test_the_gauges_of_what_is_left_are_no_numbers_while_nobody_can_know() -> None:
     class Store:
-        found: Backlogs | None = Backlogs(Backlog(2, timedelta(seconds=90)), Backlog(0, None))
+        found: Backlogs | None = Backlogs(Backlog(2, timedelta(seconds=90)), Backlog(0, None), Backlog(7, None), 3)
 
         async def backlogs(self) -> Backlogs:
             if self.found is None:
@@ -212,7 +212,10 @@ async def test_the_gauges_of_what_is_left_are_no_numbers_while_nobody_can_know()
     assert all(map(math.isnan, told("dead_letters")))
     assert await gauges.refresh(500) == 0
     assert (told("dead_letters"), told("window_purges")) == ((2, 90), (0, 0))
+    others = [("twofold_memory_backlog", {"kind": "search"}), ("twofold_memory_open_turns", {})]
+    assert [metrics.get_sample_value(*other) for other in others] == [7, 3]
     store.found = None
     with pytest.raises(StoreUnavailable):
         await gauges.refresh(500)
     assert all(map(math.isnan, (*told("dead_letters"), *told("window_purges"))))
+    assert all(math.isnan(metrics.get_sample_value(*other) or 0) for other in others)

@@ -89,7 +89,7 @@ from twofold_memory.summaries import SummaryRecall
 from twofold_memory.summary_service import SummaryService
 from twofold_memory.sweeps import Sweeps
 from twofold_memory.sync_service import SyncService
-from twofold_memory.sync_status import BacklogGauges, Sync
+from twofold_memory.sync_status import BacklogGauges, Sync, gauge_lasting_calls
 from twofold_memory.tool_run_service import ToolRunService
 from twofold_memory.transfer_service import TransferService
 from twofold_memory.turn_queue import TurnQueue
@@ -208,6 +208,7 @@ async def memory(settings: Settings) -> AsyncIterator[Running]:
 
         backlogs = PostgresBacklogs(pool)
         await cleanup.enter_async_context(Sweeps([BacklogGauges(backlogs, metrics).refresh], period_s=15.0).repeated())
+        gauge_lasting_calls(lambda: followers.count, lambda: queue.count, metrics)
         sync = Sync(journal, backlogs, RedisSync(link), lambda: purges.settled)
         replays = Replays(windows, journal, told=followers.told)
         cleanup.push_async_callback(replays.drain)

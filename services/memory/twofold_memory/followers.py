@@ -78,6 +78,11 @@ class Followers:
         self._woken = asyncio.Event()
         self._asking: asyncio.Task[None] | None = None
 
+    @property
+    def count(self) -> int:
+        """How many follow."""
+        return self._count
+
     def told(self, key: ThreadKey) -> None:
         """This worker has committed something to the thread: its followers learn of it at once."""
         if key in self._threads:

@@ -24,10 +24,12 @@ class Backlog:
 
 @dataclass(frozen=True, slots=True)
 class Backlogs:
-    """What is left in Postgres."""
+    """What is left in Postgres, and how many turns are open there. The search's has no age."""
 
     dead_letters: Backlog
     window_purges: Backlog
+    search: Backlog
+    open_turns_count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,9 @@ class BacklogGauges:
         self._age = Gauge(
             "twofold_memory_backlog_age_seconds", "Age of the oldest of it; 0 without any.", ("kind",), registry=metrics
         )
+        self._open_turns = Gauge(
+            "twofold_memory_open_turns", "Turns that are open, or left behind, counted to 10,000.", registry=metrics
+        )
         self._forget()
 
     async def refresh(self, _: int) -> int:
@@ -160,9 +165,22 @@ class BacklogGauges:
         for kind, backlog in (("dead_letters", found.dead_letters), ("window_purges", found.window_purges)):
             self._count.labels(kind).set(backlog.count)
             self._age.labels(kind).set(backlog.oldest_age.total_seconds() if backlog.oldest_age else 0)
+        self._count.labels("search").set(found.search.count)
+        self._open_turns.set(found.open_turns_count)
         return 0
 
     def _forget(self) -> None:
         for kind in ("dead_letters", "window_purges"):
             self._count.labels(kind).set(float("nan"))
             self._age.labels(kind).set(float("nan"))
+        self._count.labels("search").set(float("nan"))
+        self._open_turns.set(float("nan"))
+
+
+def gauge_lasting_calls(watchers: Callable[[], int], turn_waiters: Callable[[], int], metrics: CollectorRegistry) -> None:
+    """How many calls of this worker last, as metrics, asked each time they are read."""
+    for name, told, count in (
+        ("twofold_memory_watchers", "Calls of this worker that watch a conversation.", watchers),
+        ("twofold_memory_turn_waiters", "Calls of this worker that wait to open a turn.", turn_waiters),
+    ):
+        Gauge(name, told, registry=metrics).set_function(count)

@@ -47,6 +47,11 @@ class TurnQueue:
         self._leaving: set[asyncio.Task[None]] = set()
         self._woken = asyncio.Event()
 
+    @property
+    def count(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
+
     async def called(self, ticket: Ticket) -> None:
         """Returns when it may be this ticket's turn: to be tried, and to be asked again if it was not."""
         if len(self._waiting) >= _WAITING_MAX:

@@ -21,8 +21,13 @@ class PostgresBacklogs:
         async with postgres.connection(self._pool) as connection:
             row = await connection.fetchrow(STATEMENTS["backlogs"], BACKLOG_MAX, timeout=_ANSWER_S)
         assert row is not None
-        dead_letters, dead_letters_age, window_purges, window_purges_age = row
-        return Backlogs(_backlog(dead_letters, dead_letters_age), _backlog(window_purges, window_purges_age))
+        dead_letters, dead_letters_age, window_purges, window_purges_age, search, open_turns = row
+        return Backlogs(
+            _backlog(dead_letters, dead_letters_age),
+            _backlog(window_purges, window_purges_age),
+            Backlog(search, None),
+            open_turns,
+        )
 
 
 def _backlog(count: int, age: timedelta | None) -> Backlog:
