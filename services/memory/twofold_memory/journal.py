@@ -31,12 +31,15 @@ _OTHERS_AGE_S = 2.0
 _OVERDUE_S = 30.0
 _INDEX_AGAIN_S = 30.0
 _UNINDEX_AFTER_S = 60.0
+_EMPTY_AGAIN = 5  # searches
 _AT_ONCE = 8
 _MET_AGAIN_S = 1.0
 _MET_MAX = 10_000
 _COPIES_MAX = 20_000
 _COPIES_OF_A_WORKSPACE_MAX = 10_000
 _COPIES_BYTES_MAX = 128 * 1024 * 1024
+# Turns of others may take no more than this of the room for copies.
+_ADOPTED_SHARE = 0.5
 _LEAVING_S = 3.0
 
 
@@ -153,6 +156,7 @@ class Journal:
         # When this worker first saw an entry of another one; when a thread was first seen empty, and with which token.
         self._seen: dict[ThreadKey, dict[EntryKey, float]] = {}
         self._empty: dict[ThreadKey, tuple[str, float]] = {}
+        self._searches = 0
         self._met: cachetools.LRUCache[ThreadKey, float] = cachetools.LRUCache(_MET_MAX)
         self._meetings: set[asyncio.Task[None]] = set()
         self._at_once = asyncio.Semaphore(_AT_ONCE)
@@ -177,6 +181,11 @@ class Journal:
         """How long the oldest of these has waited; 0 without any."""
         oldest = min((copy.since for copies in self._copies.values() for copy in copies.values()), default=None)
         return 0.0 if oldest is None else self._clock() - oldest
+
+    @property
+    def remembered(self) -> int:
+        """Threads of which this worker remembers what it saw of them in the index."""
+        return len(self._seen) + len(self._empty)
 
     def holds(self, key: ThreadKey) -> bool:
         """Whether this worker has copies of turns of the thread."""
@@ -222,7 +231,8 @@ class Journal:
         kept it was sent to either store), JournalFull, RequestReused, ConversationErased.
         """
         try:
-            self._check_room(turn)
+            if not self._has_room(turn):
+                raise JournalFull("too many turns wait for the durable store", retry_after_s=1.0)
             async with asyncio.timeout(self._put_s):
                 for _ in range(_ATTEMPTS):
                     began = self._clock()
@@ -301,13 +311,13 @@ class Journal:
 
     # Copies ----------------------------------------------------------------------------------------------------------------
 
-    def _check_room(self, turn: NewTurn) -> None:
-        if (
-            self._copies_count >= _COPIES_MAX
-            or self._copies_bytes + turn.bytes > _COPIES_BYTES_MAX
-            or self._of_workspace.get(turn.key.workspace_id, 0) >= _COPIES_OF_A_WORKSPACE_MAX
-        ):
-            raise JournalFull("too many turns wait for the durable store", retry_after_s=1.0)
+    def _has_room(self, turn: NewTurn, share: float = 1.0) -> bool:
+        """Whether a copy of the turn fits into this share of what this worker may hold."""
+        return (
+            self._copies_count < share * _COPIES_MAX
+            and self._copies_bytes + turn.bytes <= share * _COPIES_BYTES_MAX
+            and self._of_workspace.get(turn.key.workspace_id, 0) < share * _COPIES_OF_A_WORKSPACE_MAX
+        )
 
     def _keep(self, journaled: Journaled) -> None:
         copies = self._copies.setdefault(journaled.turn.key, {})
@@ -362,6 +372,8 @@ class Journal:
             self._seen.pop(key, None)
         by_key = {waiter.journaled.key: waiter.journaled for waiter in waiters}
         await self._cache.settle(key, done, drained.stored, {name: by_key[name] for name in drained.inserted})
+        if drained.held:
+            await self._put_back(key, listed)
         if drained.inserted:
             self._told(key)
         for name in drained.stored:
@@ -399,11 +411,7 @@ class Journal:
         now = self._clock()
         for journaled in listed:
             seen = self._seen.get(key, {}).get(journaled.key)
-            if (
-                seen is not None
-                and now - seen > _OTHERS_AGE_S
-                and self._copies_bytes + journaled.turn.bytes < _COPIES_BYTES_MAX
-            ):
+            if seen is not None and now - seen > _OTHERS_AGE_S and self._has_room(journaled.turn, _ADOPTED_SHARE):
                 self._keep(journaled)
         in_list = {journaled.key for journaled in listed}
         missing = [journaled for journaled in self.copies(key) if journaled.key not in in_list]
@@ -446,31 +454,64 @@ class Journal:
             # Whatever it was, the next round must come.
             self._logger.error("draining failed", exc_info=error)
 
-    async def _drain_all(self, threads: Sequence[ThreadKey]) -> None:
-        """Drains threads, a few at a time; stops at the first sign that Postgres does not answer."""
-        for begin in range(0, len(threads), _AT_ONCE):
-            some = threads[begin : begin + _AT_ONCE]
-            answers = await asyncio.gather(*map(self.drain, some), return_exceptions=True)
-            for answer in answers:
-                if isinstance(answer, BaseException) and not isinstance(answer, Refusal):
-                    raise answer
-            if any(isinstance(answer, StoreUnavailable) for answer in answers):
-                # What Redis may have lost goes back also for those that were not tried.
-                for key in threads[begin + _AT_ONCE :]:
-                    await self._put_back(key, await self._cache.waiting(key))
+    async def _each(self, threads: Iterable[ThreadKey], work: Callable[[ThreadKey], Awaitable[None]]) -> None:
+        """Does it for each thread, a few at a time. What befalls one, or holds it up, is no hindrance to the others."""
+        left = iter(threads)
+
+        async def lane() -> None:
+            for key in left:
+                await self._try(work(key))
+
+        await asyncio.gather(*(lane() for _ in range(_AT_ONCE)))
+
+    async def _drain_all(self, threads: Iterable[ThreadKey]) -> None:
+        """Drains threads; from the first sign that Postgres does not answer, what Redis may have lost goes back instead."""
+        is_away = False
+
+        async def one(key: ThreadKey) -> None:
+            nonlocal is_away
+            if is_away:
+                await self._put_back(key, await self._cache.waiting(key))
                 return
+            try:
+                await self.drain(key)
+            except StoreUnavailable:
+                is_away = True
+                raise
+
+        await self._each(threads, one)
 
     async def _search(self) -> None:
         """Looks through the index for turns of workers that are gone."""
+        indexed: dict[ThreadKey, str] = {}
         for shard in range(JOURNAL_SHARDS):
-            for key, token in (await self._cache.indexed(shard)).items():
-                if not self.holds(key):
-                    await self._look_after(key, token)
+            indexed |= await self._cache.indexed(shard)
+        for seen in (self._seen, self._empty):
+            for key in seen.keys() - indexed.keys():
+                del seen[key]
+        left: list[ThreadKey] = []
 
-    async def _look_after(self, key: ThreadKey, token: str) -> None:
+        async def look(key: ThreadKey) -> None:
+            if await self._is_left(key, indexed[key]):
+                left.append(key)
+
+        self._searches += 1
+        # Most of the index is threads of which all is stored: they are looked at now and then, until they are forgotten.
+        whole = self._searches % _EMPTY_AGAIN == 0
+        await self._each(
+            (key for key, token in indexed.items() if not self.holds(key) and (whole or not self._was_empty(key, token))),
+            look,
+        )
+        await self._drain_all(left)
+
+    def _was_empty(self, key: ThreadKey, token: str) -> bool:
+        return key in self._empty and self._empty[key][0] == token
+
+    async def _is_left(self, key: ThreadKey, token: str) -> bool:
+        """Whether turns of the thread have waited for so long that their worker must be gone; forgets one without any."""
         listed = await self._cache.waiting(key)
         if listed is None:
-            return
+            return False
         now = self._clock()
         if not listed:
             self._seen.pop(key, None)
@@ -480,13 +521,11 @@ class Journal:
             elif now - since >= _UNINDEX_AFTER_S:
                 del self._empty[key]
                 await self._cache.unindex(key, token)
-            return
+            return False
         self._empty.pop(key, None)
         seen = self._seen.setdefault(key, {})
         first_seen = [seen.setdefault(journaled.key, now) for journaled in listed]
-        if now - min(first_seen) >= _OTHERS_AGE_S:
-            with contextlib.suppress(Refusal):
-                await self.drain(key)
+        return now - min(first_seen) >= _OTHERS_AGE_S
 
 
 def _token() -> str:

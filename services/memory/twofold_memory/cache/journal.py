@@ -128,7 +128,7 @@ class RedisJournal:
         """The threads of a part of the index, each with its token. Raises RedisUnavailable."""
         reply = await self._link.call("HGETALL", keys.journal(shard))
         pairs = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
-        return {ThreadKey(*json.loads(name)): token.decode() for name, token in pairs}
+        return {key: token.decode() for name, token in pairs if (key := _named(name)) is not None}
 
     async def unindex(self, key: ThreadKey, token: str) -> None:
         """Forgets a thread, unless somebody has noted it anew."""
@@ -149,6 +149,14 @@ def waiting_of(key: ThreadKey, reply: Sequence[bytes]) -> list[Journaled]:
 
 def _name(key: ThreadKey) -> str:
     return json.dumps(key, ensure_ascii=False, separators=(",", ":"))
+
+
+def _named(name: bytes) -> ThreadKey | None:
+    """What `_name` wrote; None for anything else, which is left where it lies."""
+    try:
+        return ThreadKey(*json.loads(name))
+    except (ValueError, TypeError):
+        return None
 
 
 def _full(message: str) -> JournalFull:
