@@ -269,7 +269,7 @@ async def test_a_token_finds_its_turn_in_the_journal_and_in_postgres_and_is_refu
 ) -> None:
     """M8."""
     key, outcomes = thread(workspace_id), set[str]()
-    await worker.append(key, "q0")
+    await append(worker, key, "q0", durability=COMMITTED)
     with silent(own_postgres):
         answer = await append(worker, key, "q1", turn_id="t1")
         assert texts((await other.read(key, token=answer.thread_token)).messages) == ["q0", "q1"]
@@ -369,7 +369,7 @@ async def test_a_journaled_turn_of_a_deleted_conversation_is_a_dead_letter_and_i
 ) -> None:
     """M6: never neither stored nor dead."""
     key = thread(workspace_id)
-    await worker.append(key, "q0")
+    await append(worker, key, "q0", durability=COMMITTED)
     await worker.conversations.DeleteConversation(
         DeleteConversationRequest(workspace_id=key.workspace_id, thread_id=key.thread_id), timeout=CALL_S
     )
@@ -392,7 +392,7 @@ async def test_with_redis_away_a_turn_is_committed_and_says_that_its_order_is_no
 ) -> None:
     """M2, race 2."""
     key = thread(workspace_id)
-    await worker.append(key, "q0")
+    await append(worker, key, "q0", durability=COMMITTED)
     await own_redis.kill()
     answer = await append(worker, key, "q1", turn_id="t1")
     assert (answer.durability, answer.order_unverified, answer.first_seq) == (COMMITTED, True, 2)

@@ -52,7 +52,13 @@ async def many_records(room: Memory, sql: "asyncpg.Pool[Any]") -> None:
         f" SELECT $1, 't' || i, 't', '', 'INVALID', '', now() FROM generate_series(1, {ROWS}) i",
         WS,
     )
+    await sql.execute(
+        "INSERT INTO memory.record_heads (workspace_id, thread_id) SELECT workspace_id, thread_id FROM memory.conversations"
+        " WHERE workspace_id = $1",
+        WS,
+    )
     for table in (
+        "record_heads",
         "dead_letters",
         "events",
         "summaries",

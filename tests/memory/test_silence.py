@@ -11,7 +11,7 @@ from grpc_status import rpc_status
 
 from tests.memory.rooms import CALL_S, Memory, database_of, redis_of, refused, seqs, serving, thread, until
 from twofold.memory.v1.context_pb2 import InvokingRequest
-from twofold.memory.v1.message_pb2 import Completeness, ReadLevel, ReadSource
+from twofold.memory.v1.message_pb2 import Completeness, Durability, ReadLevel, ReadSource
 from twofold.memory.v1.preference_pb2 import GetPreferencesRequest, UpdatePreferencesRequest
 from twofold_chassis.settings import RedisSettings
 from twofold_cli.embedded.postgres import EmbeddedPostgres
@@ -169,10 +169,10 @@ async def until_stored(memory: Memory, key: ThreadKey, text: str, *, turn_id: st
 
     async def stored() -> bool:
         try:
-            await memory.append(key, text, turn_id=turn_id)
+            answer = await memory.append(key, text, turn_id=turn_id)
         except grpc.aio.AioRpcError:
             return False
-        return True
+        return answer.durability == Durability.DURABILITY_COMMITTED
 
     await until(stored)
 
