@@ -274,7 +274,7 @@ async def test_a_token_finds_its_turn_in_the_journal_and_in_postgres_and_is_refu
         answer = await append(worker, key, "q1", turn_id="t1")
         assert texts((await other.read(key, token=answer.thread_token)).messages) == ["q0", "q1"]
         async with flushed(own_redis) as client:
-            for _ in range(20):  # its worker puts it back, sooner or later than we ask
+            for _ in range(4):  # its worker puts it back, sooner or later than we ask
                 await client.flushall()
                 try:
                     window = await other.read(key, token=answer.thread_token)
