@@ -281,6 +281,11 @@ async def test_who_has_lost_the_last_attempt_is_given_up(room: Memory, workspace
     assert (await heartbeat(room, run)).state == RUNNING  # nobody else will: it may go on
 
 
+async def test_a_user_is_not_listed_the_runs_of_all(room: Memory, workspace_id: str) -> None:
+    async with refused(grpc.StatusCode.INVALID_ARGUMENT, "REASON_INVALID_FIELD"):
+        await listed(room, workspace_id, user_id="grace")
+
+
 async def test_they_are_listed_by_conversation_state_and_name(room: Memory, workspace_id: str, sql: "Sql[Any]") -> None:
     talk = thread(workspace_id)
     await room.append(talk, "q", user_id="ada")

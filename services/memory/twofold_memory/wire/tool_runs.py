@@ -176,6 +176,10 @@ def filter_of(request: pb.ListToolRunsRequest) -> Filter:
     """Which runs are asked for."""
     workspace_id = fields.identifier(request.workspace_id, "workspace_id")
     thread_id = fields.optional_identifier(request.thread_id, "thread_id")
+    user_id = fields.optional_identifier(request.user_id, "user_id")
+    if user_id is not None and thread_id is None:
+        # Runs have no users: without a conversation those of all would be listed.
+        raise InvalidField("thread_id", "is required with user_id")
     state = None
     if request.state:
         state = _STATES.get(request.state)
@@ -184,7 +188,7 @@ def filter_of(request: pb.ListToolRunsRequest) -> Filter:
     return Filter(
         workspace_id=workspace_id,
         key=None if thread_id is None else ThreadKey(workspace_id, thread_id),
-        user_id=fields.optional_identifier(request.user_id, "user_id"),
+        user_id=user_id,
         state=state,
         name=fields.optional_identifier(request.name, "name"),
     )

@@ -732,7 +732,7 @@ class ListToolRunsRequest(_message.Message):
     thread_id: _builtins.str
     """Only runs for this conversation. Optional."""
     user_id: _builtins.str
-    """With thread_id: the conversation must belong to this user or to nobody. Optional."""
+    """Only with thread_id: the conversation must belong to this user or to nobody. Optional."""
     state: Global___ToolRunState.ValueType
     """Only runs in this state. Optional."""
     name: _builtins.str
