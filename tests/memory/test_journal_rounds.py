@@ -16,6 +16,7 @@ from twofold_memory.cache.journal import Put
 from twofold_memory.draining import Drained, Waiter
 from twofold_memory.journal import Journal
 from twofold_memory.journaled import EntryKey, Journaled
+from twofold_memory.keys import journal_shard
 from twofold_memory.threads import KeptTurn, Known, NewMessage, NewTurn, ThreadKey
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -56,6 +57,7 @@ class Redis:
     def __init__(self) -> None:
         self.lists: dict[ThreadKey, dict[EntryKey, Journaled]] = {}
         self.index_of: dict[ThreadKey, str] = {}
+        self.away: set[int] = set()
 
     async def counts(self, threads: Sequence[ThreadKey]) -> list[int | None]:
         return [len(self.lists.get(key, ())) for key in threads]
@@ -82,7 +84,9 @@ class Redis:
             self.lists.get(key, {}).pop(name, None)
 
     async def indexed(self, shard: int) -> dict[ThreadKey, str]:
-        return dict(self.index_of) if shard == 0 else {}
+        if shard in self.away:
+            raise AwayError
+        return {key: token for key, token in self.index_of.items() if journal_shard(key) == shard}
 
     async def unindex(self, key: ThreadKey, token: str) -> None:
         self.index_of.pop(key, None)
@@ -128,6 +132,20 @@ async def test_m18_a_thread_with_a_defect_or_one_that_is_held_is_no_hindrance_to
         await until(lambda: len(store.stored) == 30)
         store.gate.set()
         await until(lambda: len(store.stored) == 31)
+
+
+async def test_what_a_dead_worker_left_is_found_although_a_part_of_the_index_is_away() -> None:
+    """M6: one node of a cluster costs what it has, and nothing else."""
+    store, redis = Store(), Redis()
+    worker = journal_on(store, redis)
+    there, away = turn("there"), turn("away")
+    for left in (there, away):
+        await worker.put(left, unknown=False)
+    redis.away = {journal_shard(away.key)}
+    async with draining(store, redis):
+        await until(lambda: there.key in store.stored)
+        redis.away.clear()
+        await until(lambda: away.key in store.stored)
 
 
 async def test_a_turn_that_must_wait_for_another_is_put_back_where_redis_has_lost_it() -> None:

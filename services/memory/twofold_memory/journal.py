@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -484,11 +484,14 @@ class Journal:
     async def _search(self) -> None:
         """Looks through the index for turns of workers that are gone."""
         indexed: dict[ThreadKey, str] = {}
+        is_whole = True
         for shard in range(JOURNAL_SHARDS):
-            indexed |= await self._cache.indexed(shard)
-        for seen in (self._seen, self._empty):
-            for key in seen.keys() - indexed.keys():
-                del seen[key]
+            try:
+                indexed |= await self._cache.indexed(shard)
+            except self._unreachable:
+                is_whole = False  # of a cluster, it may be one node that is away
+        if is_whole:
+            self._forget_all_but(indexed.keys())
         left: list[ThreadKey] = []
 
         async def look(key: ThreadKey) -> None:
@@ -497,12 +500,19 @@ class Journal:
 
         self._searches += 1
         # Most of the index is threads of which all is stored: they are looked at now and then, until they are forgotten.
-        whole = self._searches % _EMPTY_AGAIN == 0
+        at_all = self._searches % _EMPTY_AGAIN == 0
         await self._each(
-            (key for key, token in indexed.items() if not self.holds(key) and (whole or not self._was_empty(key, token))),
+            (key for key, token in indexed.items() if not self.holds(key) and (at_all or not self._was_empty(key, token))),
             look,
         )
         await self._drain_all(left)
+
+    def _forget_all_but(self, indexed: Set[ThreadKey]) -> None:
+        """What was seen of threads that are in the index no more."""
+        for key in self._seen.keys() - indexed:
+            del self._seen[key]
+        for key in self._empty.keys() - indexed:
+            del self._empty[key]
 
     def _was_empty(self, key: ThreadKey, token: str) -> bool:
         return key in self._empty and self._empty[key][0] == token
