@@ -3,11 +3,15 @@
 import asyncio
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from twofold_chassis.outliving import Outliving
+from twofold_chassis.refusals import Overloaded
 from twofold_memory.purges import Purge, Purges
 
 _PURGES_AT_ONCE = 16
+_UNDER_WAY_MAX = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,19 +30,19 @@ class Changes:
 
     def __init__(self, purges: Purges) -> None:
         self._purges = purges
-        self._under_way: set[asyncio.Task[bytes]] = set()
+        self._outliving = Outliving("changes of the past are made", most=_UNDER_WAY_MAX)
 
     async def make(self, change: Coroutine[Any, Any, Changed]) -> bytes:
-        """The answer of the change, once the windows are gone or, while Redis is away, are sure to go."""
-        task = asyncio.create_task(self._made(change))
-        self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
-        return await asyncio.shield(task)
+        """The answer of the change, once the windows are gone or, while Redis is away, are sure to go. Raises Overloaded."""
+        try:
+            return await self._outliving.do(partial(self._made, change))
+        except Overloaded:
+            change.close()  # it may not have begun
+            raise
 
     async def drain(self) -> None:
         """Returns when no change is under way."""
-        while self._under_way:
-            await asyncio.wait(self._under_way)
+        await self._outliving.drain()
 
     async def _made(self, change: Coroutine[Any, Any, Changed]) -> bytes:
         changed = await change

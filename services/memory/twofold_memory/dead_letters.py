@@ -1,12 +1,13 @@
 """Dead letters: turns that were journaled and cannot be stored, until an operator replays or discards them."""
 
-import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-from twofold_chassis.refusals import FailedPrecondition, InvalidField, NotFound, Overloaded, Reason, Refusal, RequestReused
+from twofold_chassis.outliving import Outliving
+from twofold_chassis.refusals import FailedPrecondition, InvalidField, NotFound, Reason, Refusal, RequestReused
 from twofold_memory.encoding import entries_of
 from twofold_memory.threads import (
     ConversationDeleted,
@@ -161,21 +162,15 @@ class Replays:
         self._cache = cache
         self._waiting = waiting
         self._told = told
-        self._under_way: set[asyncio.Task[bytes]] = set()
+        self._outliving = Outliving("dead letters are replayed", most=_UNDER_WAY_MAX)
 
     async def make(self, key: ThreadKey, replay: Replay) -> bytes:
-        """The answer of a replay."""
-        if len(self._under_way) >= _UNDER_WAY_MAX:
-            raise Overloaded("too many replays are under way", retry_after_s=0.2)
-        task = asyncio.create_task(self._made(key, replay))
-        self._under_way.add(task)
-        task.add_done_callback(self._ended)
-        return await asyncio.shield(task)
+        """The answer of a replay. Raises Overloaded."""
+        return await self._outliving.do(partial(self._made, key, replay))
 
     async def drain(self) -> None:
         """Returns when no replay is under way."""
-        while self._under_way:
-            await asyncio.wait(self._under_way)
+        await self._outliving.drain()
 
     async def _made(self, key: ThreadKey, replay: Replay) -> bytes:
         replayed = await replay(not await self._waiting.none_before(key))
@@ -186,8 +181,3 @@ class Replays:
             await self._cache.extend(key, [(kept, entries)])
             self._told(key)
         return replayed.answer
-
-    def _ended(self, task: "asyncio.Task[bytes]") -> None:
-        self._under_way.discard(task)
-        if not task.cancelled():
-            task.exception()  # its caller may be gone: then nobody else looks at it

@@ -11,11 +11,13 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
-from typing import Any, NamedTuple, Protocol
+from functools import partial
+from typing import NamedTuple, Protocol
 
 import structlog
 
-from twofold_chassis.refusals import NotFound, Reason, Refusal
+from twofold_chassis.outliving import Outliving
+from twofold_chassis.refusals import NotFound, Overloaded, Reason, Refusal
 from twofold_chassis.requests import Attempt
 from twofold_memory.keys import JOURNAL_SHARDS
 from twofold_memory.preferences import UserKey
@@ -28,6 +30,7 @@ _POLL_S = 0.02
 _IDLE_MAX = 2
 _AT_ONCE = 8
 _COPIES_AT_ONCE = 256
+_UNDER_WAY_MAX = 256
 
 
 class ErasureUnknown(NotFound):
@@ -237,7 +240,7 @@ class Erasures:
         self._unreachable = unreachable
         self._wait_s = wait_s
         self._repeated_for: int | None = None
-        self._under_way: set[asyncio.Task[Any]] = set()
+        self._outliving = Outliving("erasures are asked for", most=_UNDER_WAY_MAX)
         self._logger = structlog.get_logger("twofold.erasures")
 
     async def erase(self, attempt: Attempt, wish: Wish) -> Erasure:
@@ -245,18 +248,14 @@ class Erasures:
 
         Raises ConversationUnknown, RequestReused.
         """
-        task = asyncio.create_task(self._begin(attempt, wish))
-        self._keep(task)
-        key = await asyncio.shield(task)
-        follow = asyncio.create_task(self._follow(key))
-        self._keep(follow)
-        await asyncio.shield(follow)
+        key = await self._outliving.do(partial(self._begin, attempt, wish))
+        with contextlib.suppress(Overloaded):  # then rounds do what is left, and the receipt says so
+            await self._outliving.do(partial(self._follow, key))
         return await self._store.get(key)
 
     async def drain(self) -> None:
         """Returns when nothing is under way; what is left to do is found by others."""
-        while self._under_way:
-            await asyncio.wait(self._under_way)
+        await self._outliving.drain()
 
     async def round(self) -> bool:
         """Does some of what is due; whether there is more. Raises StoreUnavailable and its like."""
@@ -380,10 +379,6 @@ class Erasures:
 
     async def _dropped(self, purges: Sequence[CopyPurge]) -> bool:
         return all(await asyncio.gather(*(self._preferences.drop(*purge) for purge in purges)))
-
-    def _keep(self, task: asyncio.Task[Any]) -> None:
-        self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
 
     async def _repeat(self) -> None:
         while True:

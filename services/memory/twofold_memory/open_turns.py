@@ -7,15 +7,16 @@ transaction that forgets the open one: so there is no moment at which both or ne
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Protocol
 
 from twofold_chassis import call, fields
-from twofold_chassis.refusals import Aborted, InvalidField, Overloaded, Reason, Refusal, ResourceExhausted
+from twofold_chassis.outliving import Outliving
+from twofold_chassis.refusals import Aborted, InvalidField, Reason, Refusal, ResourceExhausted
 from twofold_memory.encoding import entries_of
 from twofold_memory.threads import (
     AS_SAID,
@@ -47,8 +48,6 @@ WAITERS_MAX = 16
 _SPARE_S = 0.2
 HASH_BYTES = 32
 _UNDER_WAY_MAX = 4096
-
-Value = TypeVar("Value")
 
 
 class TurnHeld(Aborted):
@@ -256,13 +255,13 @@ class OpenTurns:
         self._waiting = waiting
         self._queue = queue
         self._told = told
-        self._under_way: set[asyncio.Task[Any]] = set()
+        self._outliving = Outliving("turns are opened and closed", most=_UNDER_WAY_MAX)
 
     async def begin(self, opening: Opening) -> Begun | Ended:
         """Opens the turn, or returns it as it is if that was done before. Raises TurnHeld, TooManyWaiters, TurnOnItsWay."""
         ticket = Ticket(opening.turn.key, opening.turn.turn_id, fields.new_id())
         until = time.monotonic() + min(opening.wait.total_seconds(), call.current().left_s() - _SPARE_S)
-        answer = await self._outliving(partial(self._begun, opening, ticket))
+        answer = await self._outliving.do(partial(self._begun, opening, ticket))
         if isinstance(answer, Held) and opening.policy is Policy.QUEUE:
             return await self._queued(opening, ticket, answer, until)
         if isinstance(answer, Held):
@@ -274,11 +273,11 @@ class OpenTurns:
 
         Raises TurnSuperseded, TurnUnknown, ConversationUnknown, ConversationDeleted, ConversationErased.
         """
-        return await self._outliving(partial(self._store.heartbeat, heartbeat))
+        return await self._outliving.do(partial(self._store.heartbeat, heartbeat))
 
     async def close(self, answer: Answer) -> KeptTurn:
         """Stores the turn with its answer. Raises TurnSuperseded, TurnUnknown, TurnOnItsWay, RequestReused."""
-        return (await self._outliving(partial(self._close, answer))).kept
+        return (await self._outliving.do(partial(self._close, answer))).kept
 
     async def current(self, key: ThreadKey, user_id: str | None) -> OpenTurn:
         """The turn that is open. Raises TurnUnknown, ConversationUnknown."""
@@ -291,13 +290,12 @@ class OpenTurns:
         """Closes turns whose holders are gone, `count` at most; returns how many it has seen to."""
         keys = await self._store.left_behind(count)
         for key in keys:
-            await self._outliving(partial(self._swept, key))
+            await self._outliving.do(partial(self._swept, key))
         return len(keys)
 
     async def drain(self) -> None:
         """Returns when nothing is under way."""
-        while self._under_way:
-            await asyncio.wait(self._under_way)
+        await self._outliving.drain()
 
     async def _begun(self, opening: Opening, ticket: Ticket) -> Begun | Ended | Held:
         key = opening.turn.key
@@ -317,7 +315,7 @@ class OpenTurns:
                 async with asyncio.timeout(max(0.0, until - time.monotonic())):
                     await call.unless_draining(self._queue.called(ticket))
                 # Not within the time limit: what has begun to be opened is opened, and its caller is told.
-                found = await self._outliving(partial(self._begun, opening, ticket))
+                found = await self._outliving.do(partial(self._begun, opening, ticket))
                 if not isinstance(found, Held):
                     served = True
                     return found
@@ -356,20 +354,6 @@ class OpenTurns:
         entries = entries_of(turn.messages, kept.first_seq, turn.turn_id, kept.created_at)
         await self._cache.extend(key, [(kept, entries)])
         self._told(key)
-
-    async def _outliving(self, work: Callable[[], Awaitable[Value]]) -> Value:
-        """Does it in a task of the service's own: it comes to its end also if its caller goes away."""
-        if len(self._under_way) >= _UNDER_WAY_MAX:
-            raise Overloaded("too many turns are being opened and closed", retry_after_s=0.2)
-        task = asyncio.ensure_future(work())
-        self._under_way.add(task)
-        task.add_done_callback(self._ended)
-        return await asyncio.shield(task)
-
-    def _ended(self, task: "asyncio.Future[Any]") -> None:
-        self._under_way.discard(task)
-        if not task.cancelled():
-            task.exception()  # its caller may be gone: then nobody else looks at it
 
 
 def whole_turn(

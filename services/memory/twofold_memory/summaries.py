@@ -4,9 +4,11 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any, Protocol
 
 from twofold_chassis.gathering import Gathering
+from twofold_chassis.outliving import Outliving
 from twofold_chassis.refusals import AlreadyExists, FailedPrecondition, NotFound, Overloaded, Reason, StoreUnavailable
 from twofold_memory.threads import Completeness, Level, Source, ThreadKey, Window
 
@@ -16,6 +18,7 @@ NEWEST_MAX = 4
 _BATCH_MAX = 16
 _WAITING_MAX = 4096
 _FILLS_MAX = 256
+_CHANGES_MAX = 1024
 _POSTGRES_IS_SILENT = (Completeness.UNVERIFIED, Completeness.PARTIAL)
 
 
@@ -161,7 +164,8 @@ class SummaryRecall:
         self._newest: Gathering[ThreadKey, Summaries] = Gathering(
             store.newest, batch_max=_BATCH_MAX, waiting_max=_WAITING_MAX, lanes=2
         )
-        self._behind: set[asyncio.Task[object]] = set()
+        self._changes = Outliving("summaries are changed", most=_CHANGES_MAX)
+        self._fills: set[asyncio.Task[None]] = set()
 
     async def beside(self, key: ThreadKey, level: Level, window: Coroutine[Any, Any, Window]) -> tuple[Window, Recalled]:
         """The window, and the summaries that were asked for at the same time. Raises what the window raises.
@@ -182,14 +186,17 @@ class SummaryRecall:
 
     async def changing(self, key: ThreadKey, change: Coroutine[Any, Any, tuple[bytes, Summaries]]) -> bytes:
         """Makes a change and tells the copy of it; returns the change's answer. Cancelling changes nothing about either."""
-        task = asyncio.create_task(self._changing(key, change))
-        self._keep(task)
-        return await asyncio.shield(task)
+        try:
+            return await self._changes.do(partial(self._changing, key, change))
+        except Overloaded:
+            change.close()  # it may not have begun
+            raise
 
     async def drain(self) -> None:
         """Returns when no change, no fill and no question is under way."""
-        while self._behind:
-            await asyncio.wait(self._behind)
+        await self._changes.drain()
+        while self._fills:
+            await asyncio.wait(self._fills)
         await self._newest.drain()
 
     async def _told(self, key: ThreadKey, seen: Window, asked: Awaitable[Summaries], *, fill: bool) -> Recalled:
@@ -197,8 +204,10 @@ class SummaryRecall:
             summaries = await asked
         except (StoreUnavailable, Overloaded):
             return await self._standing_in(key, seen)
-        if fill and summaries.epoch and len(self._behind) < _FILLS_MAX:
-            self._keep(asyncio.create_task(self._cache.put(key, summaries)))
+        if fill and summaries.epoch and len(self._fills) < _FILLS_MAX:
+            task = asyncio.create_task(self._cache.put(key, summaries))
+            self._fills.add(task)
+            task.add_done_callback(self._fills.discard)
         return Recalled(summaries.entries, Completeness.COMPLETE)
 
     async def _standing_in(self, key: ThreadKey, seen: Window) -> Recalled:
@@ -212,12 +221,3 @@ class SummaryRecall:
         if summaries.epoch:  # else it was the repeat of a change to a conversation that is deleted by now
             await self._cache.put(key, summaries)
         return answer
-
-    def _keep(self, task: "asyncio.Task[object]") -> None:
-        self._behind.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: "asyncio.Task[object]") -> None:
-        self._behind.discard(task)
-        if not task.cancelled():
-            task.exception()  # its caller may be gone: then nobody else looks at it
