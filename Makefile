@@ -17,7 +17,7 @@ PINS := pyproject.toml clients/python/pyproject.toml constraints.txt
 
 help:
 	@echo "make demo    the main job, on a Postgres and a Redis of its own:  $(BIN)/twofold demo"
-	@echo "make test    the whole test suite:                               $(BIN)/python -m pytest"
+	@echo "make test    the whole test suite, three processes at a time:    $(BIN)/python -m pytest -n 3 --dist loadfile"
 	@echo "make up      the stack, left running:                            $(BIN)/twofold up"
 	@echo "make check   lint, types, import rules, contract, formats:       $(BIN)/python tools/check.py"
 	@echo "make bench   what it costs, to build/bench.json:                 $(BIN)/python -m benchmarks"
@@ -35,7 +35,7 @@ up: $(RUN)
 	@$(BIN)/twofold up $(ARGS)
 
 test: $(DEV)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 check: $(DEV)
 	@$(BIN)/python tools/check.py $(ARGS)
