@@ -329,14 +329,15 @@ async def test_a_turn_behind_one_that_is_lost_for_now_is_refused_and_goes_in_lat
     assert texts((await until_stored(other, key, 2)).messages) == ["first", "second"]
 
 
-async def test_a_turn_that_names_the_one_before_it_goes_in_together_with_it(
-    worker: Memory, own_postgres: EmbeddedPostgres, workspace_id: str
+async def test_a_turn_that_names_the_one_before_it_goes_in_together_with_it_also_from_memory_alone(
+    worker: Memory, own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, workspace_id: str
 ) -> None:
-    """It was refused as behind one that is missing, by the transaction that stored that one, and the drain failed for ever."""
+    """It was refused as behind one that is missing, by the transaction that stored that one; the drain failed for ever."""
     key = thread(workspace_id)
     with silent(own_postgres):
         token = (await append(worker, key, "first", turn_id="first")).thread_token
         await append(worker, key, "second", turn_id="second", after_token=token)
+        await own_redis.kill()
     assert texts((await until_stored(worker, key, 2)).messages) == ["first", "second"]
 
 
