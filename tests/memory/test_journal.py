@@ -335,8 +335,8 @@ async def test_a_turn_that_names_the_one_before_it_goes_in_together_with_it_also
     """It was refused as behind one that is missing, by the transaction that stored that one; the drain failed for ever."""
     key = thread(workspace_id)
     with silent(own_postgres):
-        token = (await append(worker, key, "first", turn_id="first")).thread_token
-        await append(worker, key, "second", turn_id="second", after_token=token)
+        token = (await journaled(worker, key, "first", turn_id="first")).thread_token
+        await journaled(worker, key, "second", turn_id="second", after_token=token)
         await own_redis.kill()
     assert texts((await until_stored(worker, key, 2)).messages) == ["first", "second"]
 
