@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import asyncpg
@@ -22,7 +23,9 @@ from twofold.memory.v1.conversation_pb2 import (
 from twofold.memory.v1.event_pb2 import ListEventsRequest
 from twofold.memory.v1.message_pb2 import Durability, ReadSource
 from twofold.memory.v1.sync_pb2_grpc import SyncServiceStub
-from twofold_memory.journaled import payload
+from twofold_memory.draining import Waiter
+from twofold_memory.journaled import Journaled, payload
+from twofold_memory.store.journal import PostgresJournal
 from twofold_memory.threads import NewMessage, NewTurn, ThreadKey, Usage
 
 Sql = asyncpg.Pool
@@ -374,3 +377,22 @@ async def test_a_dead_letter_of_a_conversation_that_is_erased_is_gone(
     await sql.execute("DELETE FROM memory.dead_letters WHERE workspace_id = $1", workspace_id)
     async with refused(grpc.StatusCode.NOT_FOUND, "REASON_DEAD_LETTER_UNKNOWN"):
         await room.sync.ReplayDeadLetter(replaying(dead), timeout=CALL_S)
+
+
+async def test_a_turn_that_cannot_be_stored_brings_no_disorder_into_those_that_wait_with_it(
+    sql: "Sql[Any]", key: ThreadKey
+) -> None:
+    """M2, M6: all have waited for so long that what they wait for would be given up, were it not in sight."""
+
+    def waiter(turn_id: str, text: str, *prevs: str) -> Waiter:
+        journaled = Journaled(turn(key, text, turn_id=turn_id), frozenset(prevs), "worker", 0)
+        return Waiter(journaled, [journaled.prevs], overdue=True)
+
+    waiters = [waiter("third", "3", "second"), waiter("poison", "\0"), waiter("second", "2", "poison")]
+    waiters.append(replace(waiter("behind", "4", "lost"), overdue=False))
+    drained = await PostgresJournal(sql).drain(key, waiters)
+    found = {name.turn_id: (turn.first_seq, turn.order_unverified) for name, turn in drained.stored.items()}
+    assert found == {"second": (1, False), "third": (2, False)}
+    assert drained.inserted == drained.stored.keys()
+    assert {name.turn_id: why for name, why in drained.refused.items()} == {"poison": "INVALID"}
+    assert [name.turn_id for name in drained.held] == ["behind"]

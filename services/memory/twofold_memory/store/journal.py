@@ -14,6 +14,15 @@ from twofold_memory.threads import Candidate, KeptTurn, Known, Refused, ThreadKe
 _BURIED: dict[str, Refused] = {"DELETED": "DELETED", "FOREIGN": "FOREIGN"}
 
 
+class _Unfit(Exception):  # noqa: N818  (a state, not an error)
+    """Postgres refuses to hold a turn, or one of those that were to be stored with it."""
+
+    def __init__(self, journaled: Journaled, sqlstate: str) -> None:
+        super().__init__("a value cannot be stored")
+        self.journaled = journaled
+        self.sqlstate = sqlstate
+
+
 class PostgresJournal:
     """The truth about what has become of journaled turns."""
 
@@ -32,24 +41,30 @@ class PostgresJournal:
         """
         try:
             return await self._drain(key, waiters)
-        except UNFIT:
-            # One of them is to blame: one at a time, so that the others can go on.
-            drained = Drained()
-            for waiter in waiters:
-                one = await self._alone(key, waiter)
-                drained.stored |= one.stored
-                drained.refused |= one.refused
-                drained.held |= one.held
-                drained.inserted |= one.inserted
-            return drained
+        except _Unfit:
+            # One of them is to blame: one at a time, in the same order, so that the others can go on.
+            return await self._one_by_one(key, waiters)
 
-    async def _alone(self, key: ThreadKey, waiter: Waiter) -> Drained:
+    async def _one_by_one(self, key: ThreadKey, waiters: Sequence[Waiter]) -> Drained:
+        drained, left = Drained(), waiters
+        while left:
+            one = await self._first(key, left)
+            drained.stored |= one.stored
+            drained.refused |= one.refused
+            drained.inserted |= one.inserted
+            if not one.stored and not one.refused:
+                break
+            left = [waiter for waiter in left if waiter.journaled.key not in one.stored.keys() | one.refused.keys()]
+        drained.held = {waiter.journaled.key for waiter in left}
+        return drained
+
+    async def _first(self, key: ThreadKey, waiters: Sequence[Waiter]) -> Drained:
         try:
-            return await self._drain(key, [waiter])
-        except UNFIT as error:
-            return await self._bury(key, waiter.journaled, error.sqlstate or "")
+            return await self._drain(key, waiters, insert_max=1)
+        except _Unfit as unfit:
+            return await self._bury(key, unfit.journaled, unfit.sqlstate)
 
-    async def _drain(self, key: ThreadKey, waiters: Sequence[Waiter]) -> Drained:
+    async def _drain(self, key: ThreadKey, waiters: Sequence[Waiter], *, insert_max: int | None = None) -> Drained:
         async with postgres.transaction(self._pool) as connection:
             await connection.execute(STATEMENTS["make_conversation"], *key, waiters[0].journaled.turn.user_id)
             thread = await connection.fetchrow(STATEMENTS["lock_for_drain"], *key)
@@ -62,7 +77,7 @@ class PostgresJournal:
             known = await _known(connection, key, sorted(ids))
             made = plan(waiters, {turn_id: turn.payload_hash for turn_id, turn in known.items()})
             drained = Drained(held={journaled.key for journaled in made.held})
-            await _insert(connection, made.insert, thread["epoch"], drained)
+            await _insert(connection, made.insert[:insert_max], thread["epoch"], drained)
             for journaled in made.found:
                 found = known.get(journaled.turn.turn_id)
                 if found is None or found.dead:
@@ -106,13 +121,17 @@ async def _known(connection: Connection, key: ThreadKey, turn_ids: Sequence[str]
 
 
 async def _insert(connection: Connection, chosen: Sequence[tuple[Journaled, bool]], epoch: int, drained: Drained) -> None:
-    """Stores what may go in; what the conversation does not take becomes a dead letter."""
+    """Stores what may go in; what the conversation does not take becomes a dead letter. Raises _Unfit."""
     if not chosen:
         return
     # Its `after` is among its prevs, and may go in with this very statement, which would not see it.
     candidates = [Candidate(replace(journaled.turn, after=None), False, unverified) for journaled, unverified in chosen]
+    try:
+        answers = await append(connection, candidates)
+    except UNFIT as error:
+        raise _Unfit(chosen[0][0], error.sqlstate or "") from None
     inserted = set()
-    for (journaled, _), answer in zip(chosen, await append(connection, candidates), strict=True):
+    for (journaled, _), answer in zip(chosen, answers, strict=True):
         if answer.turn is not None:
             drained.stored[journaled.key] = answer.turn
             if answer.outcome == "STORED":
