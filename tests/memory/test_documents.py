@@ -1,7 +1,7 @@
 """Documents linked to a conversation."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import asyncpg
@@ -15,7 +15,9 @@ from twofold.memory.v1.document_pb2 import Document, LinkDocumentRequest, ListDo
 from twofold.memory.v1.message_pb2 import Completeness, ReadLevel
 from twofold_chassis.settings import RedisSettings
 from twofold_cli.embedded.postgres import EmbeddedPostgres
-from twofold_memory.threads import ThreadKey
+from twofold_memory import documents, threads
+from twofold_memory.documents import Asked, DocumentRecall
+from twofold_memory.threads import Source, ThreadKey, Window
 
 
 async def link(
@@ -216,3 +218,23 @@ async def test_while_postgres_is_silent_a_context_says_that_its_documents_are_no
         assert not (await invoking(fragile, key, without_documents=True)).documents_unknown
     finally:
         own_postgres.resume()
+
+
+async def test_only_the_first_context_waits_for_documents_that_do_not_come(
+    monkeypatch: pytest.MonkeyPatch, key: ThreadKey
+) -> None:
+    answers = asyncio.Event()
+
+    class Store:
+        async def linked(self, asked: Sequence[Asked]) -> list[list[documents.Document]]:
+            await answers.wait()
+            return [[] for _ in asked]
+
+    recall = DocumentRecall(Store(), confirm_s=0.001)
+    copy = Window([], 1, 0, Source.L1, threads.Completeness.AS_OF)
+    assert await recall.beside(copy, recall.ask(key, None)) is None
+    monkeypatch.setattr(recall, "_confirm_s", 3600.0)
+    assert await asyncio.wait_for(recall.beside(copy, recall.ask(key, None)), CALL_S) is None
+    answers.set()
+    await recall.drain()
+    assert await recall.beside(copy, recall.ask(key, None)) == []

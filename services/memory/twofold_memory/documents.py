@@ -62,6 +62,7 @@ class DocumentRecall:
         self._linked: Gathering[Asked, list[Document]] = Gathering(
             store.linked, batch_max=_BATCH_MAX, waiting_max=_WAITING_MAX, lanes=2
         )
+        self._overdue: asyncio.Future[list[Document]] | None = None
 
     def ask(self, key: ThreadKey, user_id: str | None) -> "asyncio.Future[list[Document]]":
         """Asks, so that a window can be read meanwhile. Never raises."""
@@ -70,12 +71,16 @@ class DocumentRecall:
     async def beside(self, window: Window, asked: "asyncio.Future[list[Document]]") -> Sequence[Document] | None:
         """What was asked for beside this window. None: nobody could say, never that there are none.
 
-        Where the window came from a copy, the answer is not held up for long.
+        Where the window came from a copy, nobody is held up for long, and not at all while an earlier answer is overdue.
         """
+        if window.completeness not in _POSTGRES_ANSWERED:
+            await asyncio.wait([asked], timeout=self._confirm_s if self._overdue is None or self._overdue.done() else 0)
+            if not asked.done():
+                self._overdue = asked
+                return None
         try:
-            async with asyncio.timeout(None if window.completeness in _POSTGRES_ANSWERED else self._confirm_s):
-                return await asked
-        except (TimeoutError, StoreUnavailable, Overloaded):
+            return await asked
+        except (StoreUnavailable, Overloaded):
             return None
 
     async def drain(self) -> None:
