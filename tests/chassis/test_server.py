@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import socket
 import sys
 import urllib.request
 from asyncio.subprocess import PIPE
@@ -313,6 +314,15 @@ async def test_a_taken_port_ends_the_start_with_one_sentence_and_nothing_else(
         url = f"http://127.0.0.1:{server.metrics_port}/metrics"
         text = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=20).read().decode())
         assert "grpc_server_handled_total" in text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere 127.0.0.2 is no address of this machine")
+async def test_two_services_may_have_one_port_on_two_addresses(service: Service) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    async with running(service, port=port), running(Service(), host="127.0.0.2", port=port) as (server, _):
+        async with grpc.aio.insecure_channel(f"127.0.0.2:{server.port}") as channel:
+            assert await do(channel)("ok", timeout=30) == "ok"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
+from urllib.parse import quote
 
 import grpc
 import prometheus_client
@@ -188,7 +189,7 @@ def _bound(servers: Sequence[grpc.aio.Server], listen: ListenSettings) -> Iterat
     with contextlib.ExitStack() as cleanup:
         try:
             if listen.port:
-                cleanup.enter_context(_locked(listen.port))
+                cleanup.enter_context(_locked(address))
             # We try before gRPC's core does, which would write to stderr, in its own form, what it finds wrong.
             socket.create_server((listen.host.strip("[]"), listen.port), family=family).close()
             port = servers[0].add_insecure_port(address)
@@ -200,13 +201,13 @@ def _bound(servers: Sequence[grpc.aio.Server], listen: ListenSettings) -> Iterat
 
 
 @contextlib.contextmanager
-def _locked(port: int) -> Iterator[None]:
-    """Raises OSError if another process of ours has the port. The lock ends with the process, at the latest."""
+def _locked(address: str) -> Iterator[None]:
+    """Raises OSError if another process of ours has the address. The lock ends with the process, at the latest."""
     if fcntl is None:
         yield
         return
     user = os.getuid()
-    with open(os.path.join(tempfile.gettempdir(), f"twofold-{user}-port-{port}.lock"), "a") as file:
+    with open(os.path.join(tempfile.gettempdir(), f"twofold-{user}-port-{quote(address, safe='')}.lock"), "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
 
