@@ -320,9 +320,12 @@ async def test_a_taken_port_ends_the_start_with_one_sentence_and_nothing_else(
 async def test_two_services_may_have_one_port_on_two_addresses(service: Service) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    async with running(service, port=port), running(Service(), host="127.0.0.2", port=port) as (server, _):
-        async with grpc.aio.insecure_channel(f"127.0.0.2:{server.port}") as channel:
-            assert await do(channel)("ok", timeout=30) == "ok"
+    async with (
+        running(service, port=port),
+        running(Service(), host="127.0.0.2", port=port) as (server, _),
+        grpc.aio.insecure_channel(f"127.0.0.2:{server.port}") as channel,
+    ):
+        assert await do(channel)("ok", timeout=30) == "ok"
 
 
 @pytest.mark.parametrize(
