@@ -57,7 +57,7 @@ class ContextProvider:
         self._after_token = b""
 
     async def invoking(self, *, timeout_s: float | None = None) -> pb.InvokingResponse:
-        """What the agent should know: messages, a summary of what was before, preferences, documents; all also as one text."""
+        """What the agent should know: messages, a summary of earlier ones, preferences, documents; all also as one text."""
         try:
             context = await self._context(timeout_s)
         except grpc.aio.AioRpcError as error:
