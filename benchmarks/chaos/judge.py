@@ -349,9 +349,15 @@ class _ThreadJudge:
         return kept is not None and 0 < kept.last_seq < first_seq
 
     def _is_cut_off(self, read: Read, turn: _Turn) -> bool:
-        """Whether it may have stood before a window of waiting turns, which a data loss may have put into another order."""
-        only_waiting = not any(message.seq for message in read.messages)
-        return only_waiting and self._is_full(read) and self._was_lost(turn.sent, _ALWAYS)
+        """Whether it may have stood before a window of waiting turns, which a data loss may have put into another order.
+
+        Those that were put back stand behind what came meanwhile, until they are stored in the order of their prevs.
+        """
+        if any(message.seq for message in read.messages) or not self._is_full(read):
+            return False
+        shown = {message.turn_id for message in read.messages}
+        sent = [other.sent for other in self._turns if other is turn or other.turn_id in shown]
+        return any(self._was_lost(moment, _ALWAYS) for moment in sent)
 
     def _is_pushed_out(self, read: Read, token: Token) -> bool:
         """Whether the answer reached the token, and only what seemed to wait behind it left no room to show its turn.

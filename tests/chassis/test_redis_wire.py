@@ -206,3 +206,21 @@ async def test_whatever_happens_nobody_gets_the_reply_of_another(steps: list[str
             await asyncio.wait([answer])
             if not answer.cancelled() and answer.exception() is None:
                 assert answer.result() == text.encode()
+
+
+def test_timers_of_the_loop_that_services_run_on_are_not_asked_when_they_ring() -> None:
+    """uvloop's cannot say it if that is at once: a command sent just then was an error of ours."""
+    uvloop = pytest.importorskip("uvloop")
+
+    async def nowhere() -> Connection:
+        raise ConnectionRefusedError
+
+    async def send_two() -> list[BaseException | None]:
+        wire = RedisWire(nowhere, budget_s=0, told=lambda answered, reason: None)
+        futures = [wire.send(("PING",)), wire.send(("PING",))]
+        await asyncio.wait(futures)
+        await wire.close()
+        return [future.exception() for future in futures]
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert [type(error) for error in runner.run(send_two())] == [RedisUnavailable] * 2

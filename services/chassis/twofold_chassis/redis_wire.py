@@ -53,6 +53,8 @@ class RedisWire:
         # Commands in the order of their replies, each with the time until which its caller waits.
         self._waiting: deque[tuple[float, asyncio.Future[Reply]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
+        # When it rings. Not asked of the timer: uvloop's cannot say it if that is at once.
+        self._wakes_at = 0.0
 
     def send(self, command: Sequence[Argument]) -> "asyncio.Future[Reply]":
         """Sends a command; the future gets its reply, an error that Redis answered with, or RedisUnavailable."""
@@ -69,7 +71,7 @@ class RedisWire:
         self._waiting.append((deadline, future))
         self._outgoing.append(packed)
         self._outgoing_bytes += len(packed)
-        if self._timer is None or self._timer.when() > deadline:
+        if self._timer is None or self._wakes_at > deadline:
             # It may have been set for a connection that has been silent for long, much later.
             self._wake_at(deadline)
         if self._connection is None:
@@ -197,6 +199,7 @@ class RedisWire:
     def _wake_at(self, moment: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._wakes_at = moment
         self._timer = asyncio.get_running_loop().call_at(moment, self._look_at_the_clock)
 
     def _give_up(self, future: "asyncio.Future[Reply]", reason: str) -> None:
