@@ -577,11 +577,12 @@ async def test_an_export_while_turns_are_appended_holds_whole_states(
     key, stop = thread(workspace_id), asyncio.Event()
 
     async def write() -> None:
-        number = 0
+        number = 1
         while not stop.is_set():
             await other_room.append(key, f"{number}", "x" * 2000)
             number += 1
 
+    await other_room.append(key, "0", "x" * 2000)
     writing = asyncio.create_task(write())
     lengths = []
     for _ in range(20):

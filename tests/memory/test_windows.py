@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -9,6 +10,7 @@ import grpc
 import pytest
 import redis.asyncio
 
+from tests.memory.changing import insisting
 from tests.memory.checker import check_window
 from tests.memory.rooms import Memory, refused, seqs, texts, until
 from twofold.memory.v1.message_pb2 import Completeness, ReadLevel, ReadSource
@@ -172,7 +174,8 @@ async def test_m8_readers_and_writers_at_once_never_see_a_hole_or_less_than_was_
     async def write(worker: Memory, name: str) -> None:
         nonlocal acknowledged
         for index in range(25):
-            answer = await worker.append(key, f"{name}{index}", "a")
+            turn_id = f"{name}{index}"
+            answer = await insisting(partial(worker.append, key, turn_id, "a", turn_id=turn_id))
             acknowledged = max(acknowledged, answer.last_seq)
 
     async def read(worker: Memory) -> None:
