@@ -235,21 +235,6 @@ MUTANTS = (
         appetite=Appetite(deletions=0.1),
     ),
     Mutant(
-        "repeats-extend",
-        "a repeat puts its payload into the window, which was edited since",
-        (
-            Patch(
-                "appends.py",
-                "entries = [] if kept.duplicate else entries_of(",
-                "entries = entries_of(",
-            ),
-        ),
-        tracks=(("window evict",), ("window expire",)),
-        gap_s=0.05,
-        appetite=Appetite(appends=0.02, fresh=0.2, edits=0.2, repeats=0.35, other_payload=0, deletions=0, journaled=0),
-        schedules_max=8,
-    ),
-    Mutant(
         "no-waiting-check",
         "a turn does not ask whether others wait before it",
         (
@@ -363,6 +348,7 @@ MUTANTS = (
         ),
         tracks=(("redis requests held", "redis hole"), _POSTGRES_AWAY),
         appetite=_WAITING,
+        schedules_max=16,
     ),
     Mutant(
         "orphans-forgotten",
