@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from tests.memory.rooms import until
 from twofold_chassis.breaker import Breaker
-from twofold_chassis.refusals import StoreUnavailable
+from twofold_chassis.refusals import Busy, StoreUnavailable
 from twofold_memory import journal as rounds
 from twofold_memory.cache.journal import Put
 from twofold_memory.draining import Drained, Waiter
@@ -153,6 +153,22 @@ async def test_a_turn_that_must_wait_for_another_is_put_back_where_redis_has_los
     store, redis = Store(), Redis()
     async with draining(store, redis) as journal:
         await journal.put(turn("t", after="another"), unknown=False)
+        redis.lists.clear()
+        redis.index_of.clear()
+        await until(lambda: bool(redis.lists))
+        assert redis.index_of
+
+
+@pytest.mark.parametrize("trouble", [RuntimeError("a defect"), Busy("held"), StoreUnavailable("gone")], ids=repr)
+async def test_whatever_keeps_a_turn_out_of_postgres_it_is_put_back_where_redis_has_lost_it(trouble: Exception) -> None:
+    """M6."""
+
+    def judge(key: ThreadKey) -> None:
+        raise trouble
+
+    redis = Redis()
+    async with draining(Store(judge), redis) as journal:
+        await journal.put(turn("t"), unknown=False)
         redis.lists.clear()
         redis.index_of.clear()
         await until(lambda: bool(redis.lists))

@@ -18,7 +18,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from twofold_chassis.breaker import Breaker
-from twofold_chassis.refusals import Overloaded, Refusal, StoreUnavailable
+from twofold_chassis.refusals import Refusal, StoreUnavailable
 from twofold_memory.draining import Drained, Waiter
 from twofold_memory.journaled import EntryKey, Journaled
 from twofold_memory.keys import JOURNAL_SHARDS
@@ -362,7 +362,8 @@ class Journal:
         async with self._at_once:
             try:
                 drained = await self._store.drain(key, waiters)
-            except (StoreUnavailable, Overloaded):
+            except Exception:
+                # Whatever kept Postgres from it: what Redis has lost must lie there again.
                 await self._put_back(key, listed)
                 raise
         self._breaker.succeeded()

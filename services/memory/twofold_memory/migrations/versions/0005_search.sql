@@ -113,7 +113,24 @@ EXECUTE FUNCTION memory.note_changed_message();
 INSERT INTO memory.search_pending (workspace_id, thread_id, first_seq, last_seq)
 SELECT workspace_id, thread_id, first_seq, last_seq FROM memory.turns WHERE NOT dead;
 
--- As before (0002 says how it works), and each turn that is stored is noted for the search.
+-- A group commit --------------------------------------------------------------------------------------------------------------
+--
+-- Many turns of many threads, stored in one transaction and one round trip.
+--
+-- Arrays t_* have one element a turn, in order of arrival; arrays m_* one element a message, m_turn being the turn's place.
+-- No turn may stand in it twice. Returns one row a turn: STORED with its numbers; DUPLICATE with the numbers it was
+-- stored under before; CONFLICT (its id was used for something else); DEAD (it is a dead letter); ERASED; DELETED;
+-- FOREIGN (another user's conversation); AFTER_MISSING (t_after names a turn that is not there); MISSING (no such
+-- conversation, and t_new did not say that it may be made).
+--
+-- Three statements, each with a snapshot of its own (READ COMMITTED), and that matters: 1 makes the threads, 2 locks them in
+-- one order for everybody (no deadlocks), 3 looks the turn ids up only then, so that it sees what the lock's former holder stored.
+--
+-- Plans are generic: planning these statements anew for each call would cost more than running them. So that a plan that was made
+-- while the tables were small stays right when they have grown, every row is looked up by its key (LATERAL … LIMIT 1 cannot
+-- become a join of whole tables), and none is looked for by reading a table.
+--
+-- Each turn that is stored is noted for the search, without a key or an index that would have to be kept.
 CREATE OR REPLACE FUNCTION memory.append_turns(
     t_workspace text[], t_thread text[], t_user text[], t_turn text[], t_hash bytea[], t_size integer[],
     t_new boolean[], t_input bigint[], t_output bigint[], t_after text[], t_unverified boolean[], t_status smallint[],
