@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from tests.databases import settings_of_database
 from twofold_chassis.settings import DatabaseSettings, RedisSettings
 from twofold_cli.embedded.postgres import EmbeddedPostgres
 from twofold_cli.embedded.redis import EmbeddedRedis
@@ -63,7 +64,7 @@ async def own_redis(servers_folder: Path) -> AsyncIterator[EmbeddedRedis]:
 async def database_settings(postgres_server: EmbeddedPostgres) -> DatabaseSettings:
     """An empty database of the session, for services to migrate and use."""
     urls = await postgres_server.create_database("session")
-    return DatabaseSettings(url=SecretStr(urls.app), migrate_url=SecretStr(urls.owner))
+    return settings_of_database(urls)
 
 
 @pytest.fixture(scope="session")

@@ -10,11 +10,11 @@ from typing import Any
 import asyncpg
 import grpc
 import pytest
-from pydantic import SecretStr
 
 import twofold_memory.settings as memory_settings
 import twofold_registry.settings as registry_settings
 import twofold_router.settings as router_settings
+from tests.databases import settings_of_database
 from tests.house.contract import Rpc
 from tests.house.examples import World
 from twofold import Twofold
@@ -29,7 +29,7 @@ from twofold.memory.v1 import (
 )
 from twofold.memory.v1 import turn_pb2 as memory_turn_pb2
 from twofold.registry.v1 import agent_pb2, permission_pb2, user_pb2, workspace_pb2
-from twofold_chassis.settings import DatabaseSettings, RedisSettings
+from twofold_chassis.settings import RedisSettings
 from twofold_cli.embedded.postgres import DatabaseUrls, EmbeddedPostgres
 from twofold_memory.app import memory
 from twofold_memory.journaled import payload
@@ -89,7 +89,7 @@ class House:
 async def house(postgres_server: EmbeddedPostgres, redis_settings: RedisSettings) -> AsyncIterator[House]:
     """One for the session, on a database of its own, so that what is stored there can be counted."""
     urls = await postgres_server.create_database("house")
-    database = DatabaseSettings(url=SecretStr(urls.app), migrate_url=SecretStr(urls.owner))
+    database = settings_of_database(urls)
     async with contextlib.AsyncExitStack() as stack:
         registry_room = await stack.enter_async_context(
             registry(

@@ -10,8 +10,8 @@ import asyncpg
 import grpc
 import pytest
 import structlog.testing
-from pydantic import SecretStr
 
+from tests.databases import settings_of_database
 from tests.registry.stubs import Connection, Registry, refused, settings_of
 from tests.registry.test_requests import WRITES, Send, write
 from twofold.errors.v1.reason_pb2 import Reason
@@ -174,9 +174,7 @@ async def create_many(api: Registry, workspace_id: str, writer: int) -> None:
 
 
 async def test_after_a_kill_of_postgres_every_repeated_write_has_happened_once(own_postgres: EmbeddedPostgres) -> None:
-    database = DatabaseSettings(
-        url=SecretStr(own_postgres.app_url), migrate_url=SecretStr(own_postgres.owner_url), pool_size_max=5
-    )
+    database = settings_of_database(own_postgres, pool_size_max=5)
     async with contextlib.AsyncExitStack() as stack:
         running = await stack.enter_async_context(registry(settings_of(database)))
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{running.port}"))

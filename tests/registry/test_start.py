@@ -13,6 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 from pydantic import SecretStr, ValidationError
 
+from tests.databases import settings_of_database
 from tests.registry.stubs import Registry, settings_of
 from twofold.registry.v1 import workspace_pb2
 from twofold_chassis.settings import DatabaseSettings
@@ -28,7 +29,7 @@ async def empty(postgres_server: EmbeddedPostgres) -> AsyncIterator[DatabaseSett
     """A database in which nothing is."""
     name = f"empty_{uuid.uuid4().hex[:8]}"
     urls = await postgres_server.create_database(name)
-    yield DatabaseSettings(url=SecretStr(urls.app), migrate_url=SecretStr(urls.owner))
+    yield settings_of_database(urls)
     await postgres_server.drop_database(name)
 
 
@@ -120,7 +121,7 @@ async def becomes(channel: grpc.aio.Channel, serving: bool) -> None:
 
 
 async def test_health_follows_the_database(own_postgres: EmbeddedPostgres) -> None:
-    database = DatabaseSettings(url=SecretStr(own_postgres.app_url), migrate_url=SecretStr(own_postgres.owner_url))
+    database = settings_of_database(own_postgres)
     async with (
         registry(settings_of(database)) as running,
         grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel,

@@ -1,7 +1,7 @@
 """Migrations: Alembic with plain SQL inside, one history per service, safe when several processes start at once."""
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -27,10 +27,14 @@ async def upgrade(settings: DatabaseSettings, *, schema: str, folder: Path, revi
     """Brings `schema` to `revision` with the migrations in `folder`, in one transaction, as the owner role.
 
     The first of several processes does the work under an advisory lock, the others wait and find nothing to do. Afterwards
-    the application role (the user of DATABASE__URL) is given what `folder`/grants.sql says, and no more. Raises StartError.
+    the application role (the user of DATABASE__URL) is given what `folder`/grants.sql says, and no more; the system role
+    (the user of DATABASE__SYSTEM_URL) and the owner what `folder`/policies.sql says, if there is one. Raises StartError.
     """
     assert _NAME.fullmatch(schema)
-    application = unquote(urlsplit(settings.url.get_secret_value()).username or "")
+    roles = {
+        "application": _user(settings.url.get_secret_value()),
+        "system": _user(settings.system.url.get_secret_value()),
+    }
     config = Config()
     config.set_main_option("script_location", str(folder).replace("%", "%%"))
     config.attributes["schema"] = schema
@@ -40,7 +44,7 @@ async def upgrade(settings: DatabaseSettings, *, schema: str, folder: Path, revi
             await connection.execute(text(f"SET LOCAL lock_timeout = '{_WAIT_FOR_OTHERS_S}s'"))
             await connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": f"twofold.{schema}"})
             await connection.run_sync(_run(config, revision))
-            await connection.run_sync(lambda bound: _grant(bound, folder, schema, application))
+            await connection.run_sync(lambda bound: _grant(bound, folder, roles))
     except (SQLAlchemyError, *postgres.CANNOT_CONNECT) as error:
         told = postgres.told(_driver_error(error))
         raise StartError(f"cannot migrate the schema {schema} ({settings.owner_setting}): {told}") from error
@@ -72,12 +76,28 @@ def _run(config: Config, revision: str) -> Callable[[Connection], None]:
     return run
 
 
-def _grant(connection: Connection, folder: Path, schema: str, application: str) -> None:
+def _grant(connection: Connection, folder: Path, roles: Mapping[str, str]) -> None:
     owner = connection.execute(text("SELECT current_user")).scalar_one()
-    if application in ("", owner):
-        return
-    quoted = connection.execute(text("SELECT quote_ident(:name)"), {"name": application}).scalar_one()
-    _execute(connection, (folder / "grants.sql").read_text(encoding="utf-8").replace("{application}", quoted))
+    if roles["system"] == owner and roles["application"] != owner:
+        raise StartError("DATABASE__SYSTEM_URL must name a role of its own, not the owner of the schema")
+    quoted = {
+        name: connection.execute(text("SELECT quote_ident(:name)"), {"name": role or owner}).scalar_one()
+        for name, role in {**roles, "owner": owner}.items()
+    }
+    scripts = ["policies.sql"] if roles["application"] in ("", owner) else ["grants.sql", "policies.sql"]
+    for script in (folder / name for name in scripts):
+        if script.exists():
+            _execute(connection, _filled(script.read_text(encoding="utf-8"), quoted))
+
+
+def _filled(script: str, quoted: Mapping[str, str]) -> str:
+    for name, role in quoted.items():
+        script = script.replace(f"{{{name}}}", role)
+    return script
+
+
+def _user(url: str) -> str:
+    return unquote(urlsplit(url).username or "")
 
 
 def _execute(connection: Connection, script: str) -> None:

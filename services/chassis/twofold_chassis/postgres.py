@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import asyncpg
@@ -157,28 +157,52 @@ class Lane:
 # Waiting for locks is bounded; and Postgres takes the locks from a process that was paused in the middle of a transaction.
 # In one message with BEGIN, so that it costs no round trip of its own, and for this transaction only, as PgBouncer needs it.
 _BEGIN = "BEGIN; SET LOCAL lock_timeout = '2s'; SET LOCAL idle_in_transaction_session_timeout = '2s'"
+_BEGIN_READING = "BEGIN READ ONLY; SET LOCAL idle_in_transaction_session_timeout = '2s'"
 
 
 @contextlib.asynccontextmanager
-async def transaction(pool: Pool) -> AsyncIterator[Connection]:
+async def transaction(pool: Pool, tenants: Sequence[str] = ()) -> AsyncIterator[Connection]:
     """A connection in a READ COMMITTED transaction that commits when the block ends and rolls back when it raises.
 
+    `tenants` are the workspaces that row-level security lets it see; it matters where a schema has that switched on.
     A store failure inside the block says NOT_STORED; one during COMMIT says UNKNOWN, because the commit may have happened.
     Waiting longer than 2 s for a lock is Busy.
     """
+    async with _transaction(pool, _BEGIN + _seeing(tenants), outcome="UNKNOWN") as acquired:
+        yield acquired
+
+
+@contextlib.asynccontextmanager
+async def reading(pool: Pool, tenants: Sequence[str]) -> AsyncIterator[Connection]:
+    """The same for reading only, where row-level security is on."""
+    async with _transaction(pool, _BEGIN_READING + _seeing(tenants), outcome="NOT_STORED") as acquired:
+        yield acquired
+
+
+@contextlib.asynccontextmanager
+async def _transaction(pool: Pool, begin: str, *, outcome: Outcome) -> AsyncIterator[Connection]:
     with refusals(outcome="NOT_STORED"):
         acquired = await _acquire(pool)
         try:
             try:
-                await acquired.execute(_BEGIN)
+                await acquired.execute(begin)
                 yield acquired
             except BaseException:
                 await _rollback(acquired)
                 raise
-            with refusals(outcome="UNKNOWN"):
+            with refusals(outcome=outcome):
                 await acquired.execute("COMMIT")
         finally:
             await _release(pool, acquired)
+
+
+def _seeing(tenants: Sequence[str]) -> str:
+    """The part of BEGIN that sets which tenants are seen. In hexadecimal: a script takes no parameters, and no id can
+    break out of it; between ids stands a control character, which none of them holds."""
+    if not tenants:
+        return ""
+    names = "\x1f".join(tenants).encode().hex()
+    return f"; SELECT set_config('twofold.workspaces', convert_from(decode('{names}', 'hex'), 'UTF8'), true)"
 
 
 @contextlib.contextmanager

@@ -57,12 +57,17 @@ def _with_parts(request: Message) -> Iterator[Message]:
 
 
 class Requests:
-    """The table of one schema. `says_what`: it has the columns thread_id and user_id."""
+    """The table of one schema. `says_what`: it has the columns thread_id and user_id.
 
-    def __init__(self, schema: str, *, says_what: bool = False) -> None:
+    Old answers are forgotten by the writes themselves; with `is_swept` by somebody else, who runs
+    `statements["forget_answers"]` (where row-level security hides other tenants' from a write).
+    """
+
+    def __init__(self, schema: str, *, says_what: bool = False, is_swept: bool = False) -> None:
         texts = _STATEMENTS | _STATEMENTS_ABOUT if says_what else _STATEMENTS
         self.statements = {name: text.replace("{schema}", schema) for name, text in texts.items()}
         self._says_what = says_what
+        self._is_swept = is_swept
 
     async def once(self, connection: Connection, attempt: Attempt, change: Callable[[], Awaitable[bytes]]) -> bytes:
         """Makes the change in the running transaction and returns its answer, or the answer of the first time.
@@ -83,7 +88,8 @@ class Requests:
             earlier: bytes = row["answer"]
             return earlier
         # Before the change, which may take locks that everybody waits for.
-        await connection.execute(self.statements["forget_answers"], _SWEPT_AT_ONCE)
+        if not self._is_swept:
+            await connection.execute(self.statements["forget_answers"], _SWEPT_AT_ONCE)
         answer = await change()
         about = (attempt.thread_id, attempt.user_id) if self._says_what else ()
         await connection.execute(self.statements["keep_answer"], *name, attempt.rpc, attempt.body_hash, answer, *about)

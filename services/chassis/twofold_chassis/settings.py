@@ -5,7 +5,7 @@ groups it needs.
 """
 
 from typing import Annotated, Literal, Self, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict, SettingsError
@@ -28,6 +28,21 @@ class DatabaseSettings(Group):
     migrate_url: SecretStr | None = Field(
         default=None, description="the same for the owner of the schema; default: DATABASE__URL"
     )
+    system_url: SecretStr | None = Field(
+        default=None,
+        description="the same for the role of work that belongs to no tenant (what follows all changes, sweeps), which"
+        " row-level security lets see every workspace; default: DATABASE__URL, and then nothing is kept apart by Postgres",
+    )
+    replica_url: SecretStr | None = Field(
+        default=None,
+        description="the same for the application role at a read replica: asked by reads that carry a revision token it has"
+        " reached; default: none",
+    )
+    direct_url: SecretStr | None = Field(
+        default=None,
+        description="the same for the system role without a pooler in between, for LISTEN: changes of other processes are"
+        " heard at once instead of at the next ping; default: none",
+    )
     migrate: bool = Field(default=True, description="whether a service brings its schema up to date when it starts")
     prepared_statements: bool = Field(
         default=True, description="false behind PgBouncer in transaction mode before version 1.21"
@@ -36,7 +51,7 @@ class DatabaseSettings(Group):
     connect_timeout_s: float = Field(default=5.0, gt=0, le=60, description="how long connecting may take")
     command_timeout_s: float = Field(default=5.0, gt=0, le=600, description="the longest one statement may take")
 
-    @field_validator("url", "migrate_url")
+    @field_validator("url", "migrate_url", "system_url", "replica_url", "direct_url")
     @classmethod
     def _is_postgres(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
@@ -47,6 +62,17 @@ class DatabaseSettings(Group):
     def owner_url(self) -> SecretStr:
         """The URL that migrations use."""
         return self.migrate_url or self.url
+
+    @property
+    def system(self) -> "DatabaseSettings":
+        """The same server as the system role sees it."""
+        return self.model_copy(update={"url": self.system_url or self.url})
+
+    @property
+    def keeps_tenants_apart(self) -> bool:
+        """Whether the application's role is another one than those that see every workspace."""
+        users = [_user(url) for url in (self.url, self.system_url or self.url, self.owner_url)]
+        return users[0] not in users[1:]
 
     @property
     def owner_setting(self) -> str:
@@ -64,6 +90,10 @@ def _check_url(url: str) -> None:
         parts = None
     if parts is None or parts.fragment or "/" in parts.path[1:] or not all(map(_has_a_port, _hosts(parts.netloc))):
         raise ValueError("is not a URL: special characters in user and password must be percent-encoded")
+
+
+def _user(url: SecretStr) -> str:
+    return unquote(urlsplit(url.get_secret_value()).username or "")
 
 
 def _hosts(netloc: str) -> list[str]:

@@ -14,7 +14,7 @@ ENV_FILE = Path(".env")
 _GROUPS = ("DATABASE", "REDIS", "REGISTRY", "MEMORY", "ROUTER", "LOG")
 # What says where a server of the person's is, by the setting that names it. Without that, the embedded one is used.
 _ADDRESSES = {
-    "DATABASE__URL": ("DATABASE__MIGRATE_URL",),
+    "DATABASE__URL": ("DATABASE__MIGRATE_URL", "DATABASE__SYSTEM_URL", "DATABASE__REPLICA_URL", "DATABASE__DIRECT_URL"),
     "REDIS__HOST": ("REDIS__PORT", "REDIS__USERNAME", "REDIS__PASSWORD", "REDIS__DB", "REDIS__TLS"),
 }
 

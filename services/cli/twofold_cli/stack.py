@@ -91,6 +91,7 @@ class Stack:
         if self._postgres is not None:
             environment["DATABASE__URL"] = self._postgres.app_url
             environment["DATABASE__MIGRATE_URL"] = self._postgres.owner_url
+            environment["DATABASE__SYSTEM_URL"] = environment["DATABASE__DIRECT_URL"] = self._postgres.system_url
         if self._redis is not None:
             environment["REDIS__HOST"] = self._redis.host
             environment["REDIS__PORT"] = str(self._redis.port)

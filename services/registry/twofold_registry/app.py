@@ -25,6 +25,7 @@ from twofold_registry.store.agents import PostgresAgents
 from twofold_registry.store.audit import PostgresAudit
 from twofold_registry.store.changes import Changes
 from twofold_registry.store.permissions import PostgresPermissions
+from twofold_registry.store.reads import Reads, renew_epoch
 from twofold_registry.store.statements import STATEMENTS
 from twofold_registry.store.usage import PostgresUsage
 from twofold_registry.store.users import PostgresUsers
@@ -40,20 +41,27 @@ async def registry(settings: Settings) -> AsyncIterator[Running]:
     if settings.database.migrate:
         await migrate(settings.database)
     pool = await postgres.open_pool(settings.database, name="registry")
+    system = await postgres.open_pool(settings.database.system, name="registry-system")
     pulse = postgres.Pulse(pool, STATEMENTS["read_head"])
     try:
         await postgres.require(pool, STATEMENTS["read_head"], schema="registry")
         policy = UrlPolicy(settings.registry.url_suffixes, settings.registry.allow_loopback_urls)
-        changes = Changes(pool, Requests("registry"))
+        await renew_epoch(pool)
+        reads = Reads(pool)
+        changes = Changes(pool, Requests("registry", is_swept=True))
         faces = [
-            _face("Workspace", WorkspaceService(PostgresWorkspaces(pool, changes)), add_WorkspaceServiceServicer_to_server),
-            _face("User", UserService(PostgresUsers(pool, changes)), add_UserServiceServicer_to_server),
-            _face("Agent", AgentService(PostgresAgents(pool, changes, policy)), add_AgentServiceServicer_to_server),
             _face(
-                "Permission", PermissionService(PostgresPermissions(pool, changes)), add_PermissionServiceServicer_to_server
+                "Workspace",
+                WorkspaceService(PostgresWorkspaces(reads, changes, system)),
+                add_WorkspaceServiceServicer_to_server,
+            ),
+            _face("User", UserService(PostgresUsers(reads, changes)), add_UserServiceServicer_to_server),
+            _face("Agent", AgentService(PostgresAgents(reads, changes, policy)), add_AgentServiceServicer_to_server),
+            _face(
+                "Permission", PermissionService(PostgresPermissions(reads, changes)), add_PermissionServiceServicer_to_server
             ),
             _face("Usage", UsageService(PostgresUsage(pool)), add_UsageServiceServicer_to_server),
-            _face("Audit", AuditService(PostgresAudit(pool)), add_AuditServiceServicer_to_server),
+            _face("Audit", AuditService(PostgresAudit(reads)), add_AuditServiceServicer_to_server),
         ]
         async with serving(
             settings.registry, settings.log, faces=faces, check=pulse.beats, metrics=CollectorRegistry()
@@ -61,6 +69,7 @@ async def registry(settings: Settings) -> AsyncIterator[Running]:
             yield running
     finally:
         await pulse.close()
+        await postgres.close_pool(system)
         await postgres.close_pool(pool)
 
 

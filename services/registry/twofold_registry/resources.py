@@ -30,6 +30,7 @@ class Stamp:
 
     revision: Revision
     at: datetime
+    tag: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class Stored(Generic[Kind]):
     @property
     def etag(self) -> str:
         """The version of the resource."""
-        return etag(self.value.kind, *self.value.path, revision=self.revision)
+        return etag(self.value.kind, *self.value.path, revision=self.revision, at=self.updated_at)
 
     def expect(self, given: str) -> None:
         """Refuses if the caller gave an etag and it is not the current one."""

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from datetime import datetime
 
 from twofold_chassis import fields
 from twofold_chassis.refusals import HistoryChanged, InvalidToken, Reason, Unavailable
@@ -49,7 +50,10 @@ def revision_of(token: bytes, field: str) -> Revision | None:
     return Revision(int.from_bytes(content[:_NUMBER_BYTES], "big"), int.from_bytes(content[_NUMBER_BYTES:], "big"))
 
 
-def etag(kind: str, *ids: str, revision: int) -> str:
-    """The version of one resource: another one for each revision that changed it, and for each other resource."""
-    told = "\0".join((kind, *ids, str(revision)))  # no id holds a NUL, so no two resources are told alike
+def etag(kind: str, *ids: str, revision: int, at: datetime) -> str:
+    """The version of one resource: another one for each revision that changed it, and for each other resource.
+
+    With the time, as a restored database gives the same revisions once more.
+    """
+    told = "\0".join((kind, *ids, str(revision), at.isoformat()))  # no id holds a NUL, so no two resources are told alike
     return hashlib.sha256(told.encode()).hexdigest()[:16]

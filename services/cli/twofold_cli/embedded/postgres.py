@@ -18,6 +18,8 @@ from twofold_cli.embedded.server import EmbeddedServer
 SUPERUSER = "postgres"
 OWNER = "twofold_owner"
 APPLICATION = "twofold_app"
+SYSTEM = "twofold_system"
+ROLES = (SUPERUSER, OWNER, APPLICATION, SYSTEM)
 DATABASE = "twofold"
 
 CONNECT_S = 10.0
@@ -40,11 +42,12 @@ class DatabaseUrls:
 
     owner: str
     app: str
+    system: str
     superuser: str
 
 
 class EmbeddedPostgres(EmbeddedServer):
-    """With a role that owns the database, one that may only use it, and the database `twofold`."""
+    """With a role that owns the database, those of services, which may only use it, and the database `twofold`."""
 
     name = "Postgres"
     # Immediate shutdown: it does not wait for backends that may be stopped; crash recovery loses nothing.
@@ -56,12 +59,23 @@ class EmbeddedPostgres(EmbeddedServer):
         return f"postgresql://{role}:{self._password(role)}@{self.host}:{self.port}/{database}"
 
     @property
+    def urls(self) -> DatabaseUrls:
+        return self._urls(DATABASE)
+
+    def _urls(self, database: str) -> DatabaseUrls:
+        return DatabaseUrls(*(self.url(role, database) for role in (OWNER, APPLICATION, SYSTEM, SUPERUSER)))
+
+    @property
     def owner_url(self) -> str:
         return self.url(OWNER)
 
     @property
     def app_url(self) -> str:
         return self.url(APPLICATION)
+
+    @property
+    def system_url(self) -> str:
+        return self.url(SYSTEM)
 
     @property
     def superuser_url(self) -> str:
@@ -102,7 +116,7 @@ class EmbeddedPostgres(EmbeddedServer):
             ("CREATE DATABASE %I OWNER %I", name, OWNER),
             ("REVOKE TEMPORARY ON DATABASE %I FROM PUBLIC", name),
         )
-        return DatabaseUrls(self.url(OWNER, name), self.url(APPLICATION, name), self.url(SUPERUSER, name))
+        return self._urls(name)
 
     async def drop_database(self, name: str) -> None:
         """Whoever is connected to it is thrown out."""
@@ -116,7 +130,7 @@ class EmbeddedPostgres(EmbeddedServer):
             databases = {row["datname"] for row in await connection.fetch("SELECT datname FROM pg_database")}
         finally:
             await connection.close()
-        for role in {OWNER, APPLICATION} - roles:
+        for role in {OWNER, APPLICATION, SYSTEM} - roles:
             await self._as_superuser(("CREATE ROLE %I LOGIN PASSWORD %L", role, self._password(role)))
         if DATABASE not in databases:
             await self.create_database(DATABASE)
@@ -153,13 +167,16 @@ class EmbeddedPostgres(EmbeddedServer):
 
     def _remembered(self) -> dict[str, Any]:
         state = self.folder.read_state()
+        if state and SYSTEM not in state["passwords"]:  # made before there was this role
+            state["passwords"][SYSTEM] = secrets.token_hex(24)
+            self.folder.write_state(state)
         if not state:
             if self.folder.data.exists():
                 raise StartError(
                     f"the passwords (state.json) of the Postgres in {self.folder.path} are lost: "
                     "put that file back, or move the folder away to begin with an empty database"
                 )
-            state = {"passwords": {role: secrets.token_hex(24) for role in (SUPERUSER, OWNER, APPLICATION)}}
+            state = {"passwords": {role: secrets.token_hex(24) for role in ROLES}}
             self.folder.write_state(state)
         return state
 

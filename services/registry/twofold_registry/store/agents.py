@@ -1,35 +1,40 @@
 """Agents in Postgres."""
 
-from twofold_chassis import postgres
-from twofold_chassis.postgres import Connection, Pool
+from asyncpg import Record
+
+from twofold_chassis.postgres import Connection
 from twofold_chassis.requests import Attempt
 from twofold_registry.agents import Agent, AgentExists, AgentKey, AgentUnknown, UrlPolicy
+from twofold_registry.history import Item, ItemKind
 from twofold_registry.resources import Answer, Edit, Page, Read, Stored
 from twofold_registry.store import rows
-from twofold_registry.store.changes import Change, Changes, unique
+from twofold_registry.store.changes import Change, Changes, Deed, unique
+from twofold_registry.store.reads import Reads
 from twofold_registry.store.statements import STATEMENTS
 from twofold_registry.store.tenants import require_workspace
-from twofold_registry.wire.agents import agent_json
+from twofold_registry.wire.agents import agent_bytes, agent_json
 from twofold_registry.workspaces import Workspace, WorkspaceUnknown
 
 
 class PostgresAgents:
     """The truth about agents."""
 
-    def __init__(self, pool: Pool, changes: Changes, policy: UrlPolicy) -> None:
-        self._pool = pool
+    def __init__(self, reads: Reads, changes: Changes, policy: UrlPolicy) -> None:
+        self._reads = reads
         self._changes = changes
         self._policy = policy
 
     async def get(self, key: AgentKey) -> Read[Stored[Agent]]:
-        async with postgres.connection(self._pool) as connection:
-            return await _read(connection, key)
+        return await self._reads.read(key.workspace_id, lambda connection: _got(connection, key))
 
     async def list(self, workspace_id: str, after: str, size: int) -> Page[Stored[Agent]]:
-        async with postgres.connection(self._pool) as connection:
+        async def ask(connection: Connection) -> list[Record]:
             found = await connection.fetch(STATEMENTS["list_agents"], workspace_id, after, size + 1)
             if not found:
                 await require_workspace(connection, workspace_id)
+            return found
+
+        found = await self._reads.read(workspace_id, ask)
         return rows.page([rows.agent(row) for row in found], size)
 
     async def create(self, agent: Agent, attempt: Attempt, answer: Answer[Stored[Agent]]) -> bytes:
@@ -44,10 +49,10 @@ class PostgresAgents:
             with unique({"agent_ids_are_unique": taken}):
                 values = (*agent.path, stamp.at, stamp.at, stamp.revision.number, *rows.agent_values(agent))
                 await change.write("insert_agent", *values)
-            await change.record(stamp, "agent.create", *agent.path, after=agent_json(stored))
+            await change.record(stamp, agent.workspace_id, [_deed("create", None, stored)])
             return answer(stored, stamp.revision)
 
-        return await self._changes.once(attempt, make)
+        return await self._changes.once(attempt, agent.workspace_id, make)
 
     async def update(self, key: AgentKey, edit: Edit, etag: str, attempt: Attempt, answer: Answer[Stored[Agent]]) -> bytes:
         async def make(change: Change) -> bytes:
@@ -59,10 +64,10 @@ class PostgresAgents:
             stamp = await change.take_revision()
             after = before.changed(agent, stamp)
             await change.write("update_agent", *agent.path, stamp.at, stamp.revision.number, *rows.agent_values(agent))
-            await change.record(stamp, "agent.update", *agent.path, before=agent_json(before), after=agent_json(after))
+            await change.record(stamp, agent.workspace_id, [_deed("update", before, after)])
             return answer(after, stamp.revision)
 
-        return await self._changes.once(attempt, make)
+        return await self._changes.once(attempt, key.workspace_id, make)
 
     async def delete(self, key: AgentKey, etag: str, attempt: Attempt, answer: Answer[None]) -> bytes:
         async def make(change: Change) -> bytes:
@@ -70,10 +75,10 @@ class PostgresAgents:
             before.expect(etag)
             stamp = await change.take_revision()
             await change.write("delete_agent", *before.value.path, stamp.at, stamp.revision.number)
-            await change.record(stamp, "agent.delete", *before.value.path, before=agent_json(before))
+            await change.record(stamp, key.workspace_id, [_deed("delete", before, None)])
             return answer(None, stamp.revision)
 
-        return await self._changes.once(attempt, make)
+        return await self._changes.once(attempt, key.workspace_id, make)
 
     def _admit(self, agent: Agent, workspace: Stored[Workspace]) -> None:
         self._policy.admit(agent.url, workspace.value.settings.allowed_url_suffixes, "agent.url")
@@ -83,11 +88,28 @@ async def _locked(change: Change, key: AgentKey) -> tuple[Stored[Workspace], Sto
     workspace = await change.lock_workspace(key.workspace_id)
     if workspace is None:
         raise AgentUnknown(key)
-    return workspace, (await _read(change.connection, key)).value
+    return workspace, rows.agent(await _row(change.connection, key))
 
 
-async def _read(connection: Connection, key: AgentKey) -> Read[Stored[Agent]]:
+async def _got(connection: Connection, key: AgentKey) -> Read[Stored[Agent]]:
+    row = await _row(connection, key)
+    return rows.read(row, rows.agent(row))
+
+
+async def _row(connection: Connection, key: AgentKey) -> Record:
     row = await connection.fetchrow(STATEMENTS["get_agent"], key.workspace_id, key.agent_id)
     if row is None:
         raise AgentUnknown(key)
-    return rows.read(row, rows.agent(row))
+    return row
+
+
+def _deed(action: str, before: Stored[Agent] | None, after: Stored[Agent] | None) -> Deed:
+    agent_id = told.value.agent_id if (told := after or before) else ""
+    item = Item(
+        ItemKind.ROUTE if action == "update" else ItemKind.AGENT,
+        agent_id=agent_id,
+        after=agent_bytes(after) if after else None,
+    )
+    return Deed(
+        f"agent.{action}", agent_id, agent_json(before) if before else "", agent_json(after) if after else "", [item]
+    )

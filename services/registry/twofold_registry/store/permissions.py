@@ -2,51 +2,51 @@
 
 from datetime import datetime
 
-from twofold_chassis import call, postgres
-from twofold_chassis.postgres import Connection, Pool
+from asyncpg import Record
+
+from twofold_chassis import call
+from twofold_chassis.postgres import Connection
 from twofold_chassis.requests import Attempt
 from twofold_registry.agents import AgentUnknown
+from twofold_registry.history import Item, ItemKind
 from twofold_registry.permissions import Facts, Grant, GrantKey, GrantQuery
 from twofold_registry.resources import Answer, Page, Read
 from twofold_registry.revisions import Revision
 from twofold_registry.store import rows
-from twofold_registry.store.changes import Change, Changes
+from twofold_registry.store.changes import Change, Changes, Deed
+from twofold_registry.store.reads import Reads
 from twofold_registry.store.statements import STATEMENTS
 from twofold_registry.store.tenants import require_workspace
 from twofold_registry.users import Role, UserUnknown
-from twofold_registry.wire.permissions import grant_json
+from twofold_registry.wire.permissions import grant_bytes, grant_json
 from twofold_registry.workspaces import WorkspaceUnknown
 
 
 class PostgresPermissions:
     """The truth about who may use what."""
 
-    def __init__(self, pool: Pool, changes: Changes) -> None:
-        self._pool = pool
+    def __init__(self, reads: Reads, changes: Changes) -> None:
+        self._reads = reads
         self._changes = changes
 
     async def facts(self, key: GrantKey, least: Revision | None) -> Read[Facts]:
-        async with postgres.connection(self._pool) as connection:
+        async def ask(connection: Connection) -> Read[Facts]:
             row = await connection.fetchrow(STATEMENTS["check_facts"], key.workspace_id, key.user_id, key.agent_id)
-        assert row is not None
-        facts = Facts(
-            workspace_lives=row["workspace_lives"],
-            role=None if row["role"] is None else Role(row["role"]),
-            agent_lives=row["agent_lives"],
-            granted=row["granted"],
-            expires_at=row["expires_at"],
-            at=row["at"],
-        )
-        read = rows.read(row, facts)
+            assert row is not None
+            return rows.read(row, _facts(row))
+
+        read = await self._reads.read(key.workspace_id, ask)
         read.revision.satisfies(least)
         return read
 
     async def list(self, query: GrantQuery, after: tuple[str, str], size: int) -> Page[Grant]:
-        async with postgres.connection(self._pool) as connection:
+        async def ask(connection: Connection) -> list[Grant]:
             found = await _listed(connection, query, after, size + 1)
             if not found:
                 await require_workspace(connection, query.workspace_id)
-        return rows.page(found, size)
+            return found
+
+        return rows.page(await self._reads.read(query.workspace_id, ask), size)
 
     async def grant(self, key: GrantKey, expires_at: datetime | None, attempt: Attempt, answer: Answer[Grant]) -> bytes:
         async def make(change: Change) -> bytes:
@@ -55,11 +55,10 @@ class PostgresPermissions:
             grant = Grant(key, expires_at, call.current().identity.actor, stamp.at)
             values = (expires_at, grant.granted_by, grant.granted_at, stamp.revision.number)
             await change.write("put_grant", key.workspace_id, key.user_id, key.agent_id, *values)
-            told = {"before": "" if before is None else grant_json(before), "after": grant_json(grant)}
-            await change.record(stamp, "permission.grant", key.workspace_id, key.audited_id, **told)
+            await change.record(stamp, key.workspace_id, [_deed("grant", key, before, grant)])
             return answer(grant, stamp.revision)
 
-        return await self._changes.once(attempt, make)
+        return await self._changes.once(attempt, key.workspace_id, make)
 
     async def revoke(self, key: GrantKey, attempt: Attempt, answer: Answer[bool]) -> bytes:
         async def make(change: Change) -> bytes:
@@ -68,11 +67,32 @@ class PostgresPermissions:
                 return answer(False, await change.head())
             stamp = await change.take_revision()
             await change.write("delete_grant", key.workspace_id, key.user_id, key.agent_id)
-            told = grant_json(before)
-            await change.record(stamp, "permission.revoke", key.workspace_id, key.audited_id, before=told)
+            await change.record(stamp, key.workspace_id, [_deed("revoke", key, before, None)])
             return answer(True, stamp.revision)
 
-        return await self._changes.once(attempt, make)
+        return await self._changes.once(attempt, key.workspace_id, make)
+
+
+def _facts(row: Record) -> Facts:
+    return Facts(
+        workspace_lives=row["workspace_lives"],
+        role=None if row["role"] is None else Role(row["role"]),
+        agent_lives=row["agent_lives"],
+        granted=row["granted"],
+        expires_at=row["expires_at"],
+        at=row["at"],
+    )
+
+
+def _deed(action: str, key: GrantKey, before: Grant | None, after: Grant | None) -> Deed:
+    item = Item(ItemKind.PERMISSION, key.user_id, key.agent_id, grant_bytes(after) if after else None)
+    return Deed(
+        f"permission.{action}",
+        key.audited_id,
+        grant_json(before) if before else "",
+        grant_json(after) if after else "",
+        [item],
+    )
 
 
 async def _locked(change: Change, key: GrantKey) -> Grant | None:

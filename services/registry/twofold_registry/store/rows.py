@@ -18,8 +18,14 @@ Item = TypeVar("Item")
 _MICROSECOND = timedelta(microseconds=1)
 
 
+class PastRewritten(Exception):  # noqa: N818  (a state, not an error)
+    """The epoch is that of another Postgres, or of another past: it is renewed, and what was read is read again."""
+
+
 def read(row: Record, value: Item) -> Read[Item]:
     """What was read, at the head that stood beside it."""
+    if row["epoch"] is None:
+        raise PastRewritten
     return Read(value, Revision(row["epoch"], row["head_revision"]))
 
 
@@ -104,6 +110,7 @@ def listed_grant(row: Record) -> Grant:
 
 def entry(row: Record) -> Entry:
     return Entry(
+        seq=row["seq"],
         revision=row["revision"],
         ordinal=row["ordinal"],
         actor=row["actor"],
@@ -117,8 +124,9 @@ def entry(row: Record) -> Entry:
     )
 
 
-def entry_values(value: Entry) -> tuple[object, ...]:
+def entry_values(value: Entry, prev_hash: bytes, new_hash: bytes) -> tuple[object, ...]:
     return (
+        value.seq,
         value.revision,
         value.ordinal,
         value.actor,
@@ -129,4 +137,6 @@ def entry_values(value: Entry) -> tuple[object, ...]:
         value.after,
         value.request_id,
         value.at,
+        prev_hash,
+        new_hash,
     )

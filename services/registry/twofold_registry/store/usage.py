@@ -21,7 +21,7 @@ class PostgresUsage:
 
     async def record(self, workspace_id: str, events: Sequence[Event]) -> list[bool]:
         batch = distinct(workspace_id, events)
-        async with postgres.transaction(self._pool) as connection:
+        async with postgres.transaction(self._pool, (workspace_id,)) as connection:
             await require_workspace(connection, workspace_id)
             new = await _insert(connection, workspace_id, batch)
             await _compare(connection, workspace_id, {event_id: batch[event_id][1] for event_id in batch.keys() - new})
@@ -29,7 +29,7 @@ class PostgresUsage:
 
     async def totals(self, query: UsageQuery) -> Totals:
         values = (query.workspace_id, query.start, query.end, query.user_id, query.agent_id)
-        async with postgres.connection(self._pool) as connection:
+        async with postgres.reading(self._pool, (query.workspace_id,)) as connection:
             try:
                 row = await connection.fetchrow(STATEMENTS["sum_usage"], *values)
             except asyncpg.NumericValueOutOfRangeError:

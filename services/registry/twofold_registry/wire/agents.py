@@ -95,6 +95,10 @@ def agent_message(stored: Stored[Agent]) -> pb.Agent:
     )
 
 
+def agent_bytes(stored: Stored[Agent]) -> bytes:
+    return agent_message(stored).SerializeToString()
+
+
 def agent_json(stored: Stored[Agent]) -> str:
     return json_object(agent_message(stored))
 

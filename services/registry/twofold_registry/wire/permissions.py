@@ -82,6 +82,10 @@ def grant_message(grant: Grant) -> pb.AgentGrant:
     )
 
 
+def grant_bytes(grant: Grant) -> bytes:
+    return grant_message(grant).SerializeToString()
+
+
 def grant_json(grant: Grant) -> str:
     return json_object(grant_message(grant))
 

@@ -93,6 +93,10 @@ def user_message(stored: Stored[User]) -> pb.User:
     )
 
 
+def user_bytes(stored: Stored[User]) -> bytes:
+    return user_message(stored).SerializeToString()
+
+
 def user_json(stored: Stored[User]) -> str:
     return json_object(user_message(stored))
 

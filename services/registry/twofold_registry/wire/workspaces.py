@@ -77,6 +77,10 @@ def workspace_message(stored: Stored[Workspace]) -> pb.Workspace:
     )
 
 
+def workspace_bytes(stored: Stored[Workspace]) -> bytes:
+    return workspace_message(stored).SerializeToString()
+
+
 def workspace_json(stored: Stored[Workspace]) -> str:
     return json_object(workspace_message(stored))
 

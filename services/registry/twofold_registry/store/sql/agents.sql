@@ -1,5 +1,5 @@
 -- name: get_agent
-SELECT h.epoch, h.revision AS head_revision,
+SELECT CASE WHEN h.fingerprint = registry.fingerprint() THEN h.epoch END AS epoch, h.revision AS head_revision,
     a.workspace_id, a.agent_id, a.display_name, a.url, a.state, a.instructions, a.model, a.context_delivery,
     a.context_messages_max, a.context_tokens_max, a.first_token_timeout_us, a.turn_timeout_us,
     a.created_at, a.updated_at, a.revision

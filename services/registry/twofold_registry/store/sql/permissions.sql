@@ -1,6 +1,6 @@
 -- name: check_facts
 -- One statement, so that the revision is that of all facts beside it.
-SELECT h.epoch, h.revision AS head_revision, now() AS at,
+SELECT CASE WHEN h.fingerprint = registry.fingerprint() THEN h.epoch END AS epoch, h.revision AS head_revision, now() AS at,
     w.workspace_id IS NOT NULL AS workspace_lives,
     u.role,
     a.agent_id IS NOT NULL AS agent_lives,

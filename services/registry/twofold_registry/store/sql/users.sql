@@ -1,5 +1,5 @@
 -- name: get_user
-SELECT h.epoch, h.revision AS head_revision,
+SELECT CASE WHEN h.fingerprint = registry.fingerprint() THEN h.epoch END AS epoch, h.revision AS head_revision,
     u.workspace_id, u.user_id, u.email, u.identity_id, u.display_name, u.role, u.created_at, u.updated_at, u.revision
 FROM registry.registry_head h
 CROSS JOIN registry.users u

@@ -1,5 +1,5 @@
 -- name: get_workspace
-SELECT h.epoch, h.revision AS head_revision,
+SELECT CASE WHEN h.fingerprint = registry.fingerprint() THEN h.epoch END AS epoch, h.revision AS head_revision,
     w.workspace_id, w.display_name, w.namespace, w.allowed_url_suffixes, w.created_at, w.updated_at, w.revision
 FROM registry.registry_head h CROSS JOIN registry.workspaces w
 WHERE w.workspace_id = $1 AND w.deleted_at IS NULL;

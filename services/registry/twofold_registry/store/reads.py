@@ -1,0 +1,55 @@
+"""Reading what belongs to one workspace: through row-level security, and never at an epoch that has passed."""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from twofold_chassis import postgres
+from twofold_chassis.postgres import Connection, Pool
+from twofold_registry.revisions import Revision
+from twofold_registry.store.rows import PastRewritten
+from twofold_registry.store.statements import STATEMENTS
+
+Answer = TypeVar("Answer")
+
+
+class Reads:
+    """Runs reads."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def read(
+        self, workspace_id: str, ask: Callable[[Connection], Awaitable[Answer]], least: Revision | None = None
+    ) -> Answer:
+        """What `ask` answers on a connection that sees this workspace; asked once more if the epoch had to be renewed.
+
+        Not older than `least`. Raises RevisionNotReached, HistoryChanged, and what `ask` raises.
+        """
+        try:
+            return await self._once(workspace_id, ask, least)
+        except PastRewritten:
+            await renew_epoch(self._pool)
+        return await self._once(workspace_id, ask, least)
+
+    async def _once(
+        self, workspace_id: str, ask: Callable[[Connection], Awaitable[Answer]], least: Revision | None
+    ) -> Answer:
+        async with postgres.reading(self._pool, (workspace_id,)) as connection:
+            if least is not None:
+                (await read_head(connection)).satisfies(least)
+            return await ask(connection)
+
+
+async def read_head(connection: Connection) -> Revision:
+    """The newest revision. Raises PastRewritten."""
+    row = await connection.fetchrow(STATEMENTS["read_head"])
+    assert row is not None
+    if row["epoch"] is None:
+        raise PastRewritten
+    return Revision(row["epoch"], row["revision"])
+
+
+async def renew_epoch(pool: Pool) -> None:
+    """Begins a new epoch if this is another Postgres, or another past, than the one of the current epoch."""
+    async with postgres.transaction(pool) as connection:
+        await connection.execute(STATEMENTS["renew_epoch"])
