@@ -23,8 +23,10 @@ from redis.exceptions import AuthenticationError
 import twofold_memory.settings
 import twofold_registry.settings
 import twofold_router.settings
+from twofold_chassis.settings import DatabaseSettings, LogSettings
 from twofold_cli.embedded.binaries import find_postgres, find_redis
-from twofold_cli.embedded.postgres import APPLICATION, DATABASE, OWNER, EmbeddedPostgres
+from twofold_cli.embedded.postgres import APPLICATION, DATABASE, OWNER, SYSTEM, EmbeddedPostgres
+from twofold_registry.app import registry
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
@@ -65,7 +67,20 @@ def test_every_name_in_a_services_environment_is_a_setting_of_it(room: str) -> N
 
 
 def test_the_migrate_job_is_told_who_owns_and_who_uses() -> None:
-    assert set(SERVICES["migrate"]["environment"]) == {"DATABASE__URL", "DATABASE__MIGRATE_URL"}
+    assert set(SERVICES["migrate"]["environment"]) == {"DATABASE__URL", "DATABASE__SYSTEM_URL", "DATABASE__MIGRATE_URL"}
+
+
+def test_the_registry_keeps_tenants_apart_and_memory_is_not_given_what_it_does_not_use() -> None:
+    environment = SERVICES["registry"]["environment"]
+    group = {
+        name.removeprefix("DATABASE__").lower(): re.sub(r"\$\{.*?\}", "filled", value)
+        for name, value in environment.items()
+        if name.startswith("DATABASE__") and value is not None
+    }
+    assert DatabaseSettings.model_validate(group).keeps_tenants_apart
+    assert environment["DATABASE__DIRECT_URL"] == environment["DATABASE__SYSTEM_URL"]
+    assert environment["DATABASE__SYSTEM_URL"] == SERVICES["migrate"]["environment"]["DATABASE__SYSTEM_URL"]
+    assert not [name for name in ("memory", "router") if "SYSTEM" in str(SERVICES[name]["environment"])]
 
 
 def test_services_do_not_know_the_owners_password() -> None:
@@ -243,14 +258,17 @@ async def test_the_roles_hold_no_more_rights_than_they_need(own_postgres: Embedd
     await _make_roles_with_psql(own_postgres)
     owner = await asyncpg.connect(_url(own_postgres, OWNER))
     app = await asyncpg.connect(_url(own_postgres, APPLICATION))
+    system = await asyncpg.connect(_url(own_postgres, SYSTEM))
     try:
-        assert await _attributes(owner) == [(APPLICATION, False), (OWNER, False)]
+        assert await _attributes(owner) == [(APPLICATION, False), (OWNER, False), (SYSTEM, False)]
         await owner.execute("CREATE SCHEMA memory; CREATE TABLE memory.turns (id int)")
         for forbidden in ("CREATE SCHEMA mine", "CREATE TABLE public.mine ()", "CREATE TEMPORARY TABLE mine ()"):
+            for role in (app, system):
+                with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                    await role.execute(forbidden)
+        for role in (app, system):
             with pytest.raises(asyncpg.InsufficientPrivilegeError):
-                await app.execute(forbidden)
-        with pytest.raises(asyncpg.InsufficientPrivilegeError):
-            await app.fetch("SELECT * FROM memory.turns")
+                await role.fetch("SELECT * FROM memory.turns")
         await owner.execute(f"GRANT USAGE ON SCHEMA memory TO {APPLICATION}; GRANT SELECT ON memory.turns TO {APPLICATION}")
         assert await app.fetch("SELECT * FROM memory.turns") == []
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
@@ -258,13 +276,28 @@ async def test_the_roles_hold_no_more_rights_than_they_need(own_postgres: Embedd
     finally:
         await owner.close()
         await app.close()
+        await system.close()
+
+
+async def test_the_registry_starts_with_the_roles_that_the_container_makes(own_postgres: EmbeddedPostgres) -> None:
+    await _make_roles_with_psql(own_postgres)
+    urls = {"url": APPLICATION, "system_url": SYSTEM, "direct_url": SYSTEM, "migrate_url": OWNER}
+    database = DatabaseSettings.model_validate({name: _url(own_postgres, role) for name, role in urls.items()})
+    for migrate in (True, False):  # by the migrate job; then the service, which does not know the owner
+        settings = database.model_copy(update={"migrate": migrate})
+        log = LogSettings(level="error")
+        started = twofold_registry.settings.Settings(
+            database=settings, registry=twofold_registry.settings.RegistrySettings(port=0, drain_s=0), log=log
+        )
+        async with registry(started) as running:
+            assert running.port
 
 
 async def _make_roles_with_psql(server: EmbeddedPostgres) -> None:
     """As the container does, on a server that is as empty as its volume: with psql, in the environment of compose."""
     connection = await asyncpg.connect(server.url("postgres", "postgres"))
     await connection.execute(f"DROP DATABASE {DATABASE}")
-    await connection.execute(f"DROP ROLE {OWNER}, {APPLICATION}")
+    await connection.execute(f"DROP ROLE {OWNER}, {APPLICATION}, {SYSTEM}")
     await connection.close()
     psql = find_postgres().program("psql")
     if shutil.which(psql) is None:
@@ -274,7 +307,7 @@ async def _make_roles_with_psql(server: EmbeddedPostgres) -> None:
     process = await asyncio.create_subprocess_exec(
         psql,
         *("-v", "ON_ERROR_STOP=1", "--no-password", "--no-psqlrc", "-f", str(script), server.url("postgres", "postgres")),
-        env={"OWNER_PASSWORD": "owner's", "APP_PASSWORD": "app"},
+        env={"OWNER_PASSWORD": "owner's", "APP_PASSWORD": "app", "SYSTEM_PASSWORD": "system"},
         stderr=subprocess.PIPE,
     )
     _, told = await process.communicate()
@@ -282,7 +315,7 @@ async def _make_roles_with_psql(server: EmbeddedPostgres) -> None:
 
 
 def _url(server: EmbeddedPostgres, role: str) -> str:
-    password = {OWNER: "owner's", APPLICATION: "app"}[role]
+    password = {OWNER: "owner's", APPLICATION: "app", SYSTEM: "system"}[role]
     return f"postgresql://{role}:{password}@{server.host}:{server.port}/{DATABASE}"
 
 

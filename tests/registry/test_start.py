@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 import asyncpg
 import grpc
 import pytest
+import structlog.testing
 from grpc_health.v1 import health_pb2
 from pydantic import SecretStr, ValidationError
 
@@ -55,6 +56,24 @@ async def test_many_that_start_at_once_all_serve(empty: DatabaseSettings) -> Non
     assert len(set(await asyncio.gather(*(serve_once() for _ in range(4))))) == 4
 
 
+@pytest.mark.parametrize(
+    ("same", "warned"), [({}, False), ({"system_url": None}, True), ({"migrate_url": None, "migrate": False}, False)]
+)
+async def test_a_start_with_one_role_for_two_says_that_tenants_are_not_kept_apart(
+    empty: DatabaseSettings, same: dict[str, object], warned: bool
+) -> None:
+    await migrate(empty)
+    with structlog.testing.capture_logs() as logged:
+        async with registry(settings_of(empty.model_copy(update=same))):
+            pass
+    told = [line["event"] for line in logged if line["log_level"] == "warning"]
+    assert (
+        told
+        == ["Postgres does not keep tenants apart: give DATABASE__SYSTEM_URL and DATABASE__MIGRATE_URL roles of their own"]
+        * warned
+    )
+
+
 async def test_a_schema_that_nobody_migrated_ends_the_start(empty: DatabaseSettings) -> None:
     settings = settings_of(empty.model_copy(update={"migrate": False}))
     with pytest.raises(StartError, match="migrate it first"):
@@ -82,6 +101,7 @@ async def test_the_process_serves_says_so_and_ends_in_order(database_settings: D
         **os.environ,
         "DATABASE__URL": database_settings.url.get_secret_value(),
         "DATABASE__MIGRATE_URL": database_settings.owner_url.get_secret_value(),
+        "DATABASE__SYSTEM_URL": database_settings.system.url.get_secret_value(),
         "REGISTRY__PORT": "0",
         "REGISTRY__URL_SUFFIXES": '["acme.test"]',
         "REGISTRY__ALLOW_LOOPBACK_URLS": "true",

@@ -70,9 +70,14 @@ class DatabaseSettings(Group):
 
     @property
     def keeps_tenants_apart(self) -> bool:
-        """Whether the application's role is another one than those that see every workspace."""
-        users = [_user(url) for url in (self.url, self.system_url or self.url, self.owner_url)]
-        return users[0] not in users[1:]
+        """Whether the application's role is another one than those that see every workspace.
+
+        Of the owner only a process knows that migrates, or was told who that is.
+        """
+        others = [self.system_url or self.url]
+        if self.migrate or self.migrate_url:
+            others.append(self.owner_url)
+        return _user(self.url) not in map(_user, others)
 
     @property
     def owner_setting(self) -> str:

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import structlog
 from prometheus_client import CollectorRegistry
 
 from twofold.registry.v1.agent_pb2_grpc import add_AgentServiceServicer_to_server
@@ -38,6 +39,10 @@ from twofold_registry.workspace_service import WorkspaceService
 @contextlib.asynccontextmanager
 async def registry(settings: Settings) -> AsyncIterator[Running]:
     """The registry, serving until the block ends. Raises StartError."""
+    if not settings.database.keeps_tenants_apart:
+        structlog.get_logger("twofold.registry").warning(
+            "Postgres does not keep tenants apart: give DATABASE__SYSTEM_URL and DATABASE__MIGRATE_URL roles of their own"
+        )
     if settings.database.migrate:
         await migrate(settings.database)
     pool = await postgres.open_pool(settings.database, name="registry")
