@@ -109,6 +109,12 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """
     REASON_NOT_PERMITTED: _Reason.ValueType  # 40
     """PERMISSION_DENIED. The user may not use this agent (or there is none: see REASON_AGENT_UNKNOWN)."""
+    REASON_AGENT_GONE: _Reason.ValueType  # 120
+    """FAILED_PRECONDITION. The agent exists, and was declared gone: it will not come back. (Of one that is deleted:
+    REASON_AGENT_UNKNOWN.)
+    """
+    REASON_AGENT_STATE: _Reason.ValueType  # 121
+    """FAILED_PRECONDITION. The agent is in a state (metadata["state"]) that the wished one (metadata["wish"]) cannot follow."""
     REASON_AGENT_NOT_PUBLISHED: _Reason.ValueType  # 50
     """FAILED_PRECONDITION. The agent exists but is not published (draft or paused)."""
     REASON_CONVERSATION_DELETED: _Reason.ValueType  # 51
@@ -129,6 +135,18 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """
     REASON_DEAD_LETTER_RESOLVED: _Reason.ValueType  # 58
     """FAILED_PRECONDITION. Somebody has dealt with the dead letter (metadata["resolution"]): it was replayed or discarded."""
+    REASON_ROUTER_NOT_REGISTERED: _Reason.ValueType  # 128
+    """FAILED_PRECONDITION. The router that asks is not registered (any more): what it would be told it could not be told to forget."""
+    REASON_GRANT_CONDITION: _Reason.ValueType  # 129
+    """FAILED_PRECONDITION. The item of the batch (metadata["field"] is its path) sets a condition that does not hold: there is a
+    grant (metadata["granted"] is "true") and there was to be none, or the reverse. Nothing was changed.
+    """
+    REASON_AUDIT_KEY_MISSING: _Reason.ValueType  # 125
+    """FAILED_PRECONDITION. The registry has no key to sign heads of the audit with (REGISTRY__AUDIT_SIGNING_KEY is not set)."""
+    REASON_NOT_DELETED: _Reason.ValueType  # 122
+    """FAILED_PRECONDITION. Only what is deleted can be restored or purged; this is not."""
+    REASON_LAST_OWNER: _Reason.ValueType  # 123
+    """FAILED_PRECONDITION. A workspace that has an active owner keeps one: make another one first."""
     REASON_OVERLOADED: _Reason.ValueType  # 60
     """RESOURCE_EXHAUSTED. Too much at once for this process; RetryInfo says when to try again."""
     REASON_TOO_MANY: _Reason.ValueType  # 61
@@ -243,6 +261,12 @@ was closed. Nothing was changed; what was said is kept as an interrupted turn.
 """
 REASON_NOT_PERMITTED: Reason.ValueType  # 40
 """PERMISSION_DENIED. The user may not use this agent (or there is none: see REASON_AGENT_UNKNOWN)."""
+REASON_AGENT_GONE: Reason.ValueType  # 120
+"""FAILED_PRECONDITION. The agent exists, and was declared gone: it will not come back. (Of one that is deleted:
+REASON_AGENT_UNKNOWN.)
+"""
+REASON_AGENT_STATE: Reason.ValueType  # 121
+"""FAILED_PRECONDITION. The agent is in a state (metadata["state"]) that the wished one (metadata["wish"]) cannot follow."""
 REASON_AGENT_NOT_PUBLISHED: Reason.ValueType  # 50
 """FAILED_PRECONDITION. The agent exists but is not published (draft or paused)."""
 REASON_CONVERSATION_DELETED: Reason.ValueType  # 51
@@ -263,6 +287,18 @@ names it, and there it can be changed.
 """
 REASON_DEAD_LETTER_RESOLVED: Reason.ValueType  # 58
 """FAILED_PRECONDITION. Somebody has dealt with the dead letter (metadata["resolution"]): it was replayed or discarded."""
+REASON_ROUTER_NOT_REGISTERED: Reason.ValueType  # 128
+"""FAILED_PRECONDITION. The router that asks is not registered (any more): what it would be told it could not be told to forget."""
+REASON_GRANT_CONDITION: Reason.ValueType  # 129
+"""FAILED_PRECONDITION. The item of the batch (metadata["field"] is its path) sets a condition that does not hold: there is a
+grant (metadata["granted"] is "true") and there was to be none, or the reverse. Nothing was changed.
+"""
+REASON_AUDIT_KEY_MISSING: Reason.ValueType  # 125
+"""FAILED_PRECONDITION. The registry has no key to sign heads of the audit with (REGISTRY__AUDIT_SIGNING_KEY is not set)."""
+REASON_NOT_DELETED: Reason.ValueType  # 122
+"""FAILED_PRECONDITION. Only what is deleted can be restored or purged; this is not."""
+REASON_LAST_OWNER: Reason.ValueType  # 123
+"""FAILED_PRECONDITION. A workspace that has an active owner keeps one: make another one first."""
 REASON_OVERLOADED: Reason.ValueType  # 60
 """RESOURCE_EXHAUSTED. Too much at once for this process; RetryInfo says when to try again."""
 REASON_TOO_MANY: Reason.ValueType  # 61

@@ -23,35 +23,92 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from twofold.errors.v1 import reason_pb2 as twofold_dot_errors_dot_v1_dot_reason__pb2
+from twofold.registry.v1 import agent_pb2 as twofold_dot_registry_dot_v1_dot_agent__pb2
+from twofold.registry.v1 import user_pb2 as twofold_dot_registry_dot_v1_dot_user__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$twofold/registry/v1/permission.proto\x12\x13twofold.registry.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xba\x01\n\nAgentGrant\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\ngranted_by\x18\x05 \x01(\t\x12.\n\ngrant_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"R\n\x0cGrantRequest\x12.\n\x05grant\x18\x01 \x01(\x0b\x32\x1f.twofold.registry.v1.AgentGrant\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"W\n\rGrantResponse\x12.\n\x05grant\x18\x01 \x01(\x0b\x32\x1f.twofold.registry.v1.AgentGrant\x12\x16\n\x0erevision_token\x18\x02 \x01(\x0c\"\\\n\rRevokeRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"9\n\x0eRevokeResponse\x12\x0f\n\x07revoked\x18\x01 \x01(\x08\x12\x16\n\x0erevision_token\x18\x02 \x01(\x0c\"c\n\x0c\x43heckRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12\x1a\n\x12min_revision_token\x18\x04 \x01(\x0c\"\x9b\x01\n\rCheckResponse\x12\x0f\n\x07\x61llowed\x18\x01 \x01(\x08\x12\x30\n\x06reason\x18\x02 \x01(\x0e\x32 .twofold.registry.v1.CheckReason\x12\x16\n\x0erevision_token\x18\x03 \x01(\x0c\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"s\n\x11ListGrantsRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"^\n\x12ListGrantsResponse\x12/\n\x06grants\x18\x01 \x03(\x0b\x32\x1f.twofold.registry.v1.AgentGrant\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\xf2\x01\n\x0b\x43heckReason\x12\x1c\n\x18\x43HECK_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43HECK_REASON_GRANT\x10\x01\x12\x15\n\x11\x43HECK_REASON_ROLE\x10\x02\x12\x19\n\x15\x43HECK_REASON_NO_GRANT\x10\x03\x12\x18\n\x14\x43HECK_REASON_EXPIRED\x10\x04\x12\"\n\x1e\x43HECK_REASON_WORKSPACE_UNKNOWN\x10\x05\x12\x1d\n\x19\x43HECK_REASON_USER_UNKNOWN\x10\x06\x12\x1e\n\x1a\x43HECK_REASON_AGENT_UNKNOWN\x10\x07\x32\xe5\x02\n\x11PermissionService\x12N\n\x05Grant\x12!.twofold.registry.v1.GrantRequest\x1a\".twofold.registry.v1.GrantResponse\x12Q\n\x06Revoke\x12\".twofold.registry.v1.RevokeRequest\x1a#.twofold.registry.v1.RevokeResponse\x12N\n\x05\x43heck\x12!.twofold.registry.v1.CheckRequest\x1a\".twofold.registry.v1.CheckResponse\x12]\n\nListGrants\x12&.twofold.registry.v1.ListGrantsRequest\x1a\'.twofold.registry.v1.ListGrantsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$twofold/registry/v1/permission.proto\x12\x13twofold.registry.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1etwofold/errors/v1/reason.proto\x1a\x1ftwofold/registry/v1/agent.proto\x1a\x1etwofold/registry/v1/user.proto\"\xba\x01\n\nAgentGrant\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\ngranted_by\x18\x05 \x01(\t\x12.\n\ngrant_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"R\n\x0cGrantRequest\x12.\n\x05grant\x18\x01 \x01(\x0b\x32\x1f.twofold.registry.v1.AgentGrant\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"W\n\rGrantResponse\x12.\n\x05grant\x18\x01 \x01(\x0b\x32\x1f.twofold.registry.v1.AgentGrant\x12\x16\n\x0erevision_token\x18\x02 \x01(\x0c\"\xe0\x01\n\x0e\x42\x61tchGrantItem\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12<\n\x0fgrant_condition\x18\x04 \x01(\x0e\x32#.twofold.registry.v1.GrantCondition\x12<\n\x0f\x61gent_condition\x18\x05 \x01(\x0e\x32#.twofold.registry.v1.AgentCondition\"r\n\x11\x42\x61tchGrantRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x33\n\x06grants\x18\x02 \x03(\x0b\x32#.twofold.registry.v1.BatchGrantItem\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"S\n\x10\x42\x61tchGrantResult\x12.\n\x05grant\x18\x01 \x01(\x0b\x32\x1f.twofold.registry.v1.AgentGrant\x12\x0f\n\x07\x63hanged\x18\x02 \x01(\x08\"d\n\x12\x42\x61tchGrantResponse\x12\x36\n\x07results\x18\x01 \x03(\x0b\x32%.twofold.registry.v1.BatchGrantResult\x12\x16\n\x0erevision_token\x18\x02 \x01(\x0c\"\x8b\x01\n\rRevokeRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12-\n\x04wait\x18\x05 \x01(\x0e\x32\x1f.twofold.registry.v1.RevokeWait\"i\n\x0eRevokeResponse\x12\x0f\n\x07revoked\x18\x01 \x01(\x08\x12\x16\n\x0erevision_token\x18\x02 \x01(\x0c\x12\x15\n\racked_routers\x18\x03 \x01(\x05\x12\x17\n\x0f\x65xpired_routers\x18\x04 \x01(\x05\"r\n\x0f\x42\x61tchRevokeItem\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12<\n\x0fgrant_condition\x18\x03 \x01(\x0e\x32#.twofold.registry.v1.GrantCondition\"\xa4\x01\n\x12\x42\x61tchRevokeRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x35\n\x07revokes\x18\x02 \x03(\x0b\x32$.twofold.registry.v1.BatchRevokeItem\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12-\n\x04wait\x18\x04 \x01(\x0e\x32\x1f.twofold.registry.v1.RevokeWait\"G\n\x11\x42\x61tchRevokeResult\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x0f\n\x07revoked\x18\x03 \x01(\x08\"\x96\x01\n\x13\x42\x61tchRevokeResponse\x12\x37\n\x07results\x18\x01 \x03(\x0b\x32&.twofold.registry.v1.BatchRevokeResult\x12\x16\n\x0erevision_token\x18\x02 \x01(\x0c\x12\x15\n\racked_routers\x18\x03 \x01(\x05\x12\x17\n\x0f\x65xpired_routers\x18\x04 \x01(\x05\"\x92\x01\n\x0c\x43heckRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12\x1a\n\x12min_revision_token\x18\x04 \x01(\x0c\x12\x11\n\trouter_id\x18\x05 \x01(\t\x12\x1a\n\x12router_incarnation\x18\x06 \x01(\t\"\xca\x01\n\rCheckResponse\x12\x0f\n\x07\x61llowed\x18\x01 \x01(\x08\x12\x30\n\x06reason\x18\x02 \x01(\x0e\x32 .twofold.registry.v1.CheckReason\x12\x16\n\x0erevision_token\x18\x03 \x01(\x0c\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tread_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"3\n\x0ePermissionPair\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\"\xa8\x01\n\x11\x42\x61tchCheckRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x32\n\x05pairs\x18\x02 \x03(\x0b\x32#.twofold.registry.v1.PermissionPair\x12\x1a\n\x12min_revision_token\x18\x03 \x01(\x0c\x12\x11\n\trouter_id\x18\x04 \x01(\t\x12\x1a\n\x12router_incarnation\x18\x05 \x01(\t\"W\n\nCheckError\x12)\n\x06reason\x18\x01 \x01(\x0e\x32\x19.twofold.errors.v1.Reason\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xb1\x01\n\x0b\x43heckResult\x12\x0f\n\x07\x61llowed\x18\x01 \x01(\x08\x12\x30\n\x06reason\x18\x02 \x01(\x0e\x32 .twofold.registry.v1.CheckReason\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x1f.twofold.registry.v1.CheckError\"\x8e\x01\n\x12\x42\x61tchCheckResponse\x12\x31\n\x07results\x18\x01 \x03(\x0b\x32 .twofold.registry.v1.CheckResult\x12\x16\n\x0erevision_token\x18\x02 \x01(\x0c\x12-\n\tread_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"o\n\x18\x45xplainPermissionRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12\x1a\n\x12min_revision_token\x18\x04 \x01(\x0c\"h\n\x12\x45xplainedWorkspace\x12\x0e\n\x06\x65xists\x18\x01 \x01(\x08\x12\x11\n\tsuspended\x18\x02 \x01(\x08\x12/\n\x0b\x64\x65lete_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa6\x01\n\rExplainedUser\x12\x0e\n\x06\x65xists\x18\x01 \x01(\x08\x12\x11\n\tsuspended\x18\x02 \x01(\x08\x12\'\n\x04role\x18\x03 \x01(\x0e\x32\x19.twofold.registry.v1.Role\x12\x18\n\x10role_implies_use\x18\x04 \x01(\x08\x12/\n\x0b\x64\x65lete_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x81\x01\n\x0e\x45xplainedAgent\x12\x0e\n\x06\x65xists\x18\x01 \x01(\x08\x12.\n\x05state\x18\x02 \x01(\x0e\x32\x1f.twofold.registry.v1.AgentState\x12/\n\x0b\x64\x65lete_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x9b\x03\n\x19\x45xplainPermissionResponse\x12\x0f\n\x07\x61llowed\x18\x01 \x01(\x08\x12\x30\n\x06reason\x18\x02 \x01(\x0e\x32 .twofold.registry.v1.CheckReason\x12\x10\n\x08sentence\x18\x03 \x01(\t\x12:\n\tworkspace\x18\x04 \x01(\x0b\x32\'.twofold.registry.v1.ExplainedWorkspace\x12\x30\n\x04user\x18\x05 \x01(\x0b\x32\".twofold.registry.v1.ExplainedUser\x12\x32\n\x05\x61gent\x18\x06 \x01(\x0b\x32#.twofold.registry.v1.ExplainedAgent\x12.\n\x05grant\x18\x07 \x01(\x0b\x32\x1f.twofold.registry.v1.AgentGrant\x12\x16\n\x0erevision_token\x18\x08 \x01(\x0c\x12\x10\n\x08revision\x18\t \x01(\x03\x12-\n\tread_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8f\x01\n\x11ListGrantsRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\x12\x1a\n\x12min_revision_token\x18\x06 \x01(\x0c\"^\n\x12ListGrantsResponse\x12/\n\x06grants\x18\x01 \x03(\x0b\x32\x1f.twofold.registry.v1.AgentGrant\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x83\x01\n\x17ListUsableAgentsRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x1a\n\x12min_revision_token\x18\x05 \x01(\x0c\"\xc8\x01\n\x0bUsableAgent\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12.\n\x05state\x18\x03 \x01(\x0e\x32\x1f.twofold.registry.v1.AgentState\x12\x30\n\x06reason\x18\x04 \x01(\x0e\x32 .twofold.registry.v1.CheckReason\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"e\n\x18ListUsableAgentsResponse\x12\x30\n\x06\x61gents\x18\x01 \x03(\x0b\x32 .twofold.registry.v1.UsableAgent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x82\x01\n\x15ListAgentUsersRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x1a\n\x12min_revision_token\x18\x05 \x01(\x0c\"\xbe\x01\n\tAgentUser\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\'\n\x04role\x18\x03 \x01(\x0e\x32\x19.twofold.registry.v1.Role\x12\x30\n\x06reason\x18\x04 \x01(\x0e\x32 .twofold.registry.v1.CheckReason\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"`\n\x16ListAgentUsersResponse\x12-\n\x05users\x18\x01 \x03(\x0b\x32\x1e.twofold.registry.v1.AgentUser\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\xd6\x02\n\x0b\x43heckReason\x12\x1c\n\x18\x43HECK_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43HECK_REASON_GRANT\x10\x01\x12\x15\n\x11\x43HECK_REASON_ROLE\x10\x02\x12\x19\n\x15\x43HECK_REASON_NO_GRANT\x10\x03\x12\x18\n\x14\x43HECK_REASON_EXPIRED\x10\x04\x12\"\n\x1e\x43HECK_REASON_WORKSPACE_UNKNOWN\x10\x05\x12\x1d\n\x19\x43HECK_REASON_USER_UNKNOWN\x10\x06\x12\x1e\n\x1a\x43HECK_REASON_AGENT_UNKNOWN\x10\x07\x12$\n CHECK_REASON_WORKSPACE_SUSPENDED\x10\x08\x12\x1f\n\x1b\x43HECK_REASON_USER_SUSPENDED\x10\t\x12\x1b\n\x17\x43HECK_REASON_AGENT_GONE\x10\n*u\n\x0eGrantCondition\x12\x1f\n\x1bGRANT_CONDITION_UNSPECIFIED\x10\x00\x12\"\n\x1eGRANT_CONDITION_MUST_NOT_EXIST\x10\x01\x12\x1e\n\x1aGRANT_CONDITION_MUST_EXIST\x10\x02*P\n\x0e\x41gentCondition\x12\x1f\n\x1b\x41GENT_CONDITION_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x41GENT_CONDITION_PUBLISHED\x10\x01*\\\n\nRevokeWait\x12\x1b\n\x17REVOKE_WAIT_UNSPECIFIED\x10\x00\x12\x14\n\x10REVOKE_WAIT_NONE\x10\x01\x12\x1b\n\x17REVOKE_WAIT_ALL_ROUTERS\x10\x02\x32\xd5\x07\n\x11PermissionService\x12N\n\x05Grant\x12!.twofold.registry.v1.GrantRequest\x1a\".twofold.registry.v1.GrantResponse\x12]\n\nBatchGrant\x12&.twofold.registry.v1.BatchGrantRequest\x1a\'.twofold.registry.v1.BatchGrantResponse\x12Q\n\x06Revoke\x12\".twofold.registry.v1.RevokeRequest\x1a#.twofold.registry.v1.RevokeResponse\x12`\n\x0b\x42\x61tchRevoke\x12\'.twofold.registry.v1.BatchRevokeRequest\x1a(.twofold.registry.v1.BatchRevokeResponse\x12N\n\x05\x43heck\x12!.twofold.registry.v1.CheckRequest\x1a\".twofold.registry.v1.CheckResponse\x12]\n\nBatchCheck\x12&.twofold.registry.v1.BatchCheckRequest\x1a\'.twofold.registry.v1.BatchCheckResponse\x12r\n\x11\x45xplainPermission\x12-.twofold.registry.v1.ExplainPermissionRequest\x1a..twofold.registry.v1.ExplainPermissionResponse\x12]\n\nListGrants\x12&.twofold.registry.v1.ListGrantsRequest\x1a\'.twofold.registry.v1.ListGrantsResponse\x12o\n\x10ListUsableAgents\x12,.twofold.registry.v1.ListUsableAgentsRequest\x1a-.twofold.registry.v1.ListUsableAgentsResponse\x12i\n\x0eListAgentUsers\x12*.twofold.registry.v1.ListAgentUsersRequest\x1a+.twofold.registry.v1.ListAgentUsersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'twofold.registry.v1.permission_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHECKREASON']._serialized_start=1082
-  _globals['_CHECKREASON']._serialized_end=1324
-  _globals['_AGENTGRANT']._serialized_start=95
-  _globals['_AGENTGRANT']._serialized_end=281
-  _globals['_GRANTREQUEST']._serialized_start=283
-  _globals['_GRANTREQUEST']._serialized_end=365
-  _globals['_GRANTRESPONSE']._serialized_start=367
-  _globals['_GRANTRESPONSE']._serialized_end=454
-  _globals['_REVOKEREQUEST']._serialized_start=456
-  _globals['_REVOKEREQUEST']._serialized_end=548
-  _globals['_REVOKERESPONSE']._serialized_start=550
-  _globals['_REVOKERESPONSE']._serialized_end=607
-  _globals['_CHECKREQUEST']._serialized_start=609
-  _globals['_CHECKREQUEST']._serialized_end=708
-  _globals['_CHECKRESPONSE']._serialized_start=711
-  _globals['_CHECKRESPONSE']._serialized_end=866
-  _globals['_LISTGRANTSREQUEST']._serialized_start=868
-  _globals['_LISTGRANTSREQUEST']._serialized_end=983
-  _globals['_LISTGRANTSRESPONSE']._serialized_start=985
-  _globals['_LISTGRANTSRESPONSE']._serialized_end=1079
-  _globals['_PERMISSIONSERVICE']._serialized_start=1327
-  _globals['_PERMISSIONSERVICE']._serialized_end=1684
+  _globals['_CHECKREASON']._serialized_start=4874
+  _globals['_CHECKREASON']._serialized_end=5216
+  _globals['_GRANTCONDITION']._serialized_start=5218
+  _globals['_GRANTCONDITION']._serialized_end=5335
+  _globals['_AGENTCONDITION']._serialized_start=5337
+  _globals['_AGENTCONDITION']._serialized_end=5417
+  _globals['_REVOKEWAIT']._serialized_start=5419
+  _globals['_REVOKEWAIT']._serialized_end=5511
+  _globals['_AGENTGRANT']._serialized_start=192
+  _globals['_AGENTGRANT']._serialized_end=378
+  _globals['_GRANTREQUEST']._serialized_start=380
+  _globals['_GRANTREQUEST']._serialized_end=462
+  _globals['_GRANTRESPONSE']._serialized_start=464
+  _globals['_GRANTRESPONSE']._serialized_end=551
+  _globals['_BATCHGRANTITEM']._serialized_start=554
+  _globals['_BATCHGRANTITEM']._serialized_end=778
+  _globals['_BATCHGRANTREQUEST']._serialized_start=780
+  _globals['_BATCHGRANTREQUEST']._serialized_end=894
+  _globals['_BATCHGRANTRESULT']._serialized_start=896
+  _globals['_BATCHGRANTRESULT']._serialized_end=979
+  _globals['_BATCHGRANTRESPONSE']._serialized_start=981
+  _globals['_BATCHGRANTRESPONSE']._serialized_end=1081
+  _globals['_REVOKEREQUEST']._serialized_start=1084
+  _globals['_REVOKEREQUEST']._serialized_end=1223
+  _globals['_REVOKERESPONSE']._serialized_start=1225
+  _globals['_REVOKERESPONSE']._serialized_end=1330
+  _globals['_BATCHREVOKEITEM']._serialized_start=1332
+  _globals['_BATCHREVOKEITEM']._serialized_end=1446
+  _globals['_BATCHREVOKEREQUEST']._serialized_start=1449
+  _globals['_BATCHREVOKEREQUEST']._serialized_end=1613
+  _globals['_BATCHREVOKERESULT']._serialized_start=1615
+  _globals['_BATCHREVOKERESULT']._serialized_end=1686
+  _globals['_BATCHREVOKERESPONSE']._serialized_start=1689
+  _globals['_BATCHREVOKERESPONSE']._serialized_end=1839
+  _globals['_CHECKREQUEST']._serialized_start=1842
+  _globals['_CHECKREQUEST']._serialized_end=1988
+  _globals['_CHECKRESPONSE']._serialized_start=1991
+  _globals['_CHECKRESPONSE']._serialized_end=2193
+  _globals['_PERMISSIONPAIR']._serialized_start=2195
+  _globals['_PERMISSIONPAIR']._serialized_end=2246
+  _globals['_BATCHCHECKREQUEST']._serialized_start=2249
+  _globals['_BATCHCHECKREQUEST']._serialized_end=2417
+  _globals['_CHECKERROR']._serialized_start=2419
+  _globals['_CHECKERROR']._serialized_end=2506
+  _globals['_CHECKRESULT']._serialized_start=2509
+  _globals['_CHECKRESULT']._serialized_end=2686
+  _globals['_BATCHCHECKRESPONSE']._serialized_start=2689
+  _globals['_BATCHCHECKRESPONSE']._serialized_end=2831
+  _globals['_EXPLAINPERMISSIONREQUEST']._serialized_start=2833
+  _globals['_EXPLAINPERMISSIONREQUEST']._serialized_end=2944
+  _globals['_EXPLAINEDWORKSPACE']._serialized_start=2946
+  _globals['_EXPLAINEDWORKSPACE']._serialized_end=3050
+  _globals['_EXPLAINEDUSER']._serialized_start=3053
+  _globals['_EXPLAINEDUSER']._serialized_end=3219
+  _globals['_EXPLAINEDAGENT']._serialized_start=3222
+  _globals['_EXPLAINEDAGENT']._serialized_end=3351
+  _globals['_EXPLAINPERMISSIONRESPONSE']._serialized_start=3354
+  _globals['_EXPLAINPERMISSIONRESPONSE']._serialized_end=3765
+  _globals['_LISTGRANTSREQUEST']._serialized_start=3768
+  _globals['_LISTGRANTSREQUEST']._serialized_end=3911
+  _globals['_LISTGRANTSRESPONSE']._serialized_start=3913
+  _globals['_LISTGRANTSRESPONSE']._serialized_end=4007
+  _globals['_LISTUSABLEAGENTSREQUEST']._serialized_start=4010
+  _globals['_LISTUSABLEAGENTSREQUEST']._serialized_end=4141
+  _globals['_USABLEAGENT']._serialized_start=4144
+  _globals['_USABLEAGENT']._serialized_end=4344
+  _globals['_LISTUSABLEAGENTSRESPONSE']._serialized_start=4346
+  _globals['_LISTUSABLEAGENTSRESPONSE']._serialized_end=4447
+  _globals['_LISTAGENTUSERSREQUEST']._serialized_start=4450
+  _globals['_LISTAGENTUSERSREQUEST']._serialized_end=4580
+  _globals['_AGENTUSER']._serialized_start=4583
+  _globals['_AGENTUSER']._serialized_end=4773
+  _globals['_LISTAGENTUSERSRESPONSE']._serialized_start=4775
+  _globals['_LISTAGENTUSERSRESPONSE']._serialized_end=4871
+  _globals['_PERMISSIONSERVICE']._serialized_start=5514
+  _globals['_PERMISSIONSERVICE']._serialized_end=6495
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,9 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from twofold.errors.v1 import reason_pb2 as _reason_pb2
+from twofold.registry.v1 import agent_pb2 as _agent_pb2
+from twofold.registry.v1 import user_pb2 as _user_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -42,6 +45,12 @@ class _CheckReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CheckReas
     """Denied: no such user."""
     CHECK_REASON_AGENT_UNKNOWN: _CheckReason.ValueType  # 7
     """Denied: no such agent. Said only of users whose role implies use; to all others a missing agent is NO_GRANT."""
+    CHECK_REASON_WORKSPACE_SUSPENDED: _CheckReason.ValueType  # 8
+    """Denied: the workspace is suspended."""
+    CHECK_REASON_USER_SUSPENDED: _CheckReason.ValueType  # 9
+    """Denied: the user is suspended."""
+    CHECK_REASON_AGENT_GONE: _CheckReason.ValueType  # 10
+    """Denied: the agent is gone for good. Said only of users who could use it if it were not; to all others it is NO_GRANT."""
 
 class CheckReason(_CheckReason, metaclass=_CheckReasonEnumTypeWrapper):
     """CheckReason says why a check was answered as it was."""
@@ -62,7 +71,85 @@ CHECK_REASON_USER_UNKNOWN: CheckReason.ValueType  # 6
 """Denied: no such user."""
 CHECK_REASON_AGENT_UNKNOWN: CheckReason.ValueType  # 7
 """Denied: no such agent. Said only of users whose role implies use; to all others a missing agent is NO_GRANT."""
+CHECK_REASON_WORKSPACE_SUSPENDED: CheckReason.ValueType  # 8
+"""Denied: the workspace is suspended."""
+CHECK_REASON_USER_SUSPENDED: CheckReason.ValueType  # 9
+"""Denied: the user is suspended."""
+CHECK_REASON_AGENT_GONE: CheckReason.ValueType  # 10
+"""Denied: the agent is gone for good. Said only of users who could use it if it were not; to all others it is NO_GRANT."""
 Global___CheckReason: _TypeAlias = CheckReason  # noqa: Y015
+
+class _GrantCondition:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GrantConditionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GrantCondition.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GRANT_CONDITION_UNSPECIFIED: _GrantCondition.ValueType  # 0
+    """No condition."""
+    GRANT_CONDITION_MUST_NOT_EXIST: _GrantCondition.ValueType  # 1
+    """There must be no grant."""
+    GRANT_CONDITION_MUST_EXIST: _GrantCondition.ValueType  # 2
+    """There must be a grant."""
+
+class GrantCondition(_GrantCondition, metaclass=_GrantConditionEnumTypeWrapper):
+    """GrantCondition says what must be so with the grant of a pair, or nothing of the batch is done. An expired grant is none."""
+
+GRANT_CONDITION_UNSPECIFIED: GrantCondition.ValueType  # 0
+"""No condition."""
+GRANT_CONDITION_MUST_NOT_EXIST: GrantCondition.ValueType  # 1
+"""There must be no grant."""
+GRANT_CONDITION_MUST_EXIST: GrantCondition.ValueType  # 2
+"""There must be a grant."""
+Global___GrantCondition: _TypeAlias = GrantCondition  # noqa: Y015
+
+class _AgentCondition:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AgentConditionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AgentCondition.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    AGENT_CONDITION_UNSPECIFIED: _AgentCondition.ValueType  # 0
+    """It exists."""
+    AGENT_CONDITION_PUBLISHED: _AgentCondition.ValueType  # 1
+    """It is AGENT_STATE_PUBLISHED."""
+
+class AgentCondition(_AgentCondition, metaclass=_AgentConditionEnumTypeWrapper):
+    """AgentCondition says what must be so with the agent of a pair, or nothing of the batch is done."""
+
+AGENT_CONDITION_UNSPECIFIED: AgentCondition.ValueType  # 0
+"""It exists."""
+AGENT_CONDITION_PUBLISHED: AgentCondition.ValueType  # 1
+"""It is AGENT_STATE_PUBLISHED."""
+Global___AgentCondition: _TypeAlias = AgentCondition  # noqa: Y015
+
+class _RevokeWait:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RevokeWaitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RevokeWait.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REVOKE_WAIT_UNSPECIFIED: _RevokeWait.ValueType  # 0
+    """As REVOKE_WAIT_NONE."""
+    REVOKE_WAIT_NONE: _RevokeWait.ValueType  # 1
+    """When it is committed. Routers that have not heard of it yet may answer from what they know for their lease: 1 s by default."""
+    REVOKE_WAIT_ALL_ROUTERS: _RevokeWait.ValueType  # 2
+    """When no router answers from what was before: each has said that it knows, or its lease has run out. That takes as long as a
+    lease and 50 ms at most. A repeat with the same request_id waits again.
+    """
+
+class RevokeWait(_RevokeWait, metaclass=_RevokeWaitEnumTypeWrapper):
+    """RevokeWait says when a revoke answers."""
+
+REVOKE_WAIT_UNSPECIFIED: RevokeWait.ValueType  # 0
+"""As REVOKE_WAIT_NONE."""
+REVOKE_WAIT_NONE: RevokeWait.ValueType  # 1
+"""When it is committed. Routers that have not heard of it yet may answer from what they know for their lease: 1 s by default."""
+REVOKE_WAIT_ALL_ROUTERS: RevokeWait.ValueType  # 2
+"""When no router answers from what was before: each has said that it knows, or its lease has run out. That takes as long as a
+lease and 50 ms at most. A repeat with the same request_id waits again.
+"""
+Global___RevokeWait: _TypeAlias = RevokeWait  # noqa: Y015
 
 @_typing.final
 class AgentGrant(_message.Message):
@@ -87,7 +174,7 @@ class AgentGrant(_message.Message):
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """From when on it no longer counts, by the database's clock. Optional: without it the grant stays until revoked.
-        Must lie in the future.
+        Must lie in the future, at most 36,500 days ahead.
         """
 
     @_builtins.property
@@ -169,6 +256,134 @@ class GrantResponse(_message.Message):
 Global___GrantResponse: _TypeAlias = GrantResponse  # noqa: Y015
 
 @_typing.final
+class BatchGrantItem(_message.Message):
+    """BatchGrantItem is one pair to be granted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    GRANT_CONDITION_FIELD_NUMBER: _builtins.int
+    AGENT_CONDITION_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user. Required."""
+    agent_id: _builtins.str
+    """The agent. Required."""
+    grant_condition: Global___GrantCondition.ValueType
+    """What must be so with the grant before. Optional."""
+    agent_condition: Global___AgentCondition.ValueType
+    """What must be so with the agent. Optional."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """As in AgentGrant. Optional."""
+
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        agent_id: _builtins.str = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        grant_condition: Global___GrantCondition.ValueType = ...,
+        agent_condition: Global___AgentCondition.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_condition", b"agent_condition", "agent_id", b"agent_id", "expire_time", b"expire_time", "grant_condition", b"grant_condition", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGrantItem: _TypeAlias = BatchGrantItem  # noqa: Y015
+
+@_typing.final
+class BatchGrantRequest(_message.Message):
+    """Request of BatchGrant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    GRANTS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    workspace_id: _builtins.str
+    """The workspace. Required."""
+    request_id: _builtins.str
+    """Makes a repeat harmless. Optional."""
+    @_builtins.property
+    def grants(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchGrantItem]:
+        """The pairs: 1 to 500, each once. Required."""
+
+    def __init__(
+        self,
+        *,
+        workspace_id: _builtins.str = ...,
+        grants: _abc.Iterable[Global___BatchGrantItem] | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grants", b"grants", "request_id", b"request_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGrantRequest: _TypeAlias = BatchGrantRequest  # noqa: Y015
+
+@_typing.final
+class BatchGrantResult(_message.Message):
+    """BatchGrantResult is what became of one pair."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRANT_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELD_NUMBER: _builtins.int
+    changed: _builtins.bool
+    """Whether this call changed it."""
+    @_builtins.property
+    def grant(self) -> Global___AgentGrant:
+        """The grant as it is stored."""
+
+    def __init__(
+        self,
+        *,
+        grant: Global___AgentGrant | None = ...,
+        changed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "grant", b"grant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGrantResult: _TypeAlias = BatchGrantResult  # noqa: Y015
+
+@_typing.final
+class BatchGrantResponse(_message.Message):
+    """Response of BatchGrant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    REVISION_TOKEN_FIELD_NUMBER: _builtins.int
+    revision_token: _builtins.bytes
+    """How new a later check must be to see this write."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchGrantResult]:
+        """One for each pair, in the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___BatchGrantResult] | None = ...,
+        revision_token: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results", "revision_token", b"revision_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGrantResponse: _TypeAlias = BatchGrantResponse  # noqa: Y015
+
+@_typing.final
 class RevokeRequest(_message.Message):
     """Request of Revoke."""
 
@@ -178,6 +393,7 @@ class RevokeRequest(_message.Message):
     USER_ID_FIELD_NUMBER: _builtins.int
     AGENT_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """The workspace. Required."""
     user_id: _builtins.str
@@ -186,6 +402,8 @@ class RevokeRequest(_message.Message):
     """The agent. Required."""
     request_id: _builtins.str
     """Makes a repeat harmless. Optional."""
+    wait: Global___RevokeWait.ValueType
+    """When to answer. Optional."""
     def __init__(
         self,
         *,
@@ -193,10 +411,11 @@ class RevokeRequest(_message.Message):
         user_id: _builtins.str = ...,
         agent_id: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        wait: Global___RevokeWait.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "request_id", b"request_id", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "request_id", b"request_id", "user_id", b"user_id", "wait", b"wait", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -210,27 +429,421 @@ class RevokeResponse(_message.Message):
 
     REVOKED_FIELD_NUMBER: _builtins.int
     REVISION_TOKEN_FIELD_NUMBER: _builtins.int
+    ACKED_ROUTERS_FIELD_NUMBER: _builtins.int
+    EXPIRED_ROUTERS_FIELD_NUMBER: _builtins.int
     revoked: _builtins.bool
     """Whether there was a grant to take away."""
     revision_token: _builtins.bytes
     """How new a later check must be to see this write."""
+    acked_routers: _builtins.int
+    """With REVOKE_WAIT_ALL_ROUTERS: how many routers have said that they know."""
+    expired_routers: _builtins.int
+    """With REVOKE_WAIT_ALL_ROUTERS: how many have not, and may answer nothing more from what they knew."""
     def __init__(
         self,
         *,
         revoked: _builtins.bool = ...,
         revision_token: _builtins.bytes = ...,
+        acked_routers: _builtins.int = ...,
+        expired_routers: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision_token", b"revision_token", "revoked", b"revoked"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acked_routers", b"acked_routers", "expired_routers", b"expired_routers", "revision_token", b"revision_token", "revoked", b"revoked"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RevokeResponse: _TypeAlias = RevokeResponse  # noqa: Y015
 
 @_typing.final
+class BatchRevokeItem(_message.Message):
+    """BatchRevokeItem is one pair whose grant is to be taken away."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    GRANT_CONDITION_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user. Required."""
+    agent_id: _builtins.str
+    """The agent. Required."""
+    grant_condition: Global___GrantCondition.ValueType
+    """What must be so with the grant before. Optional."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        agent_id: _builtins.str = ...,
+        grant_condition: Global___GrantCondition.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "grant_condition", b"grant_condition", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchRevokeItem: _TypeAlias = BatchRevokeItem  # noqa: Y015
+
+@_typing.final
+class BatchRevokeRequest(_message.Message):
+    """Request of BatchRevoke."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    REVOKES_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
+    workspace_id: _builtins.str
+    """The workspace. Required."""
+    request_id: _builtins.str
+    """Makes a repeat harmless. Optional."""
+    wait: Global___RevokeWait.ValueType
+    """When to answer. Optional."""
+    @_builtins.property
+    def revokes(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchRevokeItem]:
+        """The pairs: 1 to 500, each once. Required."""
+
+    def __init__(
+        self,
+        *,
+        workspace_id: _builtins.str = ...,
+        revokes: _abc.Iterable[Global___BatchRevokeItem] | None = ...,
+        request_id: _builtins.str = ...,
+        wait: Global___RevokeWait.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "revokes", b"revokes", "wait", b"wait", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchRevokeRequest: _TypeAlias = BatchRevokeRequest  # noqa: Y015
+
+@_typing.final
+class BatchRevokeResult(_message.Message):
+    """BatchRevokeResult is what became of one pair."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    REVOKED_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user."""
+    agent_id: _builtins.str
+    """The agent."""
+    revoked: _builtins.bool
+    """Whether there was a grant to take away."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        agent_id: _builtins.str = ...,
+        revoked: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "revoked", b"revoked", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchRevokeResult: _TypeAlias = BatchRevokeResult  # noqa: Y015
+
+@_typing.final
+class BatchRevokeResponse(_message.Message):
+    """Response of BatchRevoke."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    REVISION_TOKEN_FIELD_NUMBER: _builtins.int
+    ACKED_ROUTERS_FIELD_NUMBER: _builtins.int
+    EXPIRED_ROUTERS_FIELD_NUMBER: _builtins.int
+    revision_token: _builtins.bytes
+    """How new a later check must be to see this write."""
+    acked_routers: _builtins.int
+    """With REVOKE_WAIT_ALL_ROUTERS: how many routers have said that they know."""
+    expired_routers: _builtins.int
+    """With REVOKE_WAIT_ALL_ROUTERS: how many have not, and may answer nothing more from what they knew."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchRevokeResult]:
+        """One for each pair, in the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___BatchRevokeResult] | None = ...,
+        revision_token: _builtins.bytes = ...,
+        acked_routers: _builtins.int = ...,
+        expired_routers: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acked_routers", b"acked_routers", "expired_routers", b"expired_routers", "results", b"results", "revision_token", b"revision_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchRevokeResponse: _TypeAlias = BatchRevokeResponse  # noqa: Y015
+
+@_typing.final
 class CheckRequest(_message.Message):
     """Request of Check."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    MIN_REVISION_TOKEN_FIELD_NUMBER: _builtins.int
+    ROUTER_ID_FIELD_NUMBER: _builtins.int
+    ROUTER_INCARNATION_FIELD_NUMBER: _builtins.int
+    workspace_id: _builtins.str
+    """The workspace. Required."""
+    user_id: _builtins.str
+    """The user. Required."""
+    agent_id: _builtins.str
+    """The agent. Required."""
+    min_revision_token: _builtins.bytes
+    """The answer must be at least this new. Optional."""
+    router_id: _builtins.str
+    """For a router that keeps the answer: its id. With it the call is only answered while the router is registered, seen by the
+    same statement that reads the answer; else a revoke would not wait for it. Optional; with router_incarnation only.
+    """
+    router_incarnation: _builtins.str
+    """Which process of that router. Optional; with router_id only."""
+    def __init__(
+        self,
+        *,
+        workspace_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        agent_id: _builtins.str = ...,
+        min_revision_token: _builtins.bytes = ...,
+        router_id: _builtins.str = ...,
+        router_incarnation: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "min_revision_token", b"min_revision_token", "router_id", b"router_id", "router_incarnation", b"router_incarnation", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckRequest: _TypeAlias = CheckRequest  # noqa: Y015
+
+@_typing.final
+class CheckResponse(_message.Message):
+    """Response of Check."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALLOWED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REVISION_TOKEN_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    READ_TIME_FIELD_NUMBER: _builtins.int
+    allowed: _builtins.bool
+    """Whether the user may use the agent."""
+    reason: Global___CheckReason.ValueType
+    """Why."""
+    revision_token: _builtins.bytes
+    """The revision that the answer was read at."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the grant will expire, if the answer rests on one that does."""
+
+    @_builtins.property
+    def read_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was read, by the clock that expire_time is judged by: the database's."""
+
+    def __init__(
+        self,
+        *,
+        allowed: _builtins.bool = ...,
+        reason: Global___CheckReason.ValueType = ...,
+        revision_token: _builtins.bytes = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        read_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "read_time", b"read_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "expire_time", b"expire_time", "read_time", b"read_time", "reason", b"reason", "revision_token", b"revision_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckResponse: _TypeAlias = CheckResponse  # noqa: Y015
+
+@_typing.final
+class PermissionPair(_message.Message):
+    """PermissionPair is a user and an agent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user. Without it the pair has an error in its result."""
+    agent_id: _builtins.str
+    """The agent. Without it the pair has an error in its result."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        agent_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PermissionPair: _TypeAlias = PermissionPair  # noqa: Y015
+
+@_typing.final
+class BatchCheckRequest(_message.Message):
+    """Request of BatchCheck."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    PAIRS_FIELD_NUMBER: _builtins.int
+    MIN_REVISION_TOKEN_FIELD_NUMBER: _builtins.int
+    ROUTER_ID_FIELD_NUMBER: _builtins.int
+    ROUTER_INCARNATION_FIELD_NUMBER: _builtins.int
+    workspace_id: _builtins.str
+    """The workspace. Required."""
+    min_revision_token: _builtins.bytes
+    """The answers must be at least this new. Optional."""
+    router_id: _builtins.str
+    """As in CheckRequest. Optional; with router_incarnation only."""
+    router_incarnation: _builtins.str
+    """As in CheckRequest. Optional; with router_id only."""
+    @_builtins.property
+    def pairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___PermissionPair]:
+        """The pairs: 1 to 500. The same pair may stand there more than once. Required."""
+
+    def __init__(
+        self,
+        *,
+        workspace_id: _builtins.str = ...,
+        pairs: _abc.Iterable[Global___PermissionPair] | None = ...,
+        min_revision_token: _builtins.bytes = ...,
+        router_id: _builtins.str = ...,
+        router_incarnation: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_revision_token", b"min_revision_token", "pairs", b"pairs", "router_id", b"router_id", "router_incarnation", b"router_incarnation", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchCheckRequest: _TypeAlias = BatchCheckRequest  # noqa: Y015
+
+@_typing.final
+class CheckError(_message.Message):
+    """CheckError says why one pair of a batch could not be asked for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    FIELD_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    reason: _reason_pb2.Reason.ValueType
+    """Why: REASON_INVALID_FIELD."""
+    field: _builtins.str
+    """The path of the field that breaks its rule: "pairs[3].user_id"."""
+    message: _builtins.str
+    """What is wrong, for people."""
+    def __init__(
+        self,
+        *,
+        reason: _reason_pb2.Reason.ValueType = ...,
+        field: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "message", b"message", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckError: _TypeAlias = CheckError  # noqa: Y015
+
+@_typing.final
+class CheckResult(_message.Message):
+    """CheckResult is the answer for one pair."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALLOWED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    allowed: _builtins.bool
+    """Whether the user may use the agent. False with an error."""
+    reason: Global___CheckReason.ValueType
+    """Why. Unspecified with an error."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the grant will expire, if the answer rests on one that does."""
+
+    @_builtins.property
+    def error(self) -> Global___CheckError:
+        """Why there is no answer. Set only if there is none."""
+
+    def __init__(
+        self,
+        *,
+        allowed: _builtins.bool = ...,
+        reason: Global___CheckReason.ValueType = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        error: Global___CheckError | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "error", b"error", "expire_time", b"expire_time", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckResult: _TypeAlias = CheckResult  # noqa: Y015
+
+@_typing.final
+class BatchCheckResponse(_message.Message):
+    """Response of BatchCheck."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    REVISION_TOKEN_FIELD_NUMBER: _builtins.int
+    READ_TIME_FIELD_NUMBER: _builtins.int
+    revision_token: _builtins.bytes
+    """The revision that all answers were read at."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckResult]:
+        """One for each pair, in the order of the request."""
+
+    @_builtins.property
+    def read_time(self) -> _timestamp_pb2.Timestamp:
+        """When they were read, by the clock that expire_time is judged by: the database's."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___CheckResult] | None = ...,
+        revision_token: _builtins.bytes = ...,
+        read_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["read_time", b"read_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["read_time", b"read_time", "results", b"results", "revision_token", b"revision_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchCheckResponse: _TypeAlias = BatchCheckResponse  # noqa: Y015
+
+@_typing.final
+class ExplainPermissionRequest(_message.Message):
+    """Request of ExplainPermission."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -260,43 +873,179 @@ class CheckRequest(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___CheckRequest: _TypeAlias = CheckRequest  # noqa: Y015
+Global___ExplainPermissionRequest: _TypeAlias = ExplainPermissionRequest  # noqa: Y015
 
 @_typing.final
-class CheckResponse(_message.Message):
-    """Response of Check."""
+class ExplainedWorkspace(_message.Message):
+    """ExplainedWorkspace is what an answer rests on of the workspace."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXISTS_FIELD_NUMBER: _builtins.int
+    SUSPENDED_FIELD_NUMBER: _builtins.int
+    DELETE_TIME_FIELD_NUMBER: _builtins.int
+    exists: _builtins.bool
+    """Whether there is one."""
+    suspended: _builtins.bool
+    """Whether it is suspended."""
+    @_builtins.property
+    def delete_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was deleted, if it was."""
+
+    def __init__(
+        self,
+        *,
+        exists: _builtins.bool = ...,
+        suspended: _builtins.bool = ...,
+        delete_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delete_time", b"delete_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delete_time", b"delete_time", "exists", b"exists", "suspended", b"suspended"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainedWorkspace: _TypeAlias = ExplainedWorkspace  # noqa: Y015
+
+@_typing.final
+class ExplainedUser(_message.Message):
+    """ExplainedUser is what an answer rests on of the user."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXISTS_FIELD_NUMBER: _builtins.int
+    SUSPENDED_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    ROLE_IMPLIES_USE_FIELD_NUMBER: _builtins.int
+    DELETE_TIME_FIELD_NUMBER: _builtins.int
+    exists: _builtins.bool
+    """Whether there is one."""
+    suspended: _builtins.bool
+    """Whether it is suspended."""
+    role: _user_pb2.Role.ValueType
+    """Its role, that of a deleted one too."""
+    role_implies_use: _builtins.bool
+    """Whether that role implies the use of every agent of the workspace."""
+    @_builtins.property
+    def delete_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was deleted, if it was."""
+
+    def __init__(
+        self,
+        *,
+        exists: _builtins.bool = ...,
+        suspended: _builtins.bool = ...,
+        role: _user_pb2.Role.ValueType = ...,
+        role_implies_use: _builtins.bool = ...,
+        delete_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delete_time", b"delete_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delete_time", b"delete_time", "exists", b"exists", "role", b"role", "role_implies_use", b"role_implies_use", "suspended", b"suspended"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainedUser: _TypeAlias = ExplainedUser  # noqa: Y015
+
+@_typing.final
+class ExplainedAgent(_message.Message):
+    """ExplainedAgent is what an answer rests on of the agent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXISTS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    DELETE_TIME_FIELD_NUMBER: _builtins.int
+    exists: _builtins.bool
+    """Whether there is one."""
+    state: _agent_pb2.AgentState.ValueType
+    """The state it was declared to be in, that of a deleted one too."""
+    @_builtins.property
+    def delete_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was deleted, if it was."""
+
+    def __init__(
+        self,
+        *,
+        exists: _builtins.bool = ...,
+        state: _agent_pb2.AgentState.ValueType = ...,
+        delete_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delete_time", b"delete_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delete_time", b"delete_time", "exists", b"exists", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainedAgent: _TypeAlias = ExplainedAgent  # noqa: Y015
+
+@_typing.final
+class ExplainPermissionResponse(_message.Message):
+    """Response of ExplainPermission."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ALLOWED_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    SENTENCE_FIELD_NUMBER: _builtins.int
+    WORKSPACE_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    AGENT_FIELD_NUMBER: _builtins.int
+    GRANT_FIELD_NUMBER: _builtins.int
     REVISION_TOKEN_FIELD_NUMBER: _builtins.int
-    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    READ_TIME_FIELD_NUMBER: _builtins.int
     allowed: _builtins.bool
     """Whether the user may use the agent."""
     reason: Global___CheckReason.ValueType
-    """Why."""
+    """The part of the rule that decided."""
+    sentence: _builtins.str
+    """The answer as a sentence, for people; it may be reworded at any time."""
     revision_token: _builtins.bytes
-    """The revision that the answer was read at."""
+    """The revision that all this was read at."""
+    revision: _builtins.int
+    """The same as a number, as the audit tells it."""
     @_builtins.property
-    def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When the grant will expire, if the answer rests on one that does."""
+    def workspace(self) -> Global___ExplainedWorkspace:
+        """What is so with the workspace."""
+
+    @_builtins.property
+    def user(self) -> Global___ExplainedUser:
+        """What is so with the user."""
+
+    @_builtins.property
+    def agent(self) -> Global___ExplainedAgent:
+        """What is so with the agent."""
+
+    @_builtins.property
+    def grant(self) -> Global___AgentGrant:
+        """The grant, also if it does not count: it has expired, or hangs on something deleted. Not set if there is none."""
+
+    @_builtins.property
+    def read_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was read, by the database's clock."""
 
     def __init__(
         self,
         *,
         allowed: _builtins.bool = ...,
         reason: Global___CheckReason.ValueType = ...,
+        sentence: _builtins.str = ...,
+        workspace: Global___ExplainedWorkspace | None = ...,
+        user: Global___ExplainedUser | None = ...,
+        agent: Global___ExplainedAgent | None = ...,
+        grant: Global___AgentGrant | None = ...,
         revision_token: _builtins.bytes = ...,
-        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        revision: _builtins.int = ...,
+        read_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "grant", b"grant", "read_time", b"read_time", "user", b"user", "workspace", b"workspace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "expire_time", b"expire_time", "reason", b"reason", "revision_token", b"revision_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "allowed", b"allowed", "grant", b"grant", "read_time", b"read_time", "reason", b"reason", "revision", b"revision", "revision_token", b"revision_token", "sentence", b"sentence", "user", b"user", "workspace", b"workspace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___CheckResponse: _TypeAlias = CheckResponse  # noqa: Y015
+Global___ExplainPermissionResponse: _TypeAlias = ExplainPermissionResponse  # noqa: Y015
 
 @_typing.final
 class ListGrantsRequest(_message.Message):
@@ -309,6 +1058,7 @@ class ListGrantsRequest(_message.Message):
     AGENT_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    MIN_REVISION_TOKEN_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """The workspace. Required."""
     user_id: _builtins.str
@@ -319,6 +1069,8 @@ class ListGrantsRequest(_message.Message):
     """How many to return at most: 0 means 50, at most 500."""
     page_token: _builtins.str
     """The next_page_token of the page before. Empty for the first page."""
+    min_revision_token: _builtins.bytes
+    """The page must be at least this new. Optional."""
     def __init__(
         self,
         *,
@@ -327,10 +1079,11 @@ class ListGrantsRequest(_message.Message):
         agent_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        min_revision_token: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "page_size", b"page_size", "page_token", b"page_token", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "min_revision_token", b"min_revision_token", "page_size", b"page_size", "page_token", b"page_token", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -363,3 +1116,215 @@ class ListGrantsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListGrantsResponse: _TypeAlias = ListGrantsResponse  # noqa: Y015
+
+@_typing.final
+class ListUsableAgentsRequest(_message.Message):
+    """Request of ListUsableAgents."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    MIN_REVISION_TOKEN_FIELD_NUMBER: _builtins.int
+    workspace_id: _builtins.str
+    """The workspace. Required."""
+    user_id: _builtins.str
+    """The user. Required."""
+    page_size: _builtins.int
+    """How many to return at most: 0 means 50, at most 500."""
+    page_token: _builtins.str
+    """The next_page_token of the page before. Empty for the first page."""
+    min_revision_token: _builtins.bytes
+    """The page must be at least this new. Optional."""
+    def __init__(
+        self,
+        *,
+        workspace_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        min_revision_token: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_revision_token", b"min_revision_token", "page_size", b"page_size", "page_token", b"page_token", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUsableAgentsRequest: _TypeAlias = ListUsableAgentsRequest  # noqa: Y015
+
+@_typing.final
+class UsableAgent(_message.Message):
+    """UsableAgent is an agent that a user may use."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    agent_id: _builtins.str
+    """The agent."""
+    display_name: _builtins.str
+    """Its name for people."""
+    state: _agent_pb2.AgentState.ValueType
+    """The state it was declared to be in. One that is not published may be used, and does not answer now."""
+    reason: Global___CheckReason.ValueType
+    """Why: CHECK_REASON_GRANT or CHECK_REASON_ROLE."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the grant will expire, if it rests on one that does."""
+
+    def __init__(
+        self,
+        *,
+        agent_id: _builtins.str = ...,
+        display_name: _builtins.str = ...,
+        state: _agent_pb2.AgentState.ValueType = ...,
+        reason: Global___CheckReason.ValueType = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "display_name", b"display_name", "expire_time", b"expire_time", "reason", b"reason", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsableAgent: _TypeAlias = UsableAgent  # noqa: Y015
+
+@_typing.final
+class ListUsableAgentsResponse(_message.Message):
+    """Response of ListUsableAgents."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; empty on the last one."""
+    @_builtins.property
+    def agents(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsableAgent]:
+        """The agents of this page."""
+
+    def __init__(
+        self,
+        *,
+        agents: _abc.Iterable[Global___UsableAgent] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUsableAgentsResponse: _TypeAlias = ListUsableAgentsResponse  # noqa: Y015
+
+@_typing.final
+class ListAgentUsersRequest(_message.Message):
+    """Request of ListAgentUsers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    MIN_REVISION_TOKEN_FIELD_NUMBER: _builtins.int
+    workspace_id: _builtins.str
+    """The workspace. Required."""
+    agent_id: _builtins.str
+    """The agent. Required."""
+    page_size: _builtins.int
+    """How many to return at most: 0 means 50, at most 500."""
+    page_token: _builtins.str
+    """The next_page_token of the page before. Empty for the first page."""
+    min_revision_token: _builtins.bytes
+    """The page must be at least this new. Optional."""
+    def __init__(
+        self,
+        *,
+        workspace_id: _builtins.str = ...,
+        agent_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        min_revision_token: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "min_revision_token", b"min_revision_token", "page_size", b"page_size", "page_token", b"page_token", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAgentUsersRequest: _TypeAlias = ListAgentUsersRequest  # noqa: Y015
+
+@_typing.final
+class AgentUser(_message.Message):
+    """AgentUser is a user who may use an agent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user."""
+    display_name: _builtins.str
+    """Its name for people; empty if it has none."""
+    role: _user_pb2.Role.ValueType
+    """Its role."""
+    reason: Global___CheckReason.ValueType
+    """Why: CHECK_REASON_GRANT or CHECK_REASON_ROLE."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the grant will expire, if it rests on one that does."""
+
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        display_name: _builtins.str = ...,
+        role: _user_pb2.Role.ValueType = ...,
+        reason: Global___CheckReason.ValueType = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "expire_time", b"expire_time", "reason", b"reason", "role", b"role", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AgentUser: _TypeAlias = AgentUser  # noqa: Y015
+
+@_typing.final
+class ListAgentUsersResponse(_message.Message):
+    """Response of ListAgentUsers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USERS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; empty on the last one."""
+    @_builtins.property
+    def users(self) -> _containers.RepeatedCompositeFieldContainer[Global___AgentUser]:
+        """The users of this page."""
+
+    def __init__(
+        self,
+        *,
+        users: _abc.Iterable[Global___AgentUser] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "users", b"users"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAgentUsersResponse: _TypeAlias = ListAgentUsersResponse  # noqa: Y015

@@ -28,8 +28,18 @@ if _version_not_supported:
 class PermissionServiceStub:
     """PermissionService keeps the grants and answers whether a user may use an agent.
 
-    The rule: a user may use an agent iff workspace, user and agent exist and are not deleted, and the user's role is
-    OWNER or ADMIN or there is a grant for the pair that has not expired.
+    The rule. A user may use an agent iff
+    1. the workspace exists and is not suspended,
+    2. the user exists in it and is not suspended,
+    3. the agent exists in it and is not gone, and
+    4. the user's role is ROLE_OWNER or ROLE_ADMIN (these imply the use of every agent of the workspace, without a grant), or
+    there is a grant for the pair that has not expired.
+    What is deleted does not exist. Its grants are kept and do not count; with an undelete they count again, with a purge they go.
+    Whether the agent is a draft or paused is no question of permission: it may be used, and does not answer now.
+    Check, BatchCheck, ExplainPermission, ListUsableAgents and ListAgentUsers all tell of this one rule.
+
+    An item of a batch that is refused is named by the path of its field, as "grants[3].user_id": for INVALID_ARGUMENT in
+    google.rpc.BadRequest, for every other code in ErrorInfo.metadata["field"].
     """
 
     def __init__(self, channel):
@@ -43,34 +53,85 @@ class PermissionServiceStub:
                 request_serializer=twofold_dot_registry_dot_v1_dot_permission__pb2.GrantRequest.SerializeToString,
                 response_deserializer=twofold_dot_registry_dot_v1_dot_permission__pb2.GrantResponse.FromString,
                 _registered_method=True)
+        self.BatchGrant = channel.unary_unary(
+                '/twofold.registry.v1.PermissionService/BatchGrant',
+                request_serializer=twofold_dot_registry_dot_v1_dot_permission__pb2.BatchGrantRequest.SerializeToString,
+                response_deserializer=twofold_dot_registry_dot_v1_dot_permission__pb2.BatchGrantResponse.FromString,
+                _registered_method=True)
         self.Revoke = channel.unary_unary(
                 '/twofold.registry.v1.PermissionService/Revoke',
                 request_serializer=twofold_dot_registry_dot_v1_dot_permission__pb2.RevokeRequest.SerializeToString,
                 response_deserializer=twofold_dot_registry_dot_v1_dot_permission__pb2.RevokeResponse.FromString,
+                _registered_method=True)
+        self.BatchRevoke = channel.unary_unary(
+                '/twofold.registry.v1.PermissionService/BatchRevoke',
+                request_serializer=twofold_dot_registry_dot_v1_dot_permission__pb2.BatchRevokeRequest.SerializeToString,
+                response_deserializer=twofold_dot_registry_dot_v1_dot_permission__pb2.BatchRevokeResponse.FromString,
                 _registered_method=True)
         self.Check = channel.unary_unary(
                 '/twofold.registry.v1.PermissionService/Check',
                 request_serializer=twofold_dot_registry_dot_v1_dot_permission__pb2.CheckRequest.SerializeToString,
                 response_deserializer=twofold_dot_registry_dot_v1_dot_permission__pb2.CheckResponse.FromString,
                 _registered_method=True)
+        self.BatchCheck = channel.unary_unary(
+                '/twofold.registry.v1.PermissionService/BatchCheck',
+                request_serializer=twofold_dot_registry_dot_v1_dot_permission__pb2.BatchCheckRequest.SerializeToString,
+                response_deserializer=twofold_dot_registry_dot_v1_dot_permission__pb2.BatchCheckResponse.FromString,
+                _registered_method=True)
+        self.ExplainPermission = channel.unary_unary(
+                '/twofold.registry.v1.PermissionService/ExplainPermission',
+                request_serializer=twofold_dot_registry_dot_v1_dot_permission__pb2.ExplainPermissionRequest.SerializeToString,
+                response_deserializer=twofold_dot_registry_dot_v1_dot_permission__pb2.ExplainPermissionResponse.FromString,
+                _registered_method=True)
         self.ListGrants = channel.unary_unary(
                 '/twofold.registry.v1.PermissionService/ListGrants',
                 request_serializer=twofold_dot_registry_dot_v1_dot_permission__pb2.ListGrantsRequest.SerializeToString,
                 response_deserializer=twofold_dot_registry_dot_v1_dot_permission__pb2.ListGrantsResponse.FromString,
+                _registered_method=True)
+        self.ListUsableAgents = channel.unary_unary(
+                '/twofold.registry.v1.PermissionService/ListUsableAgents',
+                request_serializer=twofold_dot_registry_dot_v1_dot_permission__pb2.ListUsableAgentsRequest.SerializeToString,
+                response_deserializer=twofold_dot_registry_dot_v1_dot_permission__pb2.ListUsableAgentsResponse.FromString,
+                _registered_method=True)
+        self.ListAgentUsers = channel.unary_unary(
+                '/twofold.registry.v1.PermissionService/ListAgentUsers',
+                request_serializer=twofold_dot_registry_dot_v1_dot_permission__pb2.ListAgentUsersRequest.SerializeToString,
+                response_deserializer=twofold_dot_registry_dot_v1_dot_permission__pb2.ListAgentUsersResponse.FromString,
                 _registered_method=True)
 
 
 class PermissionServiceServicer:
     """PermissionService keeps the grants and answers whether a user may use an agent.
 
-    The rule: a user may use an agent iff workspace, user and agent exist and are not deleted, and the user's role is
-    OWNER or ADMIN or there is a grant for the pair that has not expired.
+    The rule. A user may use an agent iff
+    1. the workspace exists and is not suspended,
+    2. the user exists in it and is not suspended,
+    3. the agent exists in it and is not gone, and
+    4. the user's role is ROLE_OWNER or ROLE_ADMIN (these imply the use of every agent of the workspace, without a grant), or
+    there is a grant for the pair that has not expired.
+    What is deleted does not exist. Its grants are kept and do not count; with an undelete they count again, with a purge they go.
+    Whether the agent is a draft or paused is no question of permission: it may be used, and does not answer now.
+    Check, BatchCheck, ExplainPermission, ListUsableAgents and ListAgentUsers all tell of this one rule.
+
+    An item of a batch that is refused is named by the path of its field, as "grants[3].user_id": for INVALID_ARGUMENT in
+    google.rpc.BadRequest, for every other code in ErrorInfo.metadata["field"].
     """
 
     def Grant(self, request, context):
-        """Grant allows a user to use an agent. Granting again replaces the expiry and is no error.
+        """Grant allows a user to use an agent. Granting again replaces the expiry and is no error; with the same expiry it changes
+        nothing.
         Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN, REASON_USER_UNKNOWN, REASON_AGENT_UNKNOWN), ALREADY_EXISTS
         (REASON_REQUEST_REUSED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchGrant(self, request, context):
+        """BatchGrant grants up to 500 pairs of one workspace: all, at one revision, or none. Pairs that are granted already with the
+        same expiry do not change; if none does, there is no new revision.
+        Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN, REASON_USER_UNKNOWN, REASON_AGENT_UNKNOWN), FAILED_PRECONDITION
+        (REASON_GRANT_CONDITION, REASON_AGENT_NOT_PUBLISHED), ALREADY_EXISTS (REASON_REQUEST_REUSED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -86,8 +147,38 @@ class PermissionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchRevoke(self, request, context):
+        """BatchRevoke takes the grants of up to 500 pairs of one workspace away: all, at one revision, or none. Pairs without a grant
+        do not change; if none does, there is no new revision.
+        Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN, REASON_USER_UNKNOWN, REASON_AGENT_UNKNOWN), FAILED_PRECONDITION
+        (REASON_GRANT_CONDITION), ALREADY_EXISTS (REASON_REQUEST_REUSED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Check(self, request, context):
         """Check answers whether a user may use an agent, with the reason. A denial is an answer here, not an error.
+        Errors: INVALID_ARGUMENT (REASON_INVALID_TOKEN), UNAVAILABLE (REASON_REVISION_NOT_REACHED), ABORTED
+        (REASON_HISTORY_CHANGED), FAILED_PRECONDITION (REASON_ROUTER_NOT_REGISTERED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchCheck(self, request, context):
+        """BatchCheck answers for up to 500 pairs of one workspace, all at one revision. A pair that cannot be asked for has an error
+        in its result; the others are answered.
+        Errors: INVALID_ARGUMENT (REASON_INVALID_TOKEN), UNAVAILABLE (REASON_REVISION_NOT_REACHED), ABORTED
+        (REASON_HISTORY_CHANGED), FAILED_PRECONDITION (REASON_ROUTER_NOT_REGISTERED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainPermission(self, request, context):
+        """ExplainPermission is Check for people: the answer, every fact that it rests on, and a sentence. Facts are told whoever
+        they concern: it is for those who run the workspace, not for its users.
         Errors: INVALID_ARGUMENT (REASON_INVALID_TOKEN), UNAVAILABLE (REASON_REVISION_NOT_REACHED), ABORTED
         (REASON_HISTORY_CHANGED).
         """
@@ -97,8 +188,31 @@ class PermissionServiceServicer:
 
     def ListGrants(self, request, context):
         """ListGrants returns the grants of a workspace, of one user or of one agent, by user and agent ascending; expired
-        ones and those of deleted users and agents are left out.
-        Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN), INVALID_ARGUMENT (REASON_INVALID_PAGE_TOKEN).
+        ones and those of deleted users and agents are left out. What is granted is not all that may be used: see ListUsableAgents.
+        Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN), INVALID_ARGUMENT (REASON_INVALID_PAGE_TOKEN, REASON_INVALID_TOKEN),
+        UNAVAILABLE (REASON_REVISION_NOT_REACHED), ABORTED (REASON_HISTORY_CHANGED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListUsableAgents(self, request, context):
+        """ListUsableAgents returns the agents that a user may use, by role or by grant, by agent ascending: exactly those for which
+        Check says yes. For a suspended user, and in a suspended workspace, there are none.
+        Errors: NOT_FOUND (REASON_USER_UNKNOWN; the same whether the workspace or the user does not exist), INVALID_ARGUMENT
+        (REASON_INVALID_PAGE_TOKEN, REASON_INVALID_TOKEN), UNAVAILABLE (REASON_REVISION_NOT_REACHED), ABORTED
+        (REASON_HISTORY_CHANGED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAgentUsers(self, request, context):
+        """ListAgentUsers returns the users who may use an agent, by role or by grant, by user ascending: exactly those for whom Check
+        says yes. Of an agent that is gone, and in a suspended workspace, there are none.
+        Errors: NOT_FOUND (REASON_AGENT_UNKNOWN; the same whether the workspace or the agent does not exist), INVALID_ARGUMENT
+        (REASON_INVALID_PAGE_TOKEN, REASON_INVALID_TOKEN), UNAVAILABLE (REASON_REVISION_NOT_REACHED), ABORTED
+        (REASON_HISTORY_CHANGED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -112,20 +226,50 @@ def add_PermissionServiceServicer_to_server(servicer, server):
                     request_deserializer=twofold_dot_registry_dot_v1_dot_permission__pb2.GrantRequest.FromString,
                     response_serializer=twofold_dot_registry_dot_v1_dot_permission__pb2.GrantResponse.SerializeToString,
             ),
+            'BatchGrant': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchGrant,
+                    request_deserializer=twofold_dot_registry_dot_v1_dot_permission__pb2.BatchGrantRequest.FromString,
+                    response_serializer=twofold_dot_registry_dot_v1_dot_permission__pb2.BatchGrantResponse.SerializeToString,
+            ),
             'Revoke': grpc.unary_unary_rpc_method_handler(
                     servicer.Revoke,
                     request_deserializer=twofold_dot_registry_dot_v1_dot_permission__pb2.RevokeRequest.FromString,
                     response_serializer=twofold_dot_registry_dot_v1_dot_permission__pb2.RevokeResponse.SerializeToString,
+            ),
+            'BatchRevoke': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchRevoke,
+                    request_deserializer=twofold_dot_registry_dot_v1_dot_permission__pb2.BatchRevokeRequest.FromString,
+                    response_serializer=twofold_dot_registry_dot_v1_dot_permission__pb2.BatchRevokeResponse.SerializeToString,
             ),
             'Check': grpc.unary_unary_rpc_method_handler(
                     servicer.Check,
                     request_deserializer=twofold_dot_registry_dot_v1_dot_permission__pb2.CheckRequest.FromString,
                     response_serializer=twofold_dot_registry_dot_v1_dot_permission__pb2.CheckResponse.SerializeToString,
             ),
+            'BatchCheck': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchCheck,
+                    request_deserializer=twofold_dot_registry_dot_v1_dot_permission__pb2.BatchCheckRequest.FromString,
+                    response_serializer=twofold_dot_registry_dot_v1_dot_permission__pb2.BatchCheckResponse.SerializeToString,
+            ),
+            'ExplainPermission': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainPermission,
+                    request_deserializer=twofold_dot_registry_dot_v1_dot_permission__pb2.ExplainPermissionRequest.FromString,
+                    response_serializer=twofold_dot_registry_dot_v1_dot_permission__pb2.ExplainPermissionResponse.SerializeToString,
+            ),
             'ListGrants': grpc.unary_unary_rpc_method_handler(
                     servicer.ListGrants,
                     request_deserializer=twofold_dot_registry_dot_v1_dot_permission__pb2.ListGrantsRequest.FromString,
                     response_serializer=twofold_dot_registry_dot_v1_dot_permission__pb2.ListGrantsResponse.SerializeToString,
+            ),
+            'ListUsableAgents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUsableAgents,
+                    request_deserializer=twofold_dot_registry_dot_v1_dot_permission__pb2.ListUsableAgentsRequest.FromString,
+                    response_serializer=twofold_dot_registry_dot_v1_dot_permission__pb2.ListUsableAgentsResponse.SerializeToString,
+            ),
+            'ListAgentUsers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAgentUsers,
+                    request_deserializer=twofold_dot_registry_dot_v1_dot_permission__pb2.ListAgentUsersRequest.FromString,
+                    response_serializer=twofold_dot_registry_dot_v1_dot_permission__pb2.ListAgentUsersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -138,8 +282,18 @@ def add_PermissionServiceServicer_to_server(servicer, server):
 class PermissionService:
     """PermissionService keeps the grants and answers whether a user may use an agent.
 
-    The rule: a user may use an agent iff workspace, user and agent exist and are not deleted, and the user's role is
-    OWNER or ADMIN or there is a grant for the pair that has not expired.
+    The rule. A user may use an agent iff
+    1. the workspace exists and is not suspended,
+    2. the user exists in it and is not suspended,
+    3. the agent exists in it and is not gone, and
+    4. the user's role is ROLE_OWNER or ROLE_ADMIN (these imply the use of every agent of the workspace, without a grant), or
+    there is a grant for the pair that has not expired.
+    What is deleted does not exist. Its grants are kept and do not count; with an undelete they count again, with a purge they go.
+    Whether the agent is a draft or paused is no question of permission: it may be used, and does not answer now.
+    Check, BatchCheck, ExplainPermission, ListUsableAgents and ListAgentUsers all tell of this one rule.
+
+    An item of a batch that is refused is named by the path of its field, as "grants[3].user_id": for INVALID_ARGUMENT in
+    google.rpc.BadRequest, for every other code in ErrorInfo.metadata["field"].
     """
 
     @staticmethod
@@ -159,6 +313,33 @@ class PermissionService:
             '/twofold.registry.v1.PermissionService/Grant',
             twofold_dot_registry_dot_v1_dot_permission__pb2.GrantRequest.SerializeToString,
             twofold_dot_registry_dot_v1_dot_permission__pb2.GrantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchGrant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twofold.registry.v1.PermissionService/BatchGrant',
+            twofold_dot_registry_dot_v1_dot_permission__pb2.BatchGrantRequest.SerializeToString,
+            twofold_dot_registry_dot_v1_dot_permission__pb2.BatchGrantResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -197,6 +378,33 @@ class PermissionService:
             _registered_method=True)
 
     @staticmethod
+    def BatchRevoke(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twofold.registry.v1.PermissionService/BatchRevoke',
+            twofold_dot_registry_dot_v1_dot_permission__pb2.BatchRevokeRequest.SerializeToString,
+            twofold_dot_registry_dot_v1_dot_permission__pb2.BatchRevokeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Check(request,
             target,
             options=(),
@@ -224,6 +432,60 @@ class PermissionService:
             _registered_method=True)
 
     @staticmethod
+    def BatchCheck(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twofold.registry.v1.PermissionService/BatchCheck',
+            twofold_dot_registry_dot_v1_dot_permission__pb2.BatchCheckRequest.SerializeToString,
+            twofold_dot_registry_dot_v1_dot_permission__pb2.BatchCheckResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainPermission(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twofold.registry.v1.PermissionService/ExplainPermission',
+            twofold_dot_registry_dot_v1_dot_permission__pb2.ExplainPermissionRequest.SerializeToString,
+            twofold_dot_registry_dot_v1_dot_permission__pb2.ExplainPermissionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListGrants(request,
             target,
             options=(),
@@ -240,6 +502,60 @@ class PermissionService:
             '/twofold.registry.v1.PermissionService/ListGrants',
             twofold_dot_registry_dot_v1_dot_permission__pb2.ListGrantsRequest.SerializeToString,
             twofold_dot_registry_dot_v1_dot_permission__pb2.ListGrantsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUsableAgents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twofold.registry.v1.PermissionService/ListUsableAgents',
+            twofold_dot_registry_dot_v1_dot_permission__pb2.ListUsableAgentsRequest.SerializeToString,
+            twofold_dot_registry_dot_v1_dot_permission__pb2.ListUsableAgentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAgentUsers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twofold.registry.v1.PermissionService/ListAgentUsers',
+            twofold_dot_registry_dot_v1_dot_permission__pb2.ListAgentUsersRequest.SerializeToString,
+            twofold_dot_registry_dot_v1_dot_permission__pb2.ListAgentUsersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -15,15 +15,32 @@ GRPC_VERSION: str
 class PermissionServiceStub:
     """PermissionService keeps the grants and answers whether a user may use an agent.
 
-    The rule: a user may use an agent iff workspace, user and agent exist and are not deleted, and the user's role is
-    OWNER or ADMIN or there is a grant for the pair that has not expired.
+    The rule. A user may use an agent iff
+      1. the workspace exists and is not suspended,
+      2. the user exists in it and is not suspended,
+      3. the agent exists in it and is not gone, and
+      4. the user's role is ROLE_OWNER or ROLE_ADMIN (these imply the use of every agent of the workspace, without a grant), or
+         there is a grant for the pair that has not expired.
+    What is deleted does not exist. Its grants are kept and do not count; with an undelete they count again, with a purge they go.
+    Whether the agent is a draft or paused is no question of permission: it may be used, and does not answer now.
+    Check, BatchCheck, ExplainPermission, ListUsableAgents and ListAgentUsers all tell of this one rule.
+
+    An item of a batch that is refused is named by the path of its field, as "grants[3].user_id": for INVALID_ARGUMENT in
+    google.rpc.BadRequest, for every other code in ErrorInfo.metadata["field"].
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Grant: _aio.UnaryUnaryMultiCallable[_permission_pb2.GrantRequest, _permission_pb2.GrantResponse]
-    """Grant allows a user to use an agent. Granting again replaces the expiry and is no error.
+    """Grant allows a user to use an agent. Granting again replaces the expiry and is no error; with the same expiry it changes
+    nothing.
     Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN, REASON_USER_UNKNOWN, REASON_AGENT_UNKNOWN), ALREADY_EXISTS
     (REASON_REQUEST_REUSED).
+    """
+    BatchGrant: _aio.UnaryUnaryMultiCallable[_permission_pb2.BatchGrantRequest, _permission_pb2.BatchGrantResponse]
+    """BatchGrant grants up to 500 pairs of one workspace: all, at one revision, or none. Pairs that are granted already with the
+    same expiry do not change; if none does, there is no new revision.
+    Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN, REASON_USER_UNKNOWN, REASON_AGENT_UNKNOWN), FAILED_PRECONDITION
+    (REASON_GRANT_CONDITION, REASON_AGENT_NOT_PUBLISHED), ALREADY_EXISTS (REASON_REQUEST_REUSED).
     """
     Revoke: _aio.UnaryUnaryMultiCallable[_permission_pb2.RevokeRequest, _permission_pb2.RevokeResponse]
     """Revoke takes a grant away. Without a grant it changes nothing and says so; that is no error. A user whose role
@@ -31,22 +48,65 @@ class PermissionServiceStub:
     Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN, REASON_USER_UNKNOWN, REASON_AGENT_UNKNOWN), ALREADY_EXISTS
     (REASON_REQUEST_REUSED).
     """
+    BatchRevoke: _aio.UnaryUnaryMultiCallable[_permission_pb2.BatchRevokeRequest, _permission_pb2.BatchRevokeResponse]
+    """BatchRevoke takes the grants of up to 500 pairs of one workspace away: all, at one revision, or none. Pairs without a grant
+    do not change; if none does, there is no new revision.
+    Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN, REASON_USER_UNKNOWN, REASON_AGENT_UNKNOWN), FAILED_PRECONDITION
+    (REASON_GRANT_CONDITION), ALREADY_EXISTS (REASON_REQUEST_REUSED).
+    """
     Check: _aio.UnaryUnaryMultiCallable[_permission_pb2.CheckRequest, _permission_pb2.CheckResponse]
     """Check answers whether a user may use an agent, with the reason. A denial is an answer here, not an error.
+    Errors: INVALID_ARGUMENT (REASON_INVALID_TOKEN), UNAVAILABLE (REASON_REVISION_NOT_REACHED), ABORTED
+    (REASON_HISTORY_CHANGED), FAILED_PRECONDITION (REASON_ROUTER_NOT_REGISTERED).
+    """
+    BatchCheck: _aio.UnaryUnaryMultiCallable[_permission_pb2.BatchCheckRequest, _permission_pb2.BatchCheckResponse]
+    """BatchCheck answers for up to 500 pairs of one workspace, all at one revision. A pair that cannot be asked for has an error
+    in its result; the others are answered.
+    Errors: INVALID_ARGUMENT (REASON_INVALID_TOKEN), UNAVAILABLE (REASON_REVISION_NOT_REACHED), ABORTED
+    (REASON_HISTORY_CHANGED), FAILED_PRECONDITION (REASON_ROUTER_NOT_REGISTERED).
+    """
+    ExplainPermission: _aio.UnaryUnaryMultiCallable[_permission_pb2.ExplainPermissionRequest, _permission_pb2.ExplainPermissionResponse]
+    """ExplainPermission is Check for people: the answer, every fact that it rests on, and a sentence. Facts are told whoever
+    they concern: it is for those who run the workspace, not for its users.
     Errors: INVALID_ARGUMENT (REASON_INVALID_TOKEN), UNAVAILABLE (REASON_REVISION_NOT_REACHED), ABORTED
     (REASON_HISTORY_CHANGED).
     """
     ListGrants: _aio.UnaryUnaryMultiCallable[_permission_pb2.ListGrantsRequest, _permission_pb2.ListGrantsResponse]
     """ListGrants returns the grants of a workspace, of one user or of one agent, by user and agent ascending; expired
-    ones and those of deleted users and agents are left out.
-    Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN), INVALID_ARGUMENT (REASON_INVALID_PAGE_TOKEN).
+    ones and those of deleted users and agents are left out. What is granted is not all that may be used: see ListUsableAgents.
+    Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN), INVALID_ARGUMENT (REASON_INVALID_PAGE_TOKEN, REASON_INVALID_TOKEN),
+    UNAVAILABLE (REASON_REVISION_NOT_REACHED), ABORTED (REASON_HISTORY_CHANGED).
+    """
+    ListUsableAgents: _aio.UnaryUnaryMultiCallable[_permission_pb2.ListUsableAgentsRequest, _permission_pb2.ListUsableAgentsResponse]
+    """ListUsableAgents returns the agents that a user may use, by role or by grant, by agent ascending: exactly those for which
+    Check says yes. For a suspended user, and in a suspended workspace, there are none.
+    Errors: NOT_FOUND (REASON_USER_UNKNOWN; the same whether the workspace or the user does not exist), INVALID_ARGUMENT
+    (REASON_INVALID_PAGE_TOKEN, REASON_INVALID_TOKEN), UNAVAILABLE (REASON_REVISION_NOT_REACHED), ABORTED
+    (REASON_HISTORY_CHANGED).
+    """
+    ListAgentUsers: _aio.UnaryUnaryMultiCallable[_permission_pb2.ListAgentUsersRequest, _permission_pb2.ListAgentUsersResponse]
+    """ListAgentUsers returns the users who may use an agent, by role or by grant, by user ascending: exactly those for whom Check
+    says yes. Of an agent that is gone, and in a suspended workspace, there are none.
+    Errors: NOT_FOUND (REASON_AGENT_UNKNOWN; the same whether the workspace or the agent does not exist), INVALID_ARGUMENT
+    (REASON_INVALID_PAGE_TOKEN, REASON_INVALID_TOKEN), UNAVAILABLE (REASON_REVISION_NOT_REACHED), ABORTED
+    (REASON_HISTORY_CHANGED).
     """
 
 class PermissionServiceServicer(metaclass=_abc_1.ABCMeta):
     """PermissionService keeps the grants and answers whether a user may use an agent.
 
-    The rule: a user may use an agent iff workspace, user and agent exist and are not deleted, and the user's role is
-    OWNER or ADMIN or there is a grant for the pair that has not expired.
+    The rule. A user may use an agent iff
+      1. the workspace exists and is not suspended,
+      2. the user exists in it and is not suspended,
+      3. the agent exists in it and is not gone, and
+      4. the user's role is ROLE_OWNER or ROLE_ADMIN (these imply the use of every agent of the workspace, without a grant), or
+         there is a grant for the pair that has not expired.
+    What is deleted does not exist. Its grants are kept and do not count; with an undelete they count again, with a purge they go.
+    Whether the agent is a draft or paused is no question of permission: it may be used, and does not answer now.
+    Check, BatchCheck, ExplainPermission, ListUsableAgents and ListAgentUsers all tell of this one rule.
+
+    An item of a batch that is refused is named by the path of its field, as "grants[3].user_id": for INVALID_ARGUMENT in
+    google.rpc.BadRequest, for every other code in ErrorInfo.metadata["field"].
     """
 
     @_abc_1.abstractmethod
@@ -55,9 +115,22 @@ class PermissionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _permission_pb2.GrantRequest,
         context: _aio.ServicerContext[_permission_pb2.GrantRequest, _abc.Awaitable[_permission_pb2.GrantResponse]],
     ) -> _abc.Awaitable[_permission_pb2.GrantResponse]:
-        """Grant allows a user to use an agent. Granting again replaces the expiry and is no error.
+        """Grant allows a user to use an agent. Granting again replaces the expiry and is no error; with the same expiry it changes
+        nothing.
         Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN, REASON_USER_UNKNOWN, REASON_AGENT_UNKNOWN), ALREADY_EXISTS
         (REASON_REQUEST_REUSED).
+        """
+
+    @_abc_1.abstractmethod
+    def BatchGrant(
+        self,
+        request: _permission_pb2.BatchGrantRequest,
+        context: _aio.ServicerContext[_permission_pb2.BatchGrantRequest, _abc.Awaitable[_permission_pb2.BatchGrantResponse]],
+    ) -> _abc.Awaitable[_permission_pb2.BatchGrantResponse]:
+        """BatchGrant grants up to 500 pairs of one workspace: all, at one revision, or none. Pairs that are granted already with the
+        same expiry do not change; if none does, there is no new revision.
+        Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN, REASON_USER_UNKNOWN, REASON_AGENT_UNKNOWN), FAILED_PRECONDITION
+        (REASON_GRANT_CONDITION, REASON_AGENT_NOT_PUBLISHED), ALREADY_EXISTS (REASON_REQUEST_REUSED).
         """
 
     @_abc_1.abstractmethod
@@ -73,12 +146,48 @@ class PermissionServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def BatchRevoke(
+        self,
+        request: _permission_pb2.BatchRevokeRequest,
+        context: _aio.ServicerContext[_permission_pb2.BatchRevokeRequest, _abc.Awaitable[_permission_pb2.BatchRevokeResponse]],
+    ) -> _abc.Awaitable[_permission_pb2.BatchRevokeResponse]:
+        """BatchRevoke takes the grants of up to 500 pairs of one workspace away: all, at one revision, or none. Pairs without a grant
+        do not change; if none does, there is no new revision.
+        Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN, REASON_USER_UNKNOWN, REASON_AGENT_UNKNOWN), FAILED_PRECONDITION
+        (REASON_GRANT_CONDITION), ALREADY_EXISTS (REASON_REQUEST_REUSED).
+        """
+
+    @_abc_1.abstractmethod
     def Check(
         self,
         request: _permission_pb2.CheckRequest,
         context: _aio.ServicerContext[_permission_pb2.CheckRequest, _abc.Awaitable[_permission_pb2.CheckResponse]],
     ) -> _abc.Awaitable[_permission_pb2.CheckResponse]:
         """Check answers whether a user may use an agent, with the reason. A denial is an answer here, not an error.
+        Errors: INVALID_ARGUMENT (REASON_INVALID_TOKEN), UNAVAILABLE (REASON_REVISION_NOT_REACHED), ABORTED
+        (REASON_HISTORY_CHANGED), FAILED_PRECONDITION (REASON_ROUTER_NOT_REGISTERED).
+        """
+
+    @_abc_1.abstractmethod
+    def BatchCheck(
+        self,
+        request: _permission_pb2.BatchCheckRequest,
+        context: _aio.ServicerContext[_permission_pb2.BatchCheckRequest, _abc.Awaitable[_permission_pb2.BatchCheckResponse]],
+    ) -> _abc.Awaitable[_permission_pb2.BatchCheckResponse]:
+        """BatchCheck answers for up to 500 pairs of one workspace, all at one revision. A pair that cannot be asked for has an error
+        in its result; the others are answered.
+        Errors: INVALID_ARGUMENT (REASON_INVALID_TOKEN), UNAVAILABLE (REASON_REVISION_NOT_REACHED), ABORTED
+        (REASON_HISTORY_CHANGED), FAILED_PRECONDITION (REASON_ROUTER_NOT_REGISTERED).
+        """
+
+    @_abc_1.abstractmethod
+    def ExplainPermission(
+        self,
+        request: _permission_pb2.ExplainPermissionRequest,
+        context: _aio.ServicerContext[_permission_pb2.ExplainPermissionRequest, _abc.Awaitable[_permission_pb2.ExplainPermissionResponse]],
+    ) -> _abc.Awaitable[_permission_pb2.ExplainPermissionResponse]:
+        """ExplainPermission is Check for people: the answer, every fact that it rests on, and a sentence. Facts are told whoever
+        they concern: it is for those who run the workspace, not for its users.
         Errors: INVALID_ARGUMENT (REASON_INVALID_TOKEN), UNAVAILABLE (REASON_REVISION_NOT_REACHED), ABORTED
         (REASON_HISTORY_CHANGED).
         """
@@ -90,8 +199,35 @@ class PermissionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_permission_pb2.ListGrantsRequest, _abc.Awaitable[_permission_pb2.ListGrantsResponse]],
     ) -> _abc.Awaitable[_permission_pb2.ListGrantsResponse]:
         """ListGrants returns the grants of a workspace, of one user or of one agent, by user and agent ascending; expired
-        ones and those of deleted users and agents are left out.
-        Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN), INVALID_ARGUMENT (REASON_INVALID_PAGE_TOKEN).
+        ones and those of deleted users and agents are left out. What is granted is not all that may be used: see ListUsableAgents.
+        Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN), INVALID_ARGUMENT (REASON_INVALID_PAGE_TOKEN, REASON_INVALID_TOKEN),
+        UNAVAILABLE (REASON_REVISION_NOT_REACHED), ABORTED (REASON_HISTORY_CHANGED).
+        """
+
+    @_abc_1.abstractmethod
+    def ListUsableAgents(
+        self,
+        request: _permission_pb2.ListUsableAgentsRequest,
+        context: _aio.ServicerContext[_permission_pb2.ListUsableAgentsRequest, _abc.Awaitable[_permission_pb2.ListUsableAgentsResponse]],
+    ) -> _abc.Awaitable[_permission_pb2.ListUsableAgentsResponse]:
+        """ListUsableAgents returns the agents that a user may use, by role or by grant, by agent ascending: exactly those for which
+        Check says yes. For a suspended user, and in a suspended workspace, there are none.
+        Errors: NOT_FOUND (REASON_USER_UNKNOWN; the same whether the workspace or the user does not exist), INVALID_ARGUMENT
+        (REASON_INVALID_PAGE_TOKEN, REASON_INVALID_TOKEN), UNAVAILABLE (REASON_REVISION_NOT_REACHED), ABORTED
+        (REASON_HISTORY_CHANGED).
+        """
+
+    @_abc_1.abstractmethod
+    def ListAgentUsers(
+        self,
+        request: _permission_pb2.ListAgentUsersRequest,
+        context: _aio.ServicerContext[_permission_pb2.ListAgentUsersRequest, _abc.Awaitable[_permission_pb2.ListAgentUsersResponse]],
+    ) -> _abc.Awaitable[_permission_pb2.ListAgentUsersResponse]:
+        """ListAgentUsers returns the users who may use an agent, by role or by grant, by user ascending: exactly those for whom Check
+        says yes. Of an agent that is gone, and in a suspended workspace, there are none.
+        Errors: NOT_FOUND (REASON_AGENT_UNKNOWN; the same whether the workspace or the agent does not exist), INVALID_ARGUMENT
+        (REASON_INVALID_PAGE_TOKEN, REASON_INVALID_TOKEN), UNAVAILABLE (REASON_REVISION_NOT_REACHED), ABORTED
+        (REASON_HISTORY_CHANGED).
         """
 
 def add_PermissionServiceServicer_to_server(servicer: PermissionServiceServicer, server: _aio.Server) -> None: ...
