@@ -1,29 +1,46 @@
-"""What is in one workspace looks, from another, as if it were nowhere."""
+"""What is in one workspace looks, from another, as if it were nowhere.
 
+Every rpc of the registry has its request in `requests`, or stands in `OF_NO_TENANT` with the reason why it has none.
+"""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf import descriptor_pool, text_format
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import error_details_pb2, status_pb2
 
+from tests.house import contract
+from tests.house.contract import Rpc
+from tests.registry.conftest import Served
 from tests.registry.stubs import URL, Registry
-from twofold.registry.v1 import agent_pb2, audit_pb2, permission_pb2, usage_pb2, user_pb2, workspace_pb2
+from twofold.registry.v1 import agent_pb2, audit_pb2, permission_pb2, usage_pb2, user_pb2
 
-SERVICES: dict[str, ServiceDescriptor] = {
-    "workspaces": workspace_pb2.DESCRIPTOR.services_by_name["WorkspaceService"],
-    "users": user_pb2.DESCRIPTOR.services_by_name["UserService"],
-    "agents": agent_pb2.DESCRIPTOR.services_by_name["AgentService"],
-    "permissions": permission_pb2.DESCRIPTOR.services_by_name["PermissionService"],
-    "usage": usage_pb2.DESCRIPTOR.services_by_name["UsageService"],
-    "audit": audit_pb2.DESCRIPTOR.services_by_name["AuditService"],
+RPCS = {rpc.name.rpartition(".")[2]: rpc for rpc in contract.rpcs() if rpc.room == "registry"}
+OF_NO_TENANT: Mapping[str, str] = {
+    "CreateWorkspace": "workspace ids are one name space: that one is taken is told to whoever asks for it",
+    "GetWorkspace": "its only id is that of the workspace",
+    "ListWorkspaces": "for operators: it lists them all",
+    "UpdateWorkspace": "its only id is that of the workspace",
+    "DeleteWorkspace": "its only id is that of the workspace",
+    "Watch": "for routers: what changes in all workspaces",
+    "ListRouters": "for operators: routers belong to no workspace",
 }
-RPCS = [(name, method) for name, service in SERVICES.items() for method in service.methods]
-TENANTS = [(name, method) for name, method in RPCS if name != "workspaces"]
-NAMES = [method.name for _, method in TENANTS]
+NAMES = sorted(RPCS.keys() - OF_NO_TENANT.keys())
 MASK = FieldMask(paths=["display_name"])
+# What differs from call to call, whoever is asked for: the head of the history, and resources with their times.
+VARYING = {"revision_token", "user", "agent", "grant"}
+# Ids of a furnished workspace, and ids of the same length that are nowhere.
+USER, NOBODY = "ann", "nob"
+AGENT, NOTHING = "helper", "nohelp"
+# One that every write of the furnished workspace was made with.
+REQUEST_ID = "request-1"
 
 
 def requests(workspace: str, user: str, agent: str) -> dict[str, Message]:
@@ -57,60 +74,175 @@ def requests(workspace: str, user: str, agent: str) -> dict[str, Message]:
 
 
 def test_every_rpc_has_a_request_here() -> None:
-    assert set(NAMES) == requests("w", "u", "a").keys()
+    assert len(RPCS) == len([rpc for rpc in contract.rpcs() if rpc.room == "registry"]), "two rpcs have one name"
+    assert requests("w", "u", "a").keys() == set(NAMES)
+    assert OF_NO_TENANT.keys() <= RPCS.keys()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_request_here_speaks_of_all_that_it_can(name: str) -> None:
+    request = requests("w", "u", "a")[name]
+    assert isinstance(request, RPCS[name].request)
+    told = dict(_ids(request))
+    expected = {"workspace_id": "w", "user_id": "u", "agent_id": "a"}
+    for field in _id_fields(request):
+        if field.rpartition(".")[2] in expected:
+            assert told.get(field) == expected[field.rpartition(".")[2]], field
+
+
+def _id_fields(message: Message, path: str = "") -> set[str]:
+    """The paths of all ids of a request, in it and in the resource that it is about."""
+    found = set()
+    for field in contract.fields_of(message):
+        if field.message_type is None:
+            found |= {f"{path}{field.name}"} if field.name.endswith("_id") else set()
+        elif not field.is_repeated and not path and message.HasField(field.name):
+            found |= _id_fields(getattr(message, field.name), f"{path}{field.name}.")
+    return found
+
+
+def _ids(message: Message) -> list[tuple[str, object]]:
+    found = []
+    for path in _id_fields(message):
+        holder: Any = message
+        *steps, name = path.split(".")
+        for step in steps:
+            holder = getattr(holder, step)
+        found.append((path, getattr(holder, name)))
+    return found
+
+
+def asked(name: str, workspace: str, user: str, agent: str) -> Any:
+    """The request of an rpc, under the request id that others have used, too."""
+    request: Any = requests(workspace, user, agent)[name]
+    if "request_id" in request.DESCRIPTOR.fields_by_name and not request.request_id:
+        request.request_id = REQUEST_ID
+    return request
 
 
 @pytest.fixture
-async def furnished(api: Registry, workspace: str) -> str:
-    """A workspace with one of everything."""
-    await api.make_user(workspace, "ann", email="ann@acme.test", identity_id="auth|1")
-    await api.make_agent(workspace, "helper")
-    await api.grant(workspace, "ann", "helper")
-    request = requests(workspace, "ann", "helper")["RecordUsage"]
-    await api.usage.RecordUsage(request)  # type: ignore[arg-type]
+async def channel(served: Served) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(served.target) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def furnished(api: Registry, channel: grpc.aio.Channel, workspace: str) -> str:
+    """A workspace with two of everything, in which the request id is used."""
+    for user, agent in (("ann", "helper"), ("ben", "painter")):
+        await api.make_user(workspace, user, identity_id=f"auth|{user}")
+        await api.make_agent(workspace, agent)
+        await api.grant(workspace, user, agent)
+    await send(channel, RPCS["RecordUsage"], asked("RecordUsage", workspace, USER, AGENT))
+    await send(channel, RPCS["UpdateUser"], asked("UpdateUser", workspace, USER, AGENT))
     return workspace
 
 
-async def answer(api: Registry, service: str, method: MethodDescriptor, request: Message, *forgotten: str) -> str:
-    """What a caller learns: the answer without some of its fields, or the refusal."""
-    call = getattr(getattr(api, service), method.name)
+async def send(channel: grpc.aio.Channel, rpc: Rpc, request: Message) -> list[Any]:
+    """The answers of one call: one, or all those of a stream."""
+    kind = f"{'stream' if rpc.takes_stream else 'unary'}_{'stream' if rpc.streams else 'unary'}"
+    method = getattr(channel, kind)(
+        rpc.path,
+        request_serializer=rpc.request.SerializeToString,
+        response_deserializer=rpc.response.FromString,
+    )
+    call = method(iter([request]) if rpc.takes_stream else request, timeout=20)
+    return [found async for found in call] if rpc.streams else [await call]
+
+
+async def answer(channel: grpc.aio.Channel, name: str, request: Message, *forgotten: str) -> str:
+    """What a caller learns: the answer without some of its fields, or all of the refusal."""
     try:
-        found = await call(request)
+        found = await send(channel, RPCS[name], request)
     except grpc.aio.AioRpcError as error:
-        return f"{error.code()} {error.details()}"
-    for name in forgotten:
-        if name in found.DESCRIPTOR.fields_by_name:
-            found.ClearField(name)
-    return str(found)
+        trailing = dict(error.trailing_metadata() or ())
+        status = status_pb2.Status.FromString(trailing["grpc-status-details-bin"])
+        return f"{error.code()} {error.details()} {trailing['twofold-reason']!r} {_in_full(status)}"
+    for one, field in itertools.product(found, forgotten):
+        if field in one.DESCRIPTOR.fields_by_name:
+            one.ClearField(field)
+    return "\n".join(map(str, found))
 
 
-@pytest.mark.parametrize(("service", "method"), TENANTS, ids=NAMES)
-async def test_ids_of_another_workspace_look_as_ids_that_do_not_exist(
-    api: Registry, furnished: str, service: str, method: MethodDescriptor
+def _in_full(status: status_pb2.Status) -> str:
+    return text_format.MessageToString(status, descriptor_pool=descriptor_pool.Default())  # with what is packed in it
+
+
+def test_a_refusal_is_compared_with_all_its_details() -> None:
+    info = error_details_pb2.ErrorInfo(metadata={"user_id": "ann"})
+    status = status_pb2.Status()
+    status.details.add().Pack(info)
+    assert 'value: "ann"' in _in_full(status)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("user", "agent"), [(USER, AGENT), (USER, NOTHING), (NOBODY, AGENT)])
+async def test_c17_ids_of_another_workspace_look_as_ids_that_do_not_exist(
+    api: Registry, channel: grpc.aio.Channel, furnished: str, name: str, user: str, agent: str
 ) -> None:
     one, two = [(await api.make_workspace("")).workspace_id for _ in range(2)]
-    told_of_new = ("revision_token", "user", "agent", "grant")  # they differ from call to call
-    foreign = await answer(api, service, method, requests(one, "ann", "helper")[method.name], *told_of_new)
-    missing = await answer(api, service, method, requests(two, "nobody", "nothing")[method.name], *told_of_new)
-    assert foreign == missing.replace("nobody", "ann").replace("nothing", "helper")
+    foreign = await answer(channel, name, asked(name, one, user, agent), *VARYING)
+    missing = await answer(channel, name, asked(name, two, NOBODY, NOTHING), *VARYING)
+    for theirs, ours in ((two, one), (NOBODY, user), (NOTHING, agent)):
+        missing = missing.replace(theirs, ours)
+    assert foreign == missing
     assert furnished not in foreign
 
 
-@pytest.mark.parametrize(("service", "method"), TENANTS, ids=NAMES)
-async def test_what_happens_in_another_workspace_changes_nothing_here(
-    api: Registry, furnished: str, service: str, method: MethodDescriptor
+@pytest.mark.parametrize("name", [name for name in NAMES if "page_token" in RPCS[name].request.DESCRIPTOR.fields_by_name])
+async def test_c17_a_page_token_of_another_workspace_tells_nothing(
+    api: Registry, channel: grpc.aio.Channel, furnished: str, name: str
 ) -> None:
+    request: Any = RPCS[name].request(workspace_id=furnished, page_size=1)
+    _copy_times(asked(name, furnished, USER, AGENT), request)
+    (page,) = await send(channel, RPCS[name], request)
+    assert page.next_page_token, "a workspace with two of everything has a second page"
+    one, two = [(await api.make_workspace("")).workspace_id for _ in range(2)]
+    told = []
+    for workspace, token in ((one, page.next_page_token), (two, "")):
+        request.workspace_id, request.page_token = workspace, token
+        told.append((await answer(channel, name, request, *VARYING)).replace(workspace, "it"))
+    refused = told[0].startswith("StatusCode.INVALID_ARGUMENT")
+    # Audit entries tell of the workspace's own creation; of what is in the other one, none does.
+    assert refused or told[0] == told[1] or not told[0]
+    assert furnished not in told[0]
+
+
+def _copy_times(source: Message, target: Message) -> None:
+    """Spans of time are required where there are any."""
+    for field, value in source.ListFields():
+        if isinstance(value, Timestamp):
+            getattr(target, field.name).CopyFrom(value)
+
+
+async def test_c17_the_etag_of_another_workspaces_resource_is_that_of_none(api: Registry, furnished: str) -> None:
+    theirs = await api.agents.GetAgent(agent_pb2.GetAgentRequest(workspace_id=furnished, agent_id=AGENT))
+    ours = await api.make_workspace("")
+    agent = await api.make_agent(ours.workspace_id, AGENT)
+    for etag in (theirs.agent.etag, "0" * 16):
+        request = agent_pb2.DeleteAgentRequest(workspace_id=ours.workspace_id, agent_id=AGENT, etag=etag)
+        with pytest.raises(grpc.aio.AioRpcError) as refusal:
+            await api.agents.DeleteAgent(request)
+        assert refusal.value.code() == grpc.StatusCode.ABORTED
+    assert agent.etag != theirs.agent.etag
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_c17_what_happens_in_another_workspace_changes_nothing_here(
+    api: Registry, channel: grpc.aio.Channel, furnished: str, name: str
+) -> None:
+    writes = {"RecordUsage"} | {each for each in NAMES if "request_id" in RPCS[each].request.DESCRIPTOR.fields_by_name}
+
     async def state() -> list[str]:
-        reads = ("GetUser", "GetAgent", "Check", "ListGrants", "GetUsage", "ListAuditEntries", "ListUsers", "ListAgents")
-        asked = requests(furnished, "ann", "helper")
-        return [
-            await answer(api, name, each, asked[each.name], "revision_token") for name, each in TENANTS if each.name in reads
-        ]
+        reads = (each for each in NAMES if each not in writes)
+        return await asyncio.gather(
+            *(answer(channel, each, asked(each, furnished, USER, AGENT), "revision_token") for each in reads)
+        )
 
     other = (await api.make_workspace("")).workspace_id
-    await api.make_user(other, "ann", email="ann@acme.test", identity_id="auth|1")
-    await api.make_agent(other, "helper")
-    await api.grant(other, "ann", "helper")
+    await api.make_user(other, USER, identity_id=f"auth|{USER}")
+    await api.make_agent(other, AGENT)
+    await api.grant(other, USER, AGENT)
     before = await state()
-    await answer(api, service, method, requests(other, "ann", "helper")[method.name])
+    await answer(channel, name, asked(name, other, USER, AGENT))
     assert await state() == before
