@@ -158,6 +158,7 @@ class Lane:
 # In one message with BEGIN, so that it costs no round trip of its own, and for this transaction only, as PgBouncer needs it.
 _BEGIN = "BEGIN; SET LOCAL lock_timeout = '2s'; SET LOCAL idle_in_transaction_session_timeout = '2s'"
 _BEGIN_READING = "BEGIN READ ONLY; SET LOCAL idle_in_transaction_session_timeout = '2s'"
+_BEGIN_SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL idle_in_transaction_session_timeout = '30s'"
 
 
 @contextlib.asynccontextmanager
@@ -176,6 +177,16 @@ async def transaction(pool: Pool, tenants: Sequence[str] = ()) -> AsyncIterator[
 async def reading(pool: Pool, tenants: Sequence[str]) -> AsyncIterator[Connection]:
     """The same for reading only, where row-level security is on."""
     async with _transaction(pool, _BEGIN_READING + _seeing(tenants), outcome="NOT_STORED") as acquired:
+        yield acquired
+
+
+@contextlib.asynccontextmanager
+async def snapshot(pool: Pool) -> AsyncIterator[Connection]:
+    """A connection whose statements all see the database as it was at the first of them.
+
+    For reading more than fits into one, on a pool that sees it. Its caller may take its time between two of them: up to half a minute.
+    """
+    async with _transaction(pool, _BEGIN_SNAPSHOT, outcome="NOT_STORED") as acquired:
         yield acquired
 
 

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from twofold.registry.v1.agent_pb2_grpc import add_AgentServiceServicer_to_server
 from twofold.registry.v1.audit_pb2_grpc import add_AuditServiceServicer_to_server
+from twofold.registry.v1.change_pb2_grpc import add_ChangeServiceServicer_to_server
 from twofold.registry.v1.permission_pb2_grpc import add_PermissionServiceServicer_to_server
 from twofold.registry.v1.usage_pb2_grpc import add_UsageServiceServicer_to_server
 from twofold.registry.v1.user_pb2_grpc import add_UserServiceServicer_to_server
@@ -17,22 +18,26 @@ from twofold_chassis import postgres
 from twofold_chassis.requests import Requests
 from twofold_chassis.server import Face, Running, serving
 from twofold_registry.agent_service import AgentService
-from twofold_registry.agents import UrlPolicy
 from twofold_registry.audit_service import AuditService
+from twofold_registry.change_service import ChangeService
 from twofold_registry.migrate import migrate
 from twofold_registry.permission_service import PermissionService
+from twofold_registry.routers import Routers
 from twofold_registry.settings import Settings
 from twofold_registry.store.agents import PostgresAgents
 from twofold_registry.store.audit import PostgresAudit
 from twofold_registry.store.changes import Changes
+from twofold_registry.store.feed import PostgresFeed, PostgresRegistrations, listening
 from twofold_registry.store.permissions import PostgresPermissions
 from twofold_registry.store.reads import Reads, renew_epoch
 from twofold_registry.store.statements import STATEMENTS
 from twofold_registry.store.usage import PostgresUsage
 from twofold_registry.store.users import PostgresUsers
 from twofold_registry.store.workspaces import PostgresWorkspaces
+from twofold_registry.urls import UrlPolicy
 from twofold_registry.usage_service import UsageService
 from twofold_registry.user_service import UserService
+from twofold_registry.watching import Watching
 from twofold_registry.workspace_service import WorkspaceService
 
 
@@ -50,10 +55,16 @@ async def registry(settings: Settings) -> AsyncIterator[Running]:
     pulse = postgres.Pulse(pool, STATEMENTS["read_head"])
     try:
         await postgres.require(pool, STATEMENTS["read_head"], schema="registry")
-        policy = UrlPolicy(settings.registry.url_suffixes, settings.registry.allow_loopback_urls)
+        policy = UrlPolicy(
+            settings.registry.url_suffixes,
+            settings.registry.allow_loopback_urls,
+            settings.registry.require_namespaces,
+        )
         await renew_epoch(pool)
         reads = Reads(pool)
-        changes = Changes(pool, Requests("registry", is_swept=True))
+        routers = Routers(PostgresRegistrations(system), lease_s=settings.registry.lease_ms / 1000)
+        watching = Watching(PostgresFeed(system), routers, watchers_max=settings.registry.watchers_max)
+        changes = Changes(pool, Requests("registry", is_swept=True), made=watching.wake)
         faces = [
             _face(
                 "Workspace",
@@ -67,11 +78,14 @@ async def registry(settings: Settings) -> AsyncIterator[Running]:
             ),
             _face("Usage", UsageService(PostgresUsage(pool)), add_UsageServiceServicer_to_server),
             _face("Audit", AuditService(PostgresAudit(reads)), add_AuditServiceServicer_to_server),
+            _face("Change", ChangeService(watching, routers), add_ChangeServiceServicer_to_server),
         ]
-        async with serving(
-            settings.registry, settings.log, faces=faces, check=pulse.beats, metrics=CollectorRegistry()
-        ) as running:
+        async with (
+            listening(settings.database, watching.wake),
+            serving(settings.registry, settings.log, faces=faces, check=pulse.beats, metrics=CollectorRegistry()) as running,
+        ):
             yield running
+        await routers.close()
     finally:
         await pulse.close()
         await postgres.close_pool(system)

@@ -13,8 +13,20 @@ class RegistrySettings(ListenSettings):
     url_suffixes: tuple[str, ...] = Field(
         default=("svc.cluster.local",), description="hosts, and parents of hosts, that any workspace's agents may have"
     )
+    lease_ms: int = Field(
+        default=1000,
+        ge=100,
+        le=60_000,
+        description="how long routers may answer from what they know; the same as theirs: who waits for all waits so long",
+    )
+    watchers_max: int = Field(default=1000, ge=1, description="how many may follow all changes at this process")
     allow_loopback_urls: bool = Field(
         default=False, description="whether agents may live on this machine itself: for development only"
+    )
+
+    require_namespaces: bool = Field(
+        default=False,
+        description="whether agents may live in the cluster only if their workspace has a Kubernetes namespace",
     )
 
     @field_validator("url_suffixes")

@@ -6,6 +6,16 @@ ALTER TABLE registry.audit_entries
     ADD CONSTRAINT audit_hashes_are_whole CHECK (octet_length(hash) = 32 AND octet_length(prev_hash) = 32);
 ALTER TABLE registry.audit_entries ENABLE TRIGGER audit_is_append_only;
 
+-- Whoever listens hears of a change when it is committed. A hint: nobody relies on it.
+CREATE FUNCTION registry.tell_of_changes() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_notify('twofold_registry', '');
+    RETURN NULL;
+END
+$$;
+
+CREATE TRIGGER changes_are_told AFTER INSERT ON registry.changes FOR EACH STATEMENT EXECUTE FUNCTION registry.tell_of_changes();
+
 INSERT INTO registry.audit_heads (workspace_id, seq, hash)
 SELECT w.workspace_id, coalesce(e.seq, 0), coalesce(e.hash, decode(repeat('00', 32), 'hex'))
 FROM registry.workspaces w
