@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from twofold_chassis.refusals import InvalidField
-from twofold_registry.agents import UrlPolicy, plain_url
+from twofold_registry.urls import Home, UrlPolicy, plain_url
 
 STRICT = UrlPolicy(suffixes=("svc.cluster.local",), allow_loopback=False)
 DEVELOPMENT = UrlPolicy(suffixes=("svc.cluster.local",), allow_loopback=True)
@@ -17,7 +17,7 @@ CARELESS = ("local", "internal", "localhost", "metadata", "com", "localdomain", 
 
 def admitted(url: str, policy: UrlPolicy = STRICT, suffixes: tuple[str, ...] = ()) -> str:
     plain = plain_url(url, "url")
-    policy.admit(plain, suffixes, "url")
+    policy.admit(plain, Home(suffixes), "url")
     return plain
 
 

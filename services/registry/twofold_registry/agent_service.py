@@ -1,5 +1,7 @@
 """The gRPC face of agents."""
 
+from datetime import UTC, datetime
+
 from twofold.registry.v1 import agent_pb2 as pb
 from twofold.registry.v1.agent_pb2_grpc import AgentServiceServicer
 from twofold_chassis.edge import Context
@@ -39,3 +41,9 @@ class AgentService(AgentServiceServicer):
         etag = forms.etag(request.etag, "etag")
         answer = await self._agents.delete(key, etag, wire.delete_attempt(request), wire.deleted)
         return pb.DeleteAgentResponse.FromString(answer)
+
+    async def ReportAgentState(self, request: pb.ReportAgentStateRequest, _: Context) -> pb.ReportAgentStateResponse:
+        key = wire.agent_key(request)
+        seen = wire.observation(request, datetime.now(UTC))
+        answer = await self._agents.report(key, seen, wire.report_attempt(request), wire.reported)
+        return pb.ReportAgentStateResponse.FromString(answer)

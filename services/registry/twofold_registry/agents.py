@@ -1,25 +1,19 @@
 """Agents: what users talk to, and the URL each lives at."""
 
 import enum
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import timedelta
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import ClassVar, Protocol
 
-from twofold_chassis.refusals import AlreadyExists, InvalidField, NotFound, Reason
+from twofold_chassis.refusals import AlreadyExists, FailedPrecondition, InvalidField, NotFound, Reason
 from twofold_chassis.requests import Attempt
-from twofold_registry import hosts
 from twofold_registry.resources import Answer, Edit, Page, Read, Stored
 
-URL_BYTES_MAX = 2048
-# RFC 3986 without userinfo, query and fragment, narrower where readers of URLs differ from one another.
-_URL = re.compile(
-    r"(?P<scheme>https?)://(?P<host>\[[0-9a-f:.]+\]|[a-z0-9.-]+)(?::(?P<port>[0-9]{1,5}))?(?P<path>(?:/.*)?)",
-    re.IGNORECASE | re.ASCII,  # without ASCII, "K" would be matched by the sign for kelvin
-).fullmatch
-_PATH = re.compile(r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})*)*").fullmatch
-_PORT_MAX = 65535
+PRICE_MICROS_MAX = 10**12
+CURRENCY_DEFAULT = "USD"
+TARGETS_MAX = 16
+WEIGHT_MAX = 1000
 
 
 class AgentUnknown(NotFound):
@@ -43,6 +37,30 @@ class AgentState(enum.StrEnum):
     DRAFT = "draft"
     PUBLISHED = "published"
     PAUSED = "paused"
+    GONE = "gone"
+
+    def may_become(self, other: "AgentState") -> bool:
+        """Whether the other one can follow: nothing becomes a draft again, and nothing comes back that was gone."""
+        return other is self or (self is not AgentState.GONE and other is not AgentState.DRAFT)
+
+
+class AgentStateFixed(FailedPrecondition):
+    """The agent is in a state that the wished one cannot follow."""
+
+    reason = Reason.REASON_AGENT_STATE
+
+    def __init__(self, before: AgentState, after: AgentState) -> None:
+        super().__init__(f"{before} agents do not become {after}", state=before.value, wish=after.value)
+
+
+class ObservedState(enum.StrEnum):
+    """What somebody who watches a target has seen."""
+
+    READY = "ready"
+    COLD = "cold"
+    STARTING = "starting"
+    DRAINING = "draining"
+    FAILING = "failing"
 
 
 class ContextDelivery(enum.StrEnum):
@@ -74,8 +92,41 @@ class AgentSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """A URL that takes its share of an agent's messages."""
+
+    name: str
+    url: str
+    weight: int
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What the use of an agent costs, in millionths of the currency's unit."""
+
+    per_message_micros: int = 0
+    per_1000_input_tokens_micros: int = 0
+    per_1000_output_tokens_micros: int = 0
+    currency: str = CURRENCY_DEFAULT
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What was seen of a target (empty: the agent's own URL), in one generation of the agent."""
+
+    target: str
+    state: ObservedState
+    generation: int
+    observed_at: datetime
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Agent:
-    """A service that speaks the chat completions protocol at `url`."""
+    """A service that speaks the chat completions protocol at `url`, or at its targets, if it has some.
+
+    `generation` is the version of the two. `observations` are of this generation, and no part of what was declared.
+    """
 
     kind: ClassVar[str] = "agent"
 
@@ -83,82 +134,89 @@ class Agent:
     agent_id: str
     display_name: str
     url: str
+    targets: tuple[Target, ...]
+    generation: int
+    price: Price
     state: AgentState
     settings: AgentSettings
+    observations: tuple[Observation, ...] = ()
 
     @property
     def path(self) -> tuple[str, ...]:
         return (self.workspace_id, self.agent_id)
 
+    def urls(self) -> Iterator[tuple[str, str]]:
+        """Each URL, with the path of its field."""
+        yield self.url, "agent.url"
+        for index, target in enumerate(self.targets):
+            yield target.url, f"agent.targets[{index}].url"
+
+    def edited(self, edit: Edit) -> "Agent":
+        """The agent after an update. Raises AgentStateFixed."""
+        after: Agent = edit.applied(self)
+        if not self.state.may_become(after.state):
+            raise AgentStateFixed(self.state, after.state)
+        if (after.url, after.targets) == (self.url, self.targets):
+            return after
+        return replace(after, generation=self.generation + 1, observations=())  # they were of what it has left
+
+    def observed(self, seen: Observation) -> "Agent | ReportOutcome":
+        """The agent with this observation in place of the last one of its target, or why it stays as it is.
+
+        Raises InvalidField: the agent has no such generation, or no such target.
+        """
+        if seen.generation > self.generation:
+            raise InvalidField("observation.generation", f"the agent is in generation {self.generation}")
+        if seen.generation < self.generation:
+            return ReportOutcome.OLDER_GENERATION
+        if seen.target and seen.target not in {target.name for target in self.targets}:
+            raise InvalidField("observation.target", "is not the name of a target that the agent has")
+        known = self.known(seen.target)
+        if known is not None and known.observed_at >= seen.observed_at:
+            return ReportOutcome.OLDER_OBSERVATION
+        others = [each for each in self.observations if each.target != seen.target]
+        return replace(self, observations=tuple(sorted([*others, seen], key=lambda each: each.target.encode())))
+
+    def known(self, target: str) -> Observation | None:
+        """What is known of a target."""
+        return next((each for each in self.observations if each.target == target), None)
+
+
+class ReportOutcome(enum.Enum):
+    """What became of a report."""
+
+    RECORDED = enum.auto()
+    OLDER_GENERATION = enum.auto()
+    OLDER_OBSERVATION = enum.auto()
+
 
 @dataclass(frozen=True, slots=True)
-class UrlPolicy:
-    """Where agents may live: `suffixes` are the installation's; loopback is for development only."""
+class Reported:
+    """What became of a report, and the agent's generation."""
 
-    suffixes: tuple[str, ...]
-    allow_loopback: bool
-
-    def admit(self, url: str, workspace_suffixes: Sequence[str], field: str) -> None:
-        """Refuses a URL, in the form that `plain_url` gives it, that may lead where no agent lives."""
-        match = _URL(url)
-        assert match is not None
-        host = match["host"]
-        problem = self._problem(host, (*self.suffixes, *workspace_suffixes))
-        if problem:
-            raise InvalidField(field, problem)
-
-    def _problem(self, host: str, suffixes: Sequence[str]) -> str | None:
-        address = hosts.address(host)
-        if address is not None:
-            return None if self.allow_loopback and address.is_loopback else "must name a host, not an IP address"
-        if hosts.is_loopback_name(host):
-            return None if self.allow_loopback else "must not lead to the machine itself"
-        if hosts.is_metadata_name(host):
-            return "must not lead to a metadata service"
-        if not any(hosts.is_below(host, suffix) for suffix in suffixes):
-            return f"the host {host} is not below a suffix that the installation or the workspace allows"
-        return None
+    outcome: ReportOutcome
+    generation: int
 
 
-def plain_url(value: str, field: str) -> str:
-    """The URL in lower case (but its path) and without a slash at its end, if every reader understands it alike."""
-    if not value:
-        raise InvalidField(field, "is required")
-    if len(value) > URL_BYTES_MAX:
-        raise InvalidField(field, f"is longer than {URL_BYTES_MAX} bytes")
-    match = _URL(value)
-    if match is None:
-        raise InvalidField(field, _why_no_url(value))
-    host = match["host"].lower()
-    if hosts.address(host) is None and not hosts.is_name(host):
-        raise InvalidField(field, "its host is neither a DNS name nor a plainly written IP address")
-    if match["port"] is not None and not 1 <= int(match["port"]) <= _PORT_MAX:
-        raise InvalidField(field, f"its port must be 1 to {_PORT_MAX}")
-    if not _PATH(match["path"]) or not {".", ".."}.isdisjoint(match["path"].split("/")):
-        raise InvalidField(field, "its path holds characters or steps that are not allowed")
-    port = "" if match["port"] is None else f":{int(match['port'])}"
-    return f"{match['scheme'].lower()}://{host}{port}{match['path'].rstrip('/')}"
-
-
-def _why_no_url(value: str) -> str:
-    scheme, colon, rest = value.partition("://")
-    authority = rest.partition("/")[0]
-    if not value.isascii() or not value.isprintable():
-        return "must be printable ASCII: write a host in its xn-- form, and percent-encode a path"
-    if not colon or scheme.lower() not in ("http", "https"):
-        return "must begin with http:// or https://"
-    if "@" in authority:
-        return "must not hold a user or password"
-    if "?" in rest or "#" in rest:
-        return "must not hold a query or fragment"
-    return "its host or port is not valid"
+def checked_targets(targets: tuple[Target, ...], field: str) -> tuple[Target, ...]:
+    """The targets, if they can be told apart and somebody takes the messages."""
+    if len(targets) > TARGETS_MAX:
+        raise InvalidField(field, f"has {len(targets)} entries, at most {TARGETS_MAX} are allowed")
+    names = set()
+    for index, target in enumerate(targets):
+        if target.name in names:
+            raise InvalidField(f"{field}[{index}].name", "is the name of another target, too")
+        names.add(target.name)
+    if targets and not any(target.weight for target in targets):
+        raise InvalidField(field, "has no target with a weight above 0")
+    return targets
 
 
 class Agents(Protocol):
     """The agents that are kept. Deleted ones, and those of deleted workspaces, are unknown to every method."""
 
     async def create(self, agent: Agent, attempt: Attempt, answer: Answer[Stored[Agent]]) -> bytes:
-        """Raises WorkspaceUnknown, AgentExists, InvalidField (the URL)."""
+        """Raises WorkspaceUnknown, AgentExists, InvalidField (the URLs)."""
         ...
 
     async def get(self, key: AgentKey) -> Read[Stored[Agent]]:
@@ -170,9 +228,13 @@ class Agents(Protocol):
         ...
 
     async def update(self, key: AgentKey, edit: Edit, etag: str, attempt: Attempt, answer: Answer[Stored[Agent]]) -> bytes:
-        """Raises AgentUnknown, EtagMismatch, InvalidField (the URL)."""
+        """Raises AgentUnknown, EtagMismatch, AgentStateFixed, InvalidField (the URLs)."""
         ...
 
     async def delete(self, key: AgentKey, etag: str, attempt: Attempt, answer: Answer[None]) -> bytes:
         """Hides the agent; from that revision on nobody may use it. Raises AgentUnknown, EtagMismatch."""
+        ...
+
+    async def report(self, key: AgentKey, seen: Observation, attempt: Attempt, answer: Answer[Reported]) -> bytes:
+        """Keeps what was seen of a target, unless it is older than what is known. Raises AgentUnknown, InvalidField."""
         ...

@@ -2,6 +2,9 @@
 
 import ipaddress
 import re
+import unicodedata
+from collections.abc import Iterable
+from typing import NamedTuple
 
 HOST_BYTES_MAX = 253
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -11,7 +14,22 @@ _NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*").fullmatch
 _is_label = re.compile(_LABEL).fullmatch
 # What browsers and libraries read as an IPv4 address: its last part is a number, decimal, octal or hexadecimal.
 _is_number = re.compile(r"[0-9]+|0x[0-9a-f]*").fullmatch
-_LOOPBACK = frozenset({"localhost", "ip6-localhost", "ip6-loopback", "localhost.localdomain", "localhost6"})
+_LOOPBACK = frozenset(
+    {
+        "localhost",
+        "localhost.localdomain",
+        "localhost4",
+        "localhost6",
+        "localhost4.localdomain4",
+        "localhost6.localdomain6",
+        "ip6-localhost",
+        "ip6-loopback",
+        "host.docker.internal",
+        "gateway.docker.internal",
+        "kubernetes.docker.internal",
+        "host.containers.internal",
+    }
+)
 _METADATA = frozenset(
     {
         "metadata",
@@ -19,10 +37,27 @@ _METADATA = frozenset(
         "metadata.goog",
         "metadata.azure.internal",
         "metadata.packet.net",
+        "metadata.platformequinix.com",
+        "metadata.tencentyun.com",
         "instance-data",
         "instance-data.ec2.internal",
     }
 )
+_CLUSTER_DOMAINS = ("svc.cluster.local", "svc")
+"""Below them the label in front is a namespace, whatever the installation calls its domains."""
+
+
+class ClusterPlace(NamedTuple):
+    """What a host below a domain of the cluster names: <service>.<namespace>.<domain>. Empty is what it does not name."""
+
+    service: str
+    namespace: str
+    domain: str
+
+    @property
+    def is_reserved(self) -> bool:
+        """Whether it belongs to the cluster itself: its API, its DNS."""
+        return self.namespace.startswith("kube-") or (self.service, self.namespace) == ("kubernetes", "default")
 
 
 def is_label(value: str) -> bool:
@@ -32,7 +67,18 @@ def is_label(value: str) -> bool:
 
 def is_name(value: str) -> bool:
     """Whether this is a DNS name in lower case, without a dot at its end, that nobody can read as an IP address."""
-    return len(value) <= HOST_BYTES_MAX and _NAME(value) is not None and not looks_like_address(value)
+    if len(value) > HOST_BYTES_MAX or _NAME(value) is None or looks_like_address(value):
+        return False
+    return not any(label.startswith("xn--") and _is_trick(label) for label in value.split("."))
+
+
+def _is_trick(label: str) -> bool:
+    # What some reader folds into plain ASCII (full-width digits and letters) or into several labels stands for another name.
+    try:
+        folded = unicodedata.normalize("NFKC", label.removeprefix("xn--").encode().decode("punycode"))
+    except UnicodeError:
+        return True
+    return folded.isascii() or not {".", "/", ":", "@", "\u3002"}.isdisjoint(folded)
 
 
 def looks_like_address(value: str) -> bool:
@@ -48,6 +94,24 @@ def is_loopback_name(value: str) -> bool:
 def is_metadata_name(value: str) -> bool:
     """Whether a cloud's metadata service, which hands out credentials, answers to this name."""
     return value in _METADATA
+
+
+def is_pod_name(value: str, domains: Iterable[str]) -> bool:
+    """Whether this name holds the address of a pod: 10-0-0-1.<namespace>.pod.<domain>, which resolves to any address."""
+    parents = {domain.removeprefix("svc.") for domain in domains if domain.startswith("svc.")} | {"cluster.local"}
+    return is_below(value, "pod") or any(is_below(value, f"pod.{parent}") for parent in parents)
+
+
+def cluster_place(value: str, domains: Iterable[str]) -> ClusterPlace | None:
+    """Where below the domains of the cluster this host is: those of Kubernetes, or `domains`. None outside."""
+    for known in (_CLUSTER_DOMAINS, sorted(domains, key=len, reverse=True)):
+        for domain in known:
+            if value == domain:
+                return None
+            if is_below(value, domain):
+                rest, _, namespace = value.removesuffix("." + domain).rpartition(".")
+                return ClusterPlace(rest.rpartition(".")[2], namespace, domain)
+    return None
 
 
 def address(value: str) -> Address | None:

@@ -5,7 +5,7 @@ GRANT USAGE ON SCHEMA registry TO {application}, {system};
 -- The application: what belongs to a tenant.
 GRANT SELECT, UPDATE ON registry.registry_head TO {application};
 GRANT SELECT, INSERT, UPDATE ON registry.workspaces, registry.users, registry.agents, registry.audit_heads TO {application};
-GRANT SELECT, INSERT, UPDATE, DELETE ON registry.grants, registry.requests TO {application};
+GRANT SELECT, INSERT, UPDATE, DELETE ON registry.grants, registry.requests, registry.agent_observations TO {application};
 GRANT SELECT, INSERT ON registry.usage_events, registry.audit_entries TO {application};
 GRANT INSERT ON registry.changes TO {application};
 

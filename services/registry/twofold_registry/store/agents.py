@@ -1,10 +1,20 @@
 """Agents in Postgres."""
 
+from dataclasses import replace
+
 from asyncpg import Record
 
 from twofold_chassis.postgres import Connection
 from twofold_chassis.requests import Attempt
-from twofold_registry.agents import Agent, AgentExists, AgentKey, AgentUnknown, UrlPolicy
+from twofold_registry.agents import (
+    Agent,
+    AgentExists,
+    AgentKey,
+    AgentUnknown,
+    Observation,
+    Reported,
+    ReportOutcome,
+)
 from twofold_registry.history import Item, ItemKind
 from twofold_registry.resources import Answer, Edit, Page, Read, Stored
 from twofold_registry.store import rows
@@ -12,6 +22,7 @@ from twofold_registry.store.changes import Change, Changes, Deed, unique
 from twofold_registry.store.reads import Reads
 from twofold_registry.store.statements import STATEMENTS
 from twofold_registry.store.tenants import require_workspace
+from twofold_registry.urls import Home, UrlPolicy
 from twofold_registry.wire.agents import agent_bytes, agent_json
 from twofold_registry.workspaces import Workspace, WorkspaceUnknown
 
@@ -58,8 +69,10 @@ class PostgresAgents:
         async def make(change: Change) -> bytes:
             workspace, before = await _locked(change, key)
             before.expect(etag)
-            agent = edit.applied(before.value)
-            if "url" in edit.values:  # another field can be changed although the rules for URLs have become narrower
+            agent = before.value.edited(edit)
+            if not edit.values.keys().isdisjoint(
+                ("url", "targets")
+            ):  # else it may be changed although the rules are narrower now
                 self._admit(agent, workspace)
             stamp = await change.take_revision()
             after = before.changed(agent, stamp)
@@ -80,8 +93,31 @@ class PostgresAgents:
 
         return await self._changes.once(attempt, key.workspace_id, make)
 
+    async def report(self, key: AgentKey, seen: Observation, attempt: Attempt, answer: Answer[Reported]) -> bytes:
+        async def make(change: Change) -> bytes:
+            _, before = await _locked(change, key)
+            agent = before.value.observed(seen)
+            if isinstance(agent, ReportOutcome):
+                return answer(Reported(agent, before.value.generation), await change.head())
+            values = (seen.target, seen.state.value, seen.generation, seen.observed_at, seen.message)
+            known = before.value.known(seen.target)
+            if known is not None and known.state is seen.state:
+                revision = await change.head()
+                await change.write("keep_observation", *agent.path, *values)
+            else:
+                stamp = await change.take_revision()
+                revision = stamp.revision
+                await change.write("keep_observation", *agent.path, *values)
+                after = replace(before, value=agent)  # its version stays: nothing else was declared
+                await change.record(stamp, key.workspace_id, [_deed("observe", before, after)])
+            return answer(Reported(ReportOutcome.RECORDED, agent.generation), revision)
+
+        return await self._changes.once(attempt, key.workspace_id, make)
+
     def _admit(self, agent: Agent, workspace: Stored[Workspace]) -> None:
-        self._policy.admit(agent.url, workspace.value.settings.allowed_url_suffixes, "agent.url")
+        home = Home(workspace.value.settings.allowed_url_suffixes, workspace.value.namespace)
+        for url, field in agent.urls():
+            self._policy.admit(url, home, field)
 
 
 async def _locked(change: Change, key: AgentKey) -> tuple[Stored[Workspace], Stored[Agent]]:
@@ -106,7 +142,7 @@ async def _row(connection: Connection, key: AgentKey) -> Record:
 def _deed(action: str, before: Stored[Agent] | None, after: Stored[Agent] | None) -> Deed:
     agent_id = told.value.agent_id if (told := after or before) else ""
     item = Item(
-        ItemKind.ROUTE if action == "update" else ItemKind.AGENT,
+        ItemKind.ROUTE if action in ("update", "observe") else ItemKind.AGENT,
         agent_id=agent_id,
         after=agent_bytes(after) if after else None,
     )

@@ -6,7 +6,16 @@ from typing import TypeVar
 
 from asyncpg import Record
 
-from twofold_registry.agents import Agent, AgentSettings, AgentState, ContextDelivery
+from twofold_registry.agents import (
+    Agent,
+    AgentSettings,
+    AgentState,
+    ContextDelivery,
+    Observation,
+    ObservedState,
+    Price,
+    Target,
+)
 from twofold_registry.audit import Entry
 from twofold_registry.permissions import Grant, GrantKey
 from twofold_registry.resources import Kind, Page, Read, Stored
@@ -78,10 +87,20 @@ def agent(row: Record) -> Stored[Agent]:
         agent_id=row["agent_id"],
         display_name=row["display_name"],
         url=row["url"],
+        targets=tuple(map(Target, row["target_names"], row["target_urls"], row["target_weights"])),
+        generation=row["generation"],
+        price=Price(row["price_message_micros"], row["price_input_micros"], row["price_output_micros"], row["currency"]),
         state=AgentState(row["state"]),
         settings=settings,
+        observations=_observations(row),
     )
     return _stored(row, value)
+
+
+def _observations(row: Record) -> tuple[Observation, ...]:
+    columns = (row[f"observed_{name}"] for name in ("targets", "states", "generations", "times", "messages"))
+    found = zip(*columns, strict=True)
+    return tuple(Observation(target, ObservedState(state), *others) for target, state, *others in found)
 
 
 def agent_values(value: Agent) -> tuple[object, ...]:
@@ -89,6 +108,14 @@ def agent_values(value: Agent) -> tuple[object, ...]:
     return (
         value.display_name,
         value.url,
+        [target.name for target in value.targets],
+        [target.url for target in value.targets],
+        [target.weight for target in value.targets],
+        value.generation,
+        value.price.per_message_micros,
+        value.price.per_1000_input_tokens_micros,
+        value.price.per_1000_output_tokens_micros,
+        value.price.currency,
         value.state.value,
         settings.instructions,
         settings.model,

@@ -1,13 +1,16 @@
-"""Agents on the wire; their settings are read in `agent_settings.py`."""
+"""Agents on the wire; their settings are read in `agent_settings.py`, their other parts in `agent_parts.py`."""
+
+from datetime import datetime
 
 from twofold.registry.v1 import agent_pb2 as pb
 from twofold_chassis import fields
 from twofold_chassis.refusals import InvalidField
 from twofold_chassis.requests import Attempt, attempt
-from twofold_registry.agents import Agent, AgentKey, AgentState, plain_url
+from twofold_registry.agents import Agent, AgentKey, AgentState, Observation, Reported, ReportOutcome
 from twofold_registry.resources import Edit, Page, Read, Stored
 from twofold_registry.revisions import Revision
-from twofold_registry.wire import agent_settings, masks, pages
+from twofold_registry.urls import plain_url
+from twofold_registry.wire import agent_parts, agent_settings, masks, pages
 from twofold_registry.wire.forms import json_object, present
 
 _NAME_BYTES_MAX = 255
@@ -15,8 +18,14 @@ _STATES = {
     pb.AGENT_STATE_DRAFT: AgentState.DRAFT,
     pb.AGENT_STATE_PUBLISHED: AgentState.PUBLISHED,
     pb.AGENT_STATE_PAUSED: AgentState.PAUSED,
+    pb.AGENT_STATE_GONE: AgentState.GONE,
 }
 _STATE_FORMS = {state: form for form, state in _STATES.items()}
+_OUTCOMES = {
+    ReportOutcome.RECORDED: pb.REPORT_OUTCOME_RECORDED,
+    ReportOutcome.OLDER_GENERATION: pb.REPORT_OUTCOME_OLDER_GENERATION,
+    ReportOutcome.OLDER_OBSERVATION: pb.REPORT_OUTCOME_OLDER_OBSERVATION,
+}
 
 
 def new_agent(request: pb.CreateAgentRequest) -> Agent:
@@ -29,7 +38,10 @@ def new_agent(request: pb.CreateAgentRequest) -> Agent:
         agent_id=agent_id,
         display_name=_display_name(draft),
         url=plain_url(draft.url, "agent.url"),
-        state=_state(draft) if draft.state else AgentState.PUBLISHED,
+        targets=agent_parts.targets(draft.targets),
+        generation=1,
+        price=agent_parts.price(draft.price),
+        state=_first_state(draft),
         settings=agent_settings.settings(draft.settings, agent_id),
     )
 
@@ -38,7 +50,7 @@ def create_attempt(request: pb.CreateAgentRequest) -> Attempt:
     return attempt(request.agent.workspace_id, "CreateAgent", request, request.request_id)
 
 
-def agent_key(request: pb.GetAgentRequest | pb.DeleteAgentRequest) -> AgentKey:
+def agent_key(request: pb.GetAgentRequest | pb.DeleteAgentRequest | pb.ReportAgentStateRequest) -> AgentKey:
     return AgentKey(
         fields.identifier(request.workspace_id, "workspace_id"),
         fields.identifier(request.agent_id, "agent_id"),
@@ -58,6 +70,9 @@ def agent_edit(request: pb.UpdateAgentRequest) -> Edit:
     readers: masks.Readers = {
         "display_name": lambda: _display_name(draft),
         "url": lambda: plain_url(draft.url, "agent.url"),
+        "targets": lambda: agent_parts.targets(draft.targets),
+        "price": lambda: agent_parts.price(draft.price),
+        **agent_parts.price_readers(draft.price),
         "state": lambda: _state(draft),
         "settings": lambda: agent_settings.settings(draft.settings, draft.agent_id),
         **agent_settings.readers(draft.settings, draft.agent_id),
@@ -71,6 +86,16 @@ def update_attempt(request: pb.UpdateAgentRequest) -> Attempt:
 
 def delete_attempt(request: pb.DeleteAgentRequest) -> Attempt:
     return attempt(request.workspace_id, "DeleteAgent", request, request.request_id)
+
+
+def observation(request: pb.ReportAgentStateRequest, now: datetime) -> Observation:
+    """What was seen; `now` is what its time is measured against."""
+    present(request, "observation")
+    return agent_parts.observation(request.observation, now)
+
+
+def report_attempt(request: pb.ReportAgentStateRequest) -> Attempt:
+    return attempt(request.workspace_id, "ReportAgentState", request, "")
 
 
 def list_place(request: pb.ListAgentsRequest) -> tuple[str, str, int]:
@@ -87,6 +112,10 @@ def agent_message(stored: Stored[Agent]) -> pb.Agent:
         agent_id=value.agent_id,
         display_name=value.display_name,
         url=value.url,
+        targets=agent_parts.target_messages(value.targets),
+        generation=value.generation,
+        price=agent_parts.price_message(value.price),
+        observations=agent_parts.observation_messages(value.observations),
         state=_STATE_FORMS[value.state],
         settings=agent_settings.settings_message(value.settings),
         create_time=fields.timestamp(stored.created_at),
@@ -125,12 +154,26 @@ def deleted(_: None, revision: Revision) -> bytes:
     return pb.DeleteAgentResponse(revision_token=revision.token()).SerializeToString()
 
 
+def reported(report: Reported, revision: Revision) -> bytes:
+    response = pb.ReportAgentStateResponse(
+        outcome=_OUTCOMES[report.outcome], generation=report.generation, revision_token=revision.token()
+    )
+    return response.SerializeToString()
+
+
 def _query(workspace_id: str) -> tuple[str, str]:
     return "ListAgents", workspace_id
 
 
 def _display_name(draft: pb.Agent) -> str:
     return fields.line(draft.display_name, "agent.display_name", bytes_max=_NAME_BYTES_MAX, required=True)
+
+
+def _first_state(draft: pb.Agent) -> AgentState:
+    state = _state(draft) if draft.state else AgentState.PUBLISHED
+    if state is AgentState.GONE:
+        raise InvalidField("agent.state", "must not be that of an agent which is no more")
+    return state
 
 
 def _state(draft: pb.Agent) -> AgentState:

@@ -63,6 +63,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """NOT_FOUND. No such erasure in this workspace."""
     REASON_DEAD_LETTER_UNKNOWN: _Reason.ValueType  # 100
     """NOT_FOUND. No such dead letter."""
+    REASON_INVOICE_UNKNOWN: _Reason.ValueType  # 105
+    """NOT_FOUND. The month has no invoice: it is not closed, or nothing was owed when a later one was."""
     REASON_WORKSPACE_EXISTS: _Reason.ValueType  # 20
     """ALREADY_EXISTS. The workspace id is taken (a deleted workspace keeps its id)."""
     REASON_USER_EXISTS: _Reason.ValueType  # 21
@@ -147,6 +149,10 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """FAILED_PRECONDITION. Only what is deleted can be restored or purged; this is not."""
     REASON_LAST_OWNER: _Reason.ValueType  # 123
     """FAILED_PRECONDITION. A workspace that has an active owner keeps one: make another one first."""
+    REASON_MONTH_ORDER: _Reason.ValueType  # 124
+    """FAILED_PRECONDITION. Months are closed in their order: metadata["month"] is the one that is to be closed before, or that is
+    closed already although it comes later.
+    """
     REASON_OVERLOADED: _Reason.ValueType  # 60
     """RESOURCE_EXHAUSTED. Too much at once for this process; RetryInfo says when to try again."""
     REASON_TOO_MANY: _Reason.ValueType  # 61
@@ -215,6 +221,8 @@ REASON_ERASURE_UNKNOWN: Reason.ValueType  # 19
 """NOT_FOUND. No such erasure in this workspace."""
 REASON_DEAD_LETTER_UNKNOWN: Reason.ValueType  # 100
 """NOT_FOUND. No such dead letter."""
+REASON_INVOICE_UNKNOWN: Reason.ValueType  # 105
+"""NOT_FOUND. The month has no invoice: it is not closed, or nothing was owed when a later one was."""
 REASON_WORKSPACE_EXISTS: Reason.ValueType  # 20
 """ALREADY_EXISTS. The workspace id is taken (a deleted workspace keeps its id)."""
 REASON_USER_EXISTS: Reason.ValueType  # 21
@@ -299,6 +307,10 @@ REASON_NOT_DELETED: Reason.ValueType  # 122
 """FAILED_PRECONDITION. Only what is deleted can be restored or purged; this is not."""
 REASON_LAST_OWNER: Reason.ValueType  # 123
 """FAILED_PRECONDITION. A workspace that has an active owner keeps one: make another one first."""
+REASON_MONTH_ORDER: Reason.ValueType  # 124
+"""FAILED_PRECONDITION. Months are closed in their order: metadata["month"] is the one that is to be closed before, or that is
+closed already although it comes later.
+"""
 REASON_OVERLOADED: Reason.ValueType  # 60
 """RESOURCE_EXHAUSTED. Too much at once for this process; RetryInfo says when to try again."""
 REASON_TOO_MANY: Reason.ValueType  # 61

@@ -27,41 +27,55 @@ from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mas
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftwofold/registry/v1/agent.proto\x12\x13twofold.registry.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa8\x02\n\x05\x41gent\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x0b\n\x03url\x18\x04 \x01(\t\x12.\n\x05state\x18\x05 \x01(\x0e\x32\x1f.twofold.registry.v1.AgentState\x12\x34\n\x08settings\x18\x06 \x01(\x0b\x32\".twofold.registry.v1.AgentSettings\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\t \x01(\t\"\x97\x02\n\rAgentSettings\x12\x14\n\x0cinstructions\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12>\n\x10\x63ontext_delivery\x18\x03 \x01(\x0e\x32$.twofold.registry.v1.ContextDelivery\x12\x1c\n\x14\x63ontext_messages_max\x18\x04 \x01(\x05\x12\x1a\n\x12\x63ontext_tokens_max\x18\x05 \x01(\x05\x12\x36\n\x13\x66irst_token_timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0cturn_timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"S\n\x12\x43reateAgentRequest\x12)\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x1a.twofold.registry.v1.Agent\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"X\n\x13\x43reateAgentResponse\x12)\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x1a.twofold.registry.v1.Agent\x12\x16\n\x0erevision_token\x18\x02 \x01(\x0c\"9\n\x0fGetAgentRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\"U\n\x10GetAgentResponse\x12)\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x1a.twofold.registry.v1.Agent\x12\x16\n\x0erevision_token\x18\x02 \x01(\x0c\"P\n\x11ListAgentsRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Y\n\x12ListAgentsResponse\x12*\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x1a.twofold.registry.v1.Agent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x84\x01\n\x12UpdateAgentRequest\x12)\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x1a.twofold.registry.v1.Agent\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"X\n\x13UpdateAgentResponse\x12)\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x1a.twofold.registry.v1.Agent\x12\x16\n\x0erevision_token\x18\x02 \x01(\x0c\"^\n\x12\x44\x65leteAgentRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"-\n\x13\x44\x65leteAgentResponse\x12\x16\n\x0erevision_token\x18\x01 \x01(\x0c*s\n\nAgentState\x12\x1b\n\x17\x41GENT_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41GENT_STATE_DRAFT\x10\x01\x12\x19\n\x15\x41GENT_STATE_PUBLISHED\x10\x02\x12\x16\n\x12\x41GENT_STATE_PAUSED\x10\x03*u\n\x0f\x43ontextDelivery\x12 \n\x1c\x43ONTEXT_DELIVERY_UNSPECIFIED\x10\x00\x12!\n\x1d\x43ONTEXT_DELIVERY_INSTRUCTIONS\x10\x01\x12\x1d\n\x19\x43ONTEXT_DELIVERY_MESSAGES\x10\x02\x32\xec\x03\n\x0c\x41gentService\x12`\n\x0b\x43reateAgent\x12\'.twofold.registry.v1.CreateAgentRequest\x1a(.twofold.registry.v1.CreateAgentResponse\x12W\n\x08GetAgent\x12$.twofold.registry.v1.GetAgentRequest\x1a%.twofold.registry.v1.GetAgentResponse\x12]\n\nListAgents\x12&.twofold.registry.v1.ListAgentsRequest\x1a\'.twofold.registry.v1.ListAgentsResponse\x12`\n\x0bUpdateAgent\x12\'.twofold.registry.v1.UpdateAgentRequest\x1a(.twofold.registry.v1.UpdateAgentResponse\x12`\n\x0b\x44\x65leteAgent\x12\'.twofold.registry.v1.DeleteAgentRequest\x1a(.twofold.registry.v1.DeleteAgentResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftwofold/registry/v1/agent.proto\x12\x13twofold.registry.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdc\x03\n\x05\x41gent\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x0b\n\x03url\x18\x04 \x01(\t\x12.\n\x05state\x18\x05 \x01(\x0e\x32\x1f.twofold.registry.v1.AgentState\x12\x34\n\x08settings\x18\x06 \x01(\x0b\x32\".twofold.registry.v1.AgentSettings\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\t \x01(\t\x12\x31\n\x07targets\x18\n \x03(\x0b\x32 .twofold.registry.v1.AgentTarget\x12\x12\n\ngeneration\x18\x0b \x01(\x03\x12.\n\x05price\x18\x0c \x01(\x0b\x32\x1f.twofold.registry.v1.AgentPrice\x12;\n\x0cobservations\x18\r \x03(\x0b\x32%.twofold.registry.v1.AgentObservation\"8\n\x0b\x41gentTarget\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\x0e\n\x06weight\x18\x03 \x01(\x05\"\x87\x01\n\nAgentPrice\x12\x1a\n\x12per_message_micros\x18\x01 \x01(\x03\x12$\n\x1cper_1000_input_tokens_micros\x18\x02 \x01(\x03\x12%\n\x1dper_1000_output_tokens_micros\x18\x03 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x04 \x01(\t\"\xac\x01\n\x10\x41gentObservation\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\x31\n\x05state\x18\x02 \x01(\x0e\x32\".twofold.registry.v1.ObservedState\x12\x12\n\ngeneration\x18\x03 \x01(\x03\x12\x30\n\x0cobserve_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07message\x18\x05 \x01(\t\"\x97\x02\n\rAgentSettings\x12\x14\n\x0cinstructions\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12>\n\x10\x63ontext_delivery\x18\x03 \x01(\x0e\x32$.twofold.registry.v1.ContextDelivery\x12\x1c\n\x14\x63ontext_messages_max\x18\x04 \x01(\x05\x12\x1a\n\x12\x63ontext_tokens_max\x18\x05 \x01(\x05\x12\x36\n\x13\x66irst_token_timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0cturn_timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"S\n\x12\x43reateAgentRequest\x12)\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x1a.twofold.registry.v1.Agent\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"X\n\x13\x43reateAgentResponse\x12)\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x1a.twofold.registry.v1.Agent\x12\x16\n\x0erevision_token\x18\x02 \x01(\x0c\"9\n\x0fGetAgentRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\"U\n\x10GetAgentResponse\x12)\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x1a.twofold.registry.v1.Agent\x12\x16\n\x0erevision_token\x18\x02 \x01(\x0c\"P\n\x11ListAgentsRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Y\n\x12ListAgentsResponse\x12*\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x1a.twofold.registry.v1.Agent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x84\x01\n\x12UpdateAgentRequest\x12)\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x1a.twofold.registry.v1.Agent\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"X\n\x13UpdateAgentResponse\x12)\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x1a.twofold.registry.v1.Agent\x12\x16\n\x0erevision_token\x18\x02 \x01(\x0c\"^\n\x12\x44\x65leteAgentRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"-\n\x13\x44\x65leteAgentResponse\x12\x16\n\x0erevision_token\x18\x01 \x01(\x0c\"}\n\x17ReportAgentStateRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12:\n\x0bobservation\x18\x03 \x01(\x0b\x32%.twofold.registry.v1.AgentObservation\"{\n\x18ReportAgentStateResponse\x12\x33\n\x07outcome\x18\x01 \x01(\x0e\x32\".twofold.registry.v1.ReportOutcome\x12\x12\n\ngeneration\x18\x02 \x01(\x03\x12\x16\n\x0erevision_token\x18\x03 \x01(\x0c*\x89\x01\n\nAgentState\x12\x1b\n\x17\x41GENT_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41GENT_STATE_DRAFT\x10\x01\x12\x19\n\x15\x41GENT_STATE_PUBLISHED\x10\x02\x12\x16\n\x12\x41GENT_STATE_PAUSED\x10\x03\x12\x14\n\x10\x41GENT_STATE_GONE\x10\x04*u\n\x0f\x43ontextDelivery\x12 \n\x1c\x43ONTEXT_DELIVERY_UNSPECIFIED\x10\x00\x12!\n\x1d\x43ONTEXT_DELIVERY_INSTRUCTIONS\x10\x01\x12\x1d\n\x19\x43ONTEXT_DELIVERY_MESSAGES\x10\x02*\xb8\x01\n\rObservedState\x12\x1e\n\x1aOBSERVED_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14OBSERVED_STATE_READY\x10\x01\x12\x17\n\x13OBSERVED_STATE_COLD\x10\x02\x12\x1b\n\x17OBSERVED_STATE_STARTING\x10\x03\x12\x1b\n\x17OBSERVED_STATE_DRAINING\x10\x04\x12\x1a\n\x16OBSERVED_STATE_FAILING\x10\x05*\x97\x01\n\rReportOutcome\x12\x1e\n\x1aREPORT_OUTCOME_UNSPECIFIED\x10\x00\x12\x1b\n\x17REPORT_OUTCOME_RECORDED\x10\x01\x12#\n\x1fREPORT_OUTCOME_OLDER_GENERATION\x10\x02\x12$\n REPORT_OUTCOME_OLDER_OBSERVATION\x10\x03\x32\xdd\x04\n\x0c\x41gentService\x12`\n\x0b\x43reateAgent\x12\'.twofold.registry.v1.CreateAgentRequest\x1a(.twofold.registry.v1.CreateAgentResponse\x12W\n\x08GetAgent\x12$.twofold.registry.v1.GetAgentRequest\x1a%.twofold.registry.v1.GetAgentResponse\x12]\n\nListAgents\x12&.twofold.registry.v1.ListAgentsRequest\x1a\'.twofold.registry.v1.ListAgentsResponse\x12`\n\x0bUpdateAgent\x12\'.twofold.registry.v1.UpdateAgentRequest\x1a(.twofold.registry.v1.UpdateAgentResponse\x12`\n\x0b\x44\x65leteAgent\x12\'.twofold.registry.v1.DeleteAgentRequest\x1a(.twofold.registry.v1.DeleteAgentResponse\x12o\n\x10ReportAgentState\x12,.twofold.registry.v1.ReportAgentStateRequest\x1a-.twofold.registry.v1.ReportAgentStateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'twofold.registry.v1.agent_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_AGENTSTATE']._serialized_start=1598
-  _globals['_AGENTSTATE']._serialized_end=1713
-  _globals['_CONTEXTDELIVERY']._serialized_start=1715
-  _globals['_CONTEXTDELIVERY']._serialized_end=1832
+  _globals['_AGENTSTATE']._serialized_start=2402
+  _globals['_AGENTSTATE']._serialized_end=2539
+  _globals['_CONTEXTDELIVERY']._serialized_start=2541
+  _globals['_CONTEXTDELIVERY']._serialized_end=2658
+  _globals['_OBSERVEDSTATE']._serialized_start=2661
+  _globals['_OBSERVEDSTATE']._serialized_end=2845
+  _globals['_REPORTOUTCOME']._serialized_start=2848
+  _globals['_REPORTOUTCOME']._serialized_end=2999
   _globals['_AGENT']._serialized_start=156
-  _globals['_AGENT']._serialized_end=452
-  _globals['_AGENTSETTINGS']._serialized_start=455
-  _globals['_AGENTSETTINGS']._serialized_end=734
-  _globals['_CREATEAGENTREQUEST']._serialized_start=736
-  _globals['_CREATEAGENTREQUEST']._serialized_end=819
-  _globals['_CREATEAGENTRESPONSE']._serialized_start=821
-  _globals['_CREATEAGENTRESPONSE']._serialized_end=909
-  _globals['_GETAGENTREQUEST']._serialized_start=911
-  _globals['_GETAGENTREQUEST']._serialized_end=968
-  _globals['_GETAGENTRESPONSE']._serialized_start=970
-  _globals['_GETAGENTRESPONSE']._serialized_end=1055
-  _globals['_LISTAGENTSREQUEST']._serialized_start=1057
-  _globals['_LISTAGENTSREQUEST']._serialized_end=1137
-  _globals['_LISTAGENTSRESPONSE']._serialized_start=1139
-  _globals['_LISTAGENTSRESPONSE']._serialized_end=1228
-  _globals['_UPDATEAGENTREQUEST']._serialized_start=1231
-  _globals['_UPDATEAGENTREQUEST']._serialized_end=1363
-  _globals['_UPDATEAGENTRESPONSE']._serialized_start=1365
-  _globals['_UPDATEAGENTRESPONSE']._serialized_end=1453
-  _globals['_DELETEAGENTREQUEST']._serialized_start=1455
-  _globals['_DELETEAGENTREQUEST']._serialized_end=1549
-  _globals['_DELETEAGENTRESPONSE']._serialized_start=1551
-  _globals['_DELETEAGENTRESPONSE']._serialized_end=1596
-  _globals['_AGENTSERVICE']._serialized_start=1835
-  _globals['_AGENTSERVICE']._serialized_end=2327
+  _globals['_AGENT']._serialized_end=632
+  _globals['_AGENTTARGET']._serialized_start=634
+  _globals['_AGENTTARGET']._serialized_end=690
+  _globals['_AGENTPRICE']._serialized_start=693
+  _globals['_AGENTPRICE']._serialized_end=828
+  _globals['_AGENTOBSERVATION']._serialized_start=831
+  _globals['_AGENTOBSERVATION']._serialized_end=1003
+  _globals['_AGENTSETTINGS']._serialized_start=1006
+  _globals['_AGENTSETTINGS']._serialized_end=1285
+  _globals['_CREATEAGENTREQUEST']._serialized_start=1287
+  _globals['_CREATEAGENTREQUEST']._serialized_end=1370
+  _globals['_CREATEAGENTRESPONSE']._serialized_start=1372
+  _globals['_CREATEAGENTRESPONSE']._serialized_end=1460
+  _globals['_GETAGENTREQUEST']._serialized_start=1462
+  _globals['_GETAGENTREQUEST']._serialized_end=1519
+  _globals['_GETAGENTRESPONSE']._serialized_start=1521
+  _globals['_GETAGENTRESPONSE']._serialized_end=1606
+  _globals['_LISTAGENTSREQUEST']._serialized_start=1608
+  _globals['_LISTAGENTSREQUEST']._serialized_end=1688
+  _globals['_LISTAGENTSRESPONSE']._serialized_start=1690
+  _globals['_LISTAGENTSRESPONSE']._serialized_end=1779
+  _globals['_UPDATEAGENTREQUEST']._serialized_start=1782
+  _globals['_UPDATEAGENTREQUEST']._serialized_end=1914
+  _globals['_UPDATEAGENTRESPONSE']._serialized_start=1916
+  _globals['_UPDATEAGENTRESPONSE']._serialized_end=2004
+  _globals['_DELETEAGENTREQUEST']._serialized_start=2006
+  _globals['_DELETEAGENTREQUEST']._serialized_end=2100
+  _globals['_DELETEAGENTRESPONSE']._serialized_start=2102
+  _globals['_DELETEAGENTRESPONSE']._serialized_end=2147
+  _globals['_REPORTAGENTSTATEREQUEST']._serialized_start=2149
+  _globals['_REPORTAGENTSTATEREQUEST']._serialized_end=2274
+  _globals['_REPORTAGENTSTATERESPONSE']._serialized_start=2276
+  _globals['_REPORTAGENTSTATERESPONSE']._serialized_end=2399
+  _globals['_AGENTSERVICE']._serialized_start=3002
+  _globals['_AGENTSERVICE']._serialized_end=3607
 # @@protoc_insertion_point(module_scope)

@@ -36,9 +36,14 @@ class _AgentStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AgentState
     """Takes messages."""
     AGENT_STATE_PAUSED: _AgentState.ValueType  # 3
     """Takes no messages for now."""
+    AGENT_STATE_GONE: _AgentState.ValueType  # 4
+    """Takes no messages and will not come back; those who ask for it are told so (REASON_AGENT_GONE). Not allowed on create."""
 
 class AgentState(_AgentState, metaclass=_AgentStateEnumTypeWrapper):
-    """AgentState is the state an agent was declared to be in. Messages reach PUBLISHED agents only."""
+    """AgentState is the state an agent was declared to be in. Messages reach PUBLISHED agents only.
+    From DRAFT every other state can follow. PUBLISHED and PAUSED follow each other and may become GONE, but never DRAFT again.
+    GONE is final: an agent that comes back is another agent. (An undelete brings an agent back in the state it had, GONE too.)
+    """
 
 AGENT_STATE_UNSPECIFIED: AgentState.ValueType  # 0
 """On create it means PUBLISHED; not allowed in an update of the state."""
@@ -48,6 +53,8 @@ AGENT_STATE_PUBLISHED: AgentState.ValueType  # 2
 """Takes messages."""
 AGENT_STATE_PAUSED: AgentState.ValueType  # 3
 """Takes no messages for now."""
+AGENT_STATE_GONE: AgentState.ValueType  # 4
+"""Takes no messages and will not come back; those who ask for it are told so (REASON_AGENT_GONE). Not allowed on create."""
 Global___AgentState: _TypeAlias = AgentState  # noqa: Y015
 
 class _ContextDelivery:
@@ -74,6 +81,72 @@ CONTEXT_DELIVERY_MESSAGES: ContextDelivery.ValueType  # 2
 """Earlier messages as messages of their own; preferences as text behind the instructions."""
 Global___ContextDelivery: _TypeAlias = ContextDelivery  # noqa: Y015
 
+class _ObservedState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ObservedStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ObservedState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    OBSERVED_STATE_UNSPECIFIED: _ObservedState.ValueType  # 0
+    """Not allowed."""
+    OBSERVED_STATE_READY: _ObservedState.ValueType  # 1
+    """Answers."""
+    OBSERVED_STATE_COLD: _ObservedState.ValueType  # 2
+    """Scaled to zero: the first message starts it."""
+    OBSERVED_STATE_STARTING: _ObservedState.ValueType  # 3
+    """On its way up."""
+    OBSERVED_STATE_DRAINING: _ObservedState.ValueType  # 4
+    """On its way down: it ends what it has begun."""
+    OBSERVED_STATE_FAILING: _ObservedState.ValueType  # 5
+    """Answers with errors, or not at all."""
+
+class ObservedState(_ObservedState, metaclass=_ObservedStateEnumTypeWrapper):
+    """ObservedState is what somebody who watches a target has seen. It decides nothing here: who may use an agent rests on its
+    declared state alone.
+    """
+
+OBSERVED_STATE_UNSPECIFIED: ObservedState.ValueType  # 0
+"""Not allowed."""
+OBSERVED_STATE_READY: ObservedState.ValueType  # 1
+"""Answers."""
+OBSERVED_STATE_COLD: ObservedState.ValueType  # 2
+"""Scaled to zero: the first message starts it."""
+OBSERVED_STATE_STARTING: ObservedState.ValueType  # 3
+"""On its way up."""
+OBSERVED_STATE_DRAINING: ObservedState.ValueType  # 4
+"""On its way down: it ends what it has begun."""
+OBSERVED_STATE_FAILING: ObservedState.ValueType  # 5
+"""Answers with errors, or not at all."""
+Global___ObservedState: _TypeAlias = ObservedState  # noqa: Y015
+
+class _ReportOutcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReportOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReportOutcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REPORT_OUTCOME_UNSPECIFIED: _ReportOutcome.ValueType  # 0
+    """Not used."""
+    REPORT_OUTCOME_RECORDED: _ReportOutcome.ValueType  # 1
+    """It is what is known of the target now. If its state is another one than before, that is a change with a revision."""
+    REPORT_OUTCOME_OLDER_GENERATION: _ReportOutcome.ValueType  # 2
+    """Nothing was changed: the agent's url or targets have changed since, the report is about an older generation."""
+    REPORT_OUTCOME_OLDER_OBSERVATION: _ReportOutcome.ValueType  # 3
+    """Nothing was changed: what is known of the target was observed later, or at the same time."""
+
+class ReportOutcome(_ReportOutcome, metaclass=_ReportOutcomeEnumTypeWrapper):
+    """ReportOutcome says what became of a report."""
+
+REPORT_OUTCOME_UNSPECIFIED: ReportOutcome.ValueType  # 0
+"""Not used."""
+REPORT_OUTCOME_RECORDED: ReportOutcome.ValueType  # 1
+"""It is what is known of the target now. If its state is another one than before, that is a change with a revision."""
+REPORT_OUTCOME_OLDER_GENERATION: ReportOutcome.ValueType  # 2
+"""Nothing was changed: the agent's url or targets have changed since, the report is about an older generation."""
+REPORT_OUTCOME_OLDER_OBSERVATION: ReportOutcome.ValueType  # 3
+"""Nothing was changed: what is known of the target was observed later, or at the same time."""
+Global___ReportOutcome: _TypeAlias = ReportOutcome  # noqa: Y015
+
 @_typing.final
 class Agent(_message.Message):
     """Agent is a service that speaks the OpenAI-compatible chat completions protocol."""
@@ -89,6 +162,10 @@ class Agent(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    PRICE_FIELD_NUMBER: _builtins.int
+    OBSERVATIONS_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """The workspace it belongs to. Required."""
     agent_id: _builtins.str
@@ -96,15 +173,25 @@ class Agent(_message.Message):
     display_name: _builtins.str
     """Name for people. Required, 1 to 255 bytes, no control characters."""
     url: _builtins.str
-    """Base URL of its (Knative) service; messages are sent to <url>/v1/chat/completions. Required, up to 2,048 bytes:
-    http or https, no user or password, no query or fragment, a host below one of the allowed suffixes
-    (the installation's and the workspace's). IP addresses are refused, and so are loopback names; those of
-    loopback are allowed by a registry that was started for development (REGISTRY__ALLOW_LOOPBACK_URLS).
+    """Base URL of its own (Knative) service; messages are sent to <url>/v1/chat/completions. Required, up to 2,048 bytes, printable
+    ASCII: http or https, no user or password, no query or fragment, a host below one of the allowed suffixes (the
+    installation's, and the workspace's of two labels or more).
+    In no form may the host be an IP address, nor a name of the machine itself, of a metadata service, of a pod
+    (*.pod.cluster.local), of the cluster (kubernetes.default, kube-*); a registry that was started for development
+    (REGISTRY__ALLOW_LOOPBACK_URLS) allows loopback. A host in the cluster is one below svc.cluster.local, svc or a suffix of the
+    installation. If the workspace has a Kubernetes namespace, such a host must be <service>.<namespace>.<suffix> with this very
+    namespace, whatever the workspace allows itself; if it has none, any, or with REGISTRY__REQUIRE_NAMESPACES no such host at all.
+    The rule is asked whenever url or targets are written; an agent that was there before the namespace or the suffixes changed
+    stays as it is. It speaks of names only: who dials must look at the address that a name resolves to.
     """
     state: Global___AgentState.ValueType
     """Declared state. Default: PUBLISHED."""
     etag: _builtins.str
-    """Version of this resource. Output only; given on update it must be the current one."""
+    """Version of this resource, without what was observed of it. Output only; given on update it must be the current one."""
+    generation: _builtins.int
+    """Version of url and targets: 1 at first, one more with every update that gives them other values (the order of the targets is
+    one), never otherwise. An event about an older generation says nothing about the current one. Output only.
+    """
     @_builtins.property
     def settings(self) -> Global___AgentSettings:
         """Settings. Optional."""
@@ -116,6 +203,20 @@ class Agent(_message.Message):
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When it was last changed. Output only."""
+
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___AgentTarget]:
+        """How its messages are split over several URLs. At most 16, each with another name; their weights must sum to more than 0.
+        Empty: everything goes to url. Optional.
+        """
+
+    @_builtins.property
+    def price(self) -> Global___AgentPrice:
+        """What its use costs. Usage is billed at the price that stands here when it is recorded. Optional; default: nothing."""
+
+    @_builtins.property
+    def observations(self) -> _containers.RepeatedCompositeFieldContainer[Global___AgentObservation]:
+        """What was reported of its targets in the current generation, at most one for each. Output only; no part of the version."""
 
     def __init__(
         self,
@@ -129,14 +230,124 @@ class Agent(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        targets: _abc.Iterable[Global___AgentTarget] | None = ...,
+        generation: _builtins.int = ...,
+        price: Global___AgentPrice | None = ...,
+        observations: _abc.Iterable[Global___AgentObservation] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "settings", b"settings", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "price", b"price", "settings", b"settings", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "settings", b"settings", "state", b"state", "update_time", b"update_time", "url", b"url", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "generation", b"generation", "observations", b"observations", "price", b"price", "settings", b"settings", "state", b"state", "targets", b"targets", "update_time", b"update_time", "url", b"url", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Agent: _TypeAlias = Agent  # noqa: Y015
+
+@_typing.final
+class AgentTarget(_message.Message):
+    """AgentTarget is a URL that takes a part of an agent's messages."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name among the targets, e.g. a Knative tag or revision. Required, 1 to 63 bytes, no control characters."""
+    url: _builtins.str
+    """Base URL, under the same rules as the agent's url. Required."""
+    weight: _builtins.int
+    """Its share: weight / sum of all weights. 0 (no messages) to 1,000."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        url: _builtins.str = ...,
+        weight: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "url", b"url", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AgentTarget: _TypeAlias = AgentTarget  # noqa: Y015
+
+@_typing.final
+class AgentPrice(_message.Message):
+    """AgentPrice is what the use of an agent costs, in millionths of the currency's unit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PER_MESSAGE_MICROS_FIELD_NUMBER: _builtins.int
+    PER_1000_INPUT_TOKENS_MICROS_FIELD_NUMBER: _builtins.int
+    PER_1000_OUTPUT_TOKENS_MICROS_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    per_message_micros: _builtins.int
+    """For each message of a user. 0 to 10^12."""
+    per_1000_input_tokens_micros: _builtins.int
+    """For 1,000 tokens that go in. 0 to 10^12."""
+    per_1000_output_tokens_micros: _builtins.int
+    """For 1,000 tokens that come out. 0 to 10^12."""
+    currency: _builtins.str
+    """ISO 4217 code: three capital letters. Default: USD."""
+    def __init__(
+        self,
+        *,
+        per_message_micros: _builtins.int = ...,
+        per_1000_input_tokens_micros: _builtins.int = ...,
+        per_1000_output_tokens_micros: _builtins.int = ...,
+        currency: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "per_1000_input_tokens_micros", b"per_1000_input_tokens_micros", "per_1000_output_tokens_micros", b"per_1000_output_tokens_micros", "per_message_micros", b"per_message_micros"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AgentPrice: _TypeAlias = AgentPrice  # noqa: Y015
+
+@_typing.final
+class AgentObservation(_message.Message):
+    """AgentObservation is what was seen of one target, last."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    OBSERVE_TIME_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    target: _builtins.str
+    """Name of the target; empty for the agent's url."""
+    state: Global___ObservedState.ValueType
+    """What it was seen to be. Required."""
+    generation: _builtins.int
+    """The agent's generation that was looked at. Required, at least 1, at most the agent's own."""
+    message: _builtins.str
+    """What an operator should know. Optional, up to 255 bytes, no control characters."""
+    @_builtins.property
+    def observe_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was seen; of two observations of a target the later one counts. Required, not before the year 2000, at most
+        1 minute ahead of the registry's clock.
+        """
+
+    def __init__(
+        self,
+        *,
+        target: _builtins.str = ...,
+        state: Global___ObservedState.ValueType = ...,
+        generation: _builtins.int = ...,
+        observe_time: _timestamp_pb2.Timestamp | None = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["observe_time", b"observe_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "message", b"message", "observe_time", b"observe_time", "state", b"state", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AgentObservation: _TypeAlias = AgentObservation  # noqa: Y015
 
 @_typing.final
 class AgentSettings(_message.Message):
@@ -473,3 +684,65 @@ class DeleteAgentResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteAgentResponse: _TypeAlias = DeleteAgentResponse  # noqa: Y015
+
+@_typing.final
+class ReportAgentStateRequest(_message.Message):
+    """Request of ReportAgentState. It has no request_id: a report that comes again is an OLDER_OBSERVATION, and changes nothing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    OBSERVATION_FIELD_NUMBER: _builtins.int
+    workspace_id: _builtins.str
+    """The workspace. Required."""
+    agent_id: _builtins.str
+    """The agent. Required."""
+    @_builtins.property
+    def observation(self) -> Global___AgentObservation:
+        """What was seen. Required."""
+
+    def __init__(
+        self,
+        *,
+        workspace_id: _builtins.str = ...,
+        agent_id: _builtins.str = ...,
+        observation: Global___AgentObservation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["observation", b"observation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "observation", b"observation", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportAgentStateRequest: _TypeAlias = ReportAgentStateRequest  # noqa: Y015
+
+@_typing.final
+class ReportAgentStateResponse(_message.Message):
+    """Response of ReportAgentState."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    REVISION_TOKEN_FIELD_NUMBER: _builtins.int
+    outcome: Global___ReportOutcome.ValueType
+    """What became of it."""
+    generation: _builtins.int
+    """The agent's current generation."""
+    revision_token: _builtins.bytes
+    """How new a later read must be to see what is known now."""
+    def __init__(
+        self,
+        *,
+        outcome: Global___ReportOutcome.ValueType = ...,
+        generation: _builtins.int = ...,
+        revision_token: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "outcome", b"outcome", "revision_token", b"revision_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportAgentStateResponse: _TypeAlias = ReportAgentStateResponse  # noqa: Y015

@@ -60,6 +60,11 @@ class AgentServiceStub:
                 request_serializer=twofold_dot_registry_dot_v1_dot_agent__pb2.DeleteAgentRequest.SerializeToString,
                 response_deserializer=twofold_dot_registry_dot_v1_dot_agent__pb2.DeleteAgentResponse.FromString,
                 _registered_method=True)
+        self.ReportAgentState = channel.unary_unary(
+                '/twofold.registry.v1.AgentService/ReportAgentState',
+                request_serializer=twofold_dot_registry_dot_v1_dot_agent__pb2.ReportAgentStateRequest.SerializeToString,
+                response_deserializer=twofold_dot_registry_dot_v1_dot_agent__pb2.ReportAgentStateResponse.FromString,
+                _registered_method=True)
 
 
 class AgentServiceServicer:
@@ -106,6 +111,17 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportAgentState(self, request, context):
+        """ReportAgentState keeps what was seen of an agent's target: that it is cold, say. It is no update: it changes neither etag nor
+        update_time, and takes a revision (and an audit entry, as the action agent.observe) only if the target is in another state
+        than was known. A report about an older generation, or seen before what is known, changes nothing, and the answer says so.
+        Errors: NOT_FOUND (REASON_AGENT_UNKNOWN), INVALID_ARGUMENT (a target that the agent does not have, or a generation that it has
+        not reached).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -133,6 +149,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.DeleteAgent,
                     request_deserializer=twofold_dot_registry_dot_v1_dot_agent__pb2.DeleteAgentRequest.FromString,
                     response_serializer=twofold_dot_registry_dot_v1_dot_agent__pb2.DeleteAgentResponse.SerializeToString,
+            ),
+            'ReportAgentState': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportAgentState,
+                    request_deserializer=twofold_dot_registry_dot_v1_dot_agent__pb2.ReportAgentStateRequest.FromString,
+                    response_serializer=twofold_dot_registry_dot_v1_dot_agent__pb2.ReportAgentStateResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -271,6 +292,33 @@ class AgentService:
             '/twofold.registry.v1.AgentService/DeleteAgent',
             twofold_dot_registry_dot_v1_dot_agent__pb2.DeleteAgentRequest.SerializeToString,
             twofold_dot_registry_dot_v1_dot_agent__pb2.DeleteAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportAgentState(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twofold.registry.v1.AgentService/ReportAgentState',
+            twofold_dot_registry_dot_v1_dot_agent__pb2.ReportAgentStateRequest.SerializeToString,
+            twofold_dot_registry_dot_v1_dot_agent__pb2.ReportAgentStateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,6 +36,13 @@ class AgentServiceStub:
     """DeleteAgent hides the agent; from the same revision on nobody may use it. The row is kept.
     Errors: NOT_FOUND (REASON_AGENT_UNKNOWN), ABORTED (REASON_ETAG_MISMATCH), ALREADY_EXISTS (REASON_REQUEST_REUSED).
     """
+    ReportAgentState: _aio.UnaryUnaryMultiCallable[_agent_pb2.ReportAgentStateRequest, _agent_pb2.ReportAgentStateResponse]
+    """ReportAgentState keeps what was seen of an agent's target: that it is cold, say. It is no update: it changes neither etag nor
+    update_time, and takes a revision (and an audit entry, as the action agent.observe) only if the target is in another state
+    than was known. A report about an older generation, or seen before what is known, changes nothing, and the answer says so.
+    Errors: NOT_FOUND (REASON_AGENT_UNKNOWN), INVALID_ARGUMENT (a target that the agent does not have, or a generation that it has
+    not reached).
+    """
 
 class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     """AgentService keeps the agents of a workspace."""
@@ -88,6 +95,19 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_agent_pb2.DeleteAgentResponse]:
         """DeleteAgent hides the agent; from the same revision on nobody may use it. The row is kept.
         Errors: NOT_FOUND (REASON_AGENT_UNKNOWN), ABORTED (REASON_ETAG_MISMATCH), ALREADY_EXISTS (REASON_REQUEST_REUSED).
+        """
+
+    @_abc_1.abstractmethod
+    def ReportAgentState(
+        self,
+        request: _agent_pb2.ReportAgentStateRequest,
+        context: _aio.ServicerContext[_agent_pb2.ReportAgentStateRequest, _abc.Awaitable[_agent_pb2.ReportAgentStateResponse]],
+    ) -> _abc.Awaitable[_agent_pb2.ReportAgentStateResponse]:
+        """ReportAgentState keeps what was seen of an agent's target: that it is cold, say. It is no update: it changes neither etag nor
+        update_time, and takes a revision (and an audit entry, as the action agent.observe) only if the target is in another state
+        than was known. A report about an older generation, or seen before what is known, changes nothing, and the answer says so.
+        Errors: NOT_FOUND (REASON_AGENT_UNKNOWN), INVALID_ARGUMENT (a target that the agent does not have, or a generation that it has
+        not reached).
         """
 
 def add_AgentServiceServicer_to_server(servicer: AgentServiceServicer, server: _aio.Server) -> None: ...

@@ -1,1 +1,72 @@
-SELECT;  -- Nothing yet.
+-- A deleted one can be restored until it is purged: then only its id is left, so that it is never used again.
+ALTER TABLE registry.workspaces ADD COLUMN purge_at timestamptz, ADD COLUMN purged_at timestamptz;
+ALTER TABLE registry.users ADD COLUMN purge_at timestamptz, ADD COLUMN purged_at timestamptz;
+ALTER TABLE registry.agents ADD COLUMN purge_at timestamptz, ADD COLUMN purged_at timestamptz;
+
+-- What was deleted before gets the time that it was not promised.
+UPDATE registry.workspaces SET purge_at = now() + interval '30 days' WHERE deleted_at IS NOT NULL;
+UPDATE registry.users SET purge_at = now() + interval '30 days' WHERE deleted_at IS NOT NULL;
+UPDATE registry.agents SET purge_at = now() + interval '30 days' WHERE deleted_at IS NOT NULL;
+
+ALTER TABLE registry.workspaces
+    -- Since when nothing is left in it either.
+    ADD COLUMN emptied_at timestamptz,
+    ADD COLUMN plan text COLLATE "C" NOT NULL DEFAULT 'default',
+    ADD COLUMN state text COLLATE "C" NOT NULL DEFAULT 'active',
+    -- One limit in each place of the three.
+    ADD COLUMN limit_kinds text[] NOT NULL DEFAULT '{}',
+    ADD COLUMN limit_amounts bigint[] NOT NULL DEFAULT '{}',
+    ADD COLUMN limit_shadows boolean[] NOT NULL DEFAULT '{}',
+    -- Days; 0 is for ever.
+    ADD COLUMN conversation_days integer NOT NULL DEFAULT 0,
+    ADD COLUMN session_days integer NOT NULL DEFAULT 0,
+    ADD CONSTRAINT workspaces_are_purged_when_deleted
+        CHECK ((deleted_at IS NULL) = (purge_at IS NULL) AND (purged_at IS NULL OR deleted_at IS NOT NULL)),
+    DROP CONSTRAINT workspaces_have_names,
+    ADD CONSTRAINT workspaces_have_names
+        CHECK (octet_length(display_name) BETWEEN 1 AND 255 AND octet_length(plan) BETWEEN 1 AND 63 OR purged_at IS NOT NULL),
+    ADD CONSTRAINT workspace_states_are_known CHECK (state IN ('active', 'suspended')),
+    ADD CONSTRAINT workspace_limits_are_whole CHECK (
+        cardinality(limit_kinds) <= 16 AND cardinality(limit_amounts) = cardinality(limit_kinds)
+        AND cardinality(limit_shadows) = cardinality(limit_kinds) AND 0 <= ALL (limit_amounts)
+    ),
+    ADD CONSTRAINT retentions_are_bounded CHECK (conversation_days BETWEEN 0 AND 36500 AND session_days BETWEEN 0 AND 36500);
+
+ALTER TABLE registry.users
+    ADD COLUMN state text COLLATE "C" NOT NULL DEFAULT 'active',
+    ADD COLUMN limit_kinds text[] NOT NULL DEFAULT '{}',
+    ADD COLUMN limit_amounts bigint[] NOT NULL DEFAULT '{}',
+    ADD COLUMN limit_shadows boolean[] NOT NULL DEFAULT '{}',
+    ADD CONSTRAINT users_are_purged_when_deleted
+        CHECK ((deleted_at IS NULL) = (purge_at IS NULL) AND (purged_at IS NULL OR deleted_at IS NOT NULL)),
+    DROP CONSTRAINT people_have_emails,
+    ADD CONSTRAINT people_have_emails CHECK (email <> '' OR role = 'service' OR purged_at IS NOT NULL),
+    ADD CONSTRAINT user_states_are_known CHECK (state IN ('active', 'suspended')),
+    ADD CONSTRAINT user_limits_are_whole CHECK (
+        cardinality(limit_kinds) <= 16 AND cardinality(limit_amounts) = cardinality(limit_kinds)
+        AND cardinality(limit_shadows) = cardinality(limit_kinds) AND 0 <= ALL (limit_amounts)
+    );
+
+ALTER TABLE registry.agents
+    ADD CONSTRAINT agents_are_purged_when_deleted
+        CHECK ((deleted_at IS NULL) = (purge_at IS NULL) AND (purged_at IS NULL OR deleted_at IS NOT NULL)),
+    DROP CONSTRAINT agents_have_names,
+    ADD CONSTRAINT agents_have_names CHECK (octet_length(display_name) BETWEEN 1 AND 255 OR purged_at IS NOT NULL),
+    DROP CONSTRAINT urls_fit,
+    ADD CONSTRAINT urls_fit CHECK (octet_length(url) BETWEEN 1 AND 2048 OR purged_at IS NOT NULL);
+
+-- Listings by time; those by id have the primary key. Filters that few pass have an index of their own.
+CREATE INDEX workspaces_by_time ON registry.workspaces (created_at, workspace_id);
+CREATE INDEX workspaces_of_a_plan ON registry.workspaces (plan, workspace_id);
+CREATE INDEX workspaces_by_name ON registry.workspaces (display_name text_pattern_ops, workspace_id);
+CREATE INDEX suspended_workspaces ON registry.workspaces (workspace_id) WHERE state = 'suspended';
+CREATE INDEX users_by_time ON registry.users (workspace_id, created_at, user_id);
+CREATE INDEX users_of_a_role ON registry.users (workspace_id, role, user_id);
+CREATE INDEX suspended_users ON registry.users (workspace_id, user_id) WHERE state = 'suspended';
+CREATE INDEX agents_by_time ON registry.agents (workspace_id, created_at, agent_id);
+
+-- What the sweep looks for.
+CREATE INDEX workspaces_to_purge ON registry.workspaces (purge_at) WHERE purged_at IS NULL AND deleted_at IS NOT NULL;
+CREATE INDEX workspaces_to_empty ON registry.workspaces (purged_at) WHERE purged_at IS NOT NULL AND emptied_at IS NULL;
+CREATE INDEX users_to_purge ON registry.users (purge_at) WHERE purged_at IS NULL AND deleted_at IS NOT NULL;
+CREATE INDEX agents_to_purge ON registry.agents (purge_at) WHERE purged_at IS NULL AND deleted_at IS NOT NULL;

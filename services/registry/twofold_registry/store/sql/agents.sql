@@ -2,34 +2,97 @@
 SELECT CASE WHEN h.fingerprint = registry.fingerprint() THEN h.epoch END AS epoch, h.revision AS head_revision,
     a.workspace_id, a.agent_id, a.display_name, a.url, a.state, a.instructions, a.model, a.context_delivery,
     a.context_messages_max, a.context_tokens_max, a.first_token_timeout_us, a.turn_timeout_us,
-    a.created_at, a.updated_at, a.revision
+    a.created_at, a.updated_at, a.deleted_at, a.purge_at, a.revision
 FROM registry.registry_head h
 CROSS JOIN registry.agents a
 JOIN registry.workspaces w ON w.workspace_id = a.workspace_id AND w.deleted_at IS NULL
-WHERE a.workspace_id = $1 AND a.agent_id = $2 AND a.deleted_at IS NULL;
+WHERE a.workspace_id = $1 AND a.agent_id = $2 AND a.purged_at IS NULL AND (a.deleted_at IS NULL OR $3::boolean);
+
+-- name: batch_get_agents
+SELECT CASE WHEN h.fingerprint = registry.fingerprint() THEN h.epoch END AS epoch, h.revision AS head_revision,
+    a.workspace_id, a.agent_id, a.display_name, a.url, a.state, a.instructions, a.model, a.context_delivery,
+    a.context_messages_max, a.context_tokens_max, a.first_token_timeout_us, a.turn_timeout_us,
+    a.created_at, a.updated_at, a.deleted_at, a.purge_at, a.revision
+FROM registry.registry_head h
+LEFT JOIN (registry.agents a JOIN registry.workspaces w ON w.workspace_id = a.workspace_id AND w.deleted_at IS NULL)
+    ON a.workspace_id = $1 AND a.agent_id = ANY ($2::text[]) AND a.purged_at IS NULL
+    AND (a.deleted_at IS NULL OR $3::boolean);
 
 -- name: list_agents
 SELECT a.workspace_id, a.agent_id, a.display_name, a.url, a.state, a.instructions, a.model, a.context_delivery,
     a.context_messages_max, a.context_tokens_max, a.first_token_timeout_us, a.turn_timeout_us,
-    a.created_at, a.updated_at, a.revision
+    a.created_at, a.updated_at, a.deleted_at, a.purge_at, a.revision
 FROM registry.agents a
 JOIN registry.workspaces w ON w.workspace_id = a.workspace_id AND w.deleted_at IS NULL
-WHERE a.workspace_id = $1 AND a.agent_id > $2 AND a.deleted_at IS NULL
+WHERE a.workspace_id = $1 AND a.purged_at IS NULL AND (a.deleted_at IS NULL OR $3::boolean)
+    AND ($4::text IS NULL OR a.state = $4)
+    AND a.agent_id > $5
 ORDER BY a.agent_id
-LIMIT $3;
+LIMIT $2;
+
+-- name: list_agents_desc
+SELECT a.workspace_id, a.agent_id, a.display_name, a.url, a.state, a.instructions, a.model, a.context_delivery,
+    a.context_messages_max, a.context_tokens_max, a.first_token_timeout_us, a.turn_timeout_us,
+    a.created_at, a.updated_at, a.deleted_at, a.purge_at, a.revision
+FROM registry.agents a
+JOIN registry.workspaces w ON w.workspace_id = a.workspace_id AND w.deleted_at IS NULL
+WHERE a.workspace_id = $1 AND a.purged_at IS NULL AND (a.deleted_at IS NULL OR $3::boolean)
+    AND ($4::text IS NULL OR a.state = $4)
+    AND a.agent_id < $5
+ORDER BY a.agent_id DESC
+LIMIT $2;
+
+-- name: list_agents_by_time
+SELECT a.workspace_id, a.agent_id, a.display_name, a.url, a.state, a.instructions, a.model, a.context_delivery,
+    a.context_messages_max, a.context_tokens_max, a.first_token_timeout_us, a.turn_timeout_us,
+    a.created_at, a.updated_at, a.deleted_at, a.purge_at, a.revision
+FROM registry.agents a
+JOIN registry.workspaces w ON w.workspace_id = a.workspace_id AND w.deleted_at IS NULL
+WHERE a.workspace_id = $1 AND a.purged_at IS NULL AND (a.deleted_at IS NULL OR $3::boolean)
+    AND ($4::text IS NULL OR a.state = $4)
+    AND (a.created_at, a.agent_id) > ($5, $6)
+ORDER BY a.created_at, a.agent_id
+LIMIT $2;
+
+-- name: list_agents_by_time_desc
+SELECT a.workspace_id, a.agent_id, a.display_name, a.url, a.state, a.instructions, a.model, a.context_delivery,
+    a.context_messages_max, a.context_tokens_max, a.first_token_timeout_us, a.turn_timeout_us,
+    a.created_at, a.updated_at, a.deleted_at, a.purge_at, a.revision
+FROM registry.agents a
+JOIN registry.workspaces w ON w.workspace_id = a.workspace_id AND w.deleted_at IS NULL
+WHERE a.workspace_id = $1 AND a.purged_at IS NULL AND (a.deleted_at IS NULL OR $3::boolean)
+    AND ($4::text IS NULL OR a.state = $4)
+    AND (a.created_at, a.agent_id) < ($5, $6)
+ORDER BY a.created_at DESC, a.agent_id DESC
+LIMIT $2;
 
 -- name: insert_agent
 INSERT INTO registry.agents
-    (workspace_id, agent_id, created_at, updated_at, revision, display_name, url, state, instructions, model,
+    (workspace_id, agent_id, created_at, updated_at, revision, display_name, url, target_names, target_urls, target_weights,
+    generation, price_message_micros, price_input_micros, price_output_micros, currency, state, instructions, model,
     context_delivery, context_messages_max, context_tokens_max, first_token_timeout_us, turn_timeout_us)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15);
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23);
 
 -- name: update_agent
 UPDATE registry.agents
-SET updated_at = $3, revision = $4, display_name = $5, url = $6, state = $7, instructions = $8, model = $9,
-    context_delivery = $10, context_messages_max = $11, context_tokens_max = $12, first_token_timeout_us = $13,
-    turn_timeout_us = $14
+SET updated_at = $3, revision = $4, display_name = $5, url = $6, target_names = $7, target_urls = $8, target_weights = $9,
+    generation = $10, price_message_micros = $11, price_input_micros = $12, price_output_micros = $13, currency = $14,
+    state = $15, instructions = $16, model = $17, context_delivery = $18, context_messages_max = $19,
+    context_tokens_max = $20, first_token_timeout_us = $21, turn_timeout_us = $22
 WHERE workspace_id = $1 AND agent_id = $2;
 
 -- name: delete_agent
-UPDATE registry.agents SET deleted_at = $3, updated_at = $3, revision = $4 WHERE workspace_id = $1 AND agent_id = $2;
+UPDATE registry.agents SET deleted_at = $3, updated_at = $3, revision = $4, purge_at = $5
+WHERE workspace_id = $1 AND agent_id = $2;
+
+-- name: undelete_agent
+UPDATE registry.agents SET deleted_at = NULL, purge_at = NULL, updated_at = $3, revision = $4
+WHERE workspace_id = $1 AND agent_id = $2;
+
+-- name: purge_agent
+WITH gone AS (
+    DELETE FROM registry.grants WHERE workspace_id = $1 AND agent_id = $2
+)
+UPDATE registry.agents
+SET purged_at = $3, updated_at = $3, revision = $4, display_name = '', url = '', instructions = '', model = ''
+WHERE workspace_id = $1 AND agent_id = $2;
