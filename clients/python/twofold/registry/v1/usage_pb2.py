@@ -22,26 +22,49 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftwofold/registry/v1/usage.proto\x12\x13twofold.registry.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc3\x01\n\nUsageEvent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12\x11\n\tthread_id\x18\x04 \x01(\t\x12.\n\nevent_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08messages\x18\x06 \x01(\x03\x12\x14\n\x0cinput_tokens\x18\x07 \x01(\x03\x12\x15\n\routput_tokens\x18\x08 \x01(\x03\"[\n\x12RecordUsageRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12/\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x1f.twofold.registry.v1.UsageEvent\")\n\x13RecordUsageResponse\x12\x12\n\nduplicates\x18\x01 \x03(\x08\"\xa8\x01\n\x0fGetUsageRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07user_id\x18\x04 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x05 \x01(\t\"a\n\x10GetUsageResponse\x12\x0e\n\x06\x65vents\x18\x01 \x01(\x03\x12\x10\n\x08messages\x18\x02 \x01(\x03\x12\x14\n\x0cinput_tokens\x18\x03 \x01(\x03\x12\x15\n\routput_tokens\x18\x04 \x01(\x03\x32\xc9\x01\n\x0cUsageService\x12`\n\x0bRecordUsage\x12\'.twofold.registry.v1.RecordUsageRequest\x1a(.twofold.registry.v1.RecordUsageResponse\x12W\n\x08GetUsage\x12$.twofold.registry.v1.GetUsageRequest\x1a%.twofold.registry.v1.GetUsageResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftwofold/registry/v1/usage.proto\x12\x13twofold.registry.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd1\x01\n\nUsageEvent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12\x11\n\tthread_id\x18\x04 \x01(\t\x12.\n\nevent_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08messages\x18\x06 \x01(\x03\x12\x14\n\x0cinput_tokens\x18\x07 \x01(\x03\x12\x15\n\routput_tokens\x18\x08 \x01(\x03\x12\x0c\n\x04kind\x18\t \x01(\t\"0\n\x05Money\x12\x10\n\x08\x63urrency\x18\x01 \x01(\t\x12\x15\n\ramount_micros\x18\x02 \x01(\x03\"[\n\x12RecordUsageRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12/\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x1f.twofold.registry.v1.UsageEvent\")\n\x13RecordUsageResponse\x12\x12\n\nduplicates\x18\x01 \x03(\x08\"[\n\x12StreamUsageRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12/\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x1f.twofold.registry.v1.UsageEvent\"8\n\x13StreamUsageResponse\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\x03\x12\x12\n\nduplicates\x18\x02 \x03(\x08\"\xd2\x01\n\x0fGetUsageRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07user_id\x18\x04 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x05 \x01(\t\x12\x0c\n\x04kind\x18\x06 \x01(\t\x12\x1a\n\x12min_revision_token\x18\x07 \x01(\x0c\"\x8c\x01\n\x10GetUsageResponse\x12\x0e\n\x06\x65vents\x18\x01 \x01(\x03\x12\x10\n\x08messages\x18\x02 \x01(\x03\x12\x14\n\x0cinput_tokens\x18\x03 \x01(\x03\x12\x15\n\routput_tokens\x18\x04 \x01(\x03\x12)\n\x05\x63osts\x18\x05 \x03(\x0b\x32\x1a.twofold.registry.v1.Money\"\xae\x02\n\x11QueryUsageRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x08group_by\x18\x04 \x01(\x0e\x32\x1f.twofold.registry.v1.UsageGroup\x12\x0f\n\x07user_id\x18\x05 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x06 \x01(\t\x12\x0c\n\x04kind\x18\x07 \x01(\t\x12\x11\n\tpage_size\x18\x08 \x01(\x05\x12\x12\n\npage_token\x18\t \x01(\t\x12\x1a\n\x12min_revision_token\x18\n \x01(\x0c\"`\n\x12QueryUsageResponse\x12\x31\n\x06groups\x18\x01 \x03(\x0b\x32!.twofold.registry.v1.GroupedUsage\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x97\x01\n\x0cGroupedUsage\x12\r\n\x05group\x18\x01 \x01(\t\x12\x0e\n\x06\x65vents\x18\x02 \x01(\x03\x12\x10\n\x08messages\x18\x03 \x01(\x03\x12\x14\n\x0cinput_tokens\x18\x04 \x01(\x03\x12\x15\n\routput_tokens\x18\x05 \x01(\x03\x12)\n\x05\x63osts\x18\x06 \x03(\x0b\x32\x1a.twofold.registry.v1.Money\"\xb5\x01\n\x11ReadWindowRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x04\x63\x65ll\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0eoperations_for\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xae\x01\n\x12ReadWindowResponse\x12-\n\x05\x63\x65lls\x18\x01 \x03(\x0b\x32\x1e.twofold.registry.v1.UsageCell\x12:\n\noperations\x18\x02 \x03(\x0b\x32&.twofold.registry.v1.RecordedOperation\x12-\n\tread_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xd7\x01\n\tUsageCell\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12\x0e\n\x06\x65vents\x18\x04 \x01(\x03\x12\x10\n\x08messages\x18\x05 \x01(\x03\x12\x14\n\x0cinput_tokens\x18\x06 \x01(\x03\x12\x15\n\routput_tokens\x18\x07 \x01(\x03\x12(\n\x04\x63ost\x18\x08 \x01(\x0b\x32\x1a.twofold.registry.v1.Money\"Y\n\x11RecordedOperation\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12.\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\x98\x01\n\nUsageGroup\x12\x1b\n\x17USAGE_GROUP_UNSPECIFIED\x10\x00\x12\x14\n\x10USAGE_GROUP_USER\x10\x01\x12\x15\n\x11USAGE_GROUP_AGENT\x10\x02\x12\x14\n\x10USAGE_GROUP_KIND\x10\x03\x12\x13\n\x0fUSAGE_GROUP_DAY\x10\x04\x12\x15\n\x11USAGE_GROUP_MONTH\x10\x05\x32\xef\x03\n\x0cUsageService\x12`\n\x0bRecordUsage\x12\'.twofold.registry.v1.RecordUsageRequest\x1a(.twofold.registry.v1.RecordUsageResponse\x12\x64\n\x0bStreamUsage\x12\'.twofold.registry.v1.StreamUsageRequest\x1a(.twofold.registry.v1.StreamUsageResponse(\x01\x30\x01\x12W\n\x08GetUsage\x12$.twofold.registry.v1.GetUsageRequest\x1a%.twofold.registry.v1.GetUsageResponse\x12]\n\nQueryUsage\x12&.twofold.registry.v1.QueryUsageRequest\x1a\'.twofold.registry.v1.QueryUsageResponse\x12_\n\nReadWindow\x12&.twofold.registry.v1.ReadWindowRequest\x1a\'.twofold.registry.v1.ReadWindowResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'twofold.registry.v1.usage_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_USAGEEVENT']._serialized_start=90
-  _globals['_USAGEEVENT']._serialized_end=285
-  _globals['_RECORDUSAGEREQUEST']._serialized_start=287
-  _globals['_RECORDUSAGEREQUEST']._serialized_end=378
-  _globals['_RECORDUSAGERESPONSE']._serialized_start=380
-  _globals['_RECORDUSAGERESPONSE']._serialized_end=421
-  _globals['_GETUSAGEREQUEST']._serialized_start=424
-  _globals['_GETUSAGEREQUEST']._serialized_end=592
-  _globals['_GETUSAGERESPONSE']._serialized_start=594
-  _globals['_GETUSAGERESPONSE']._serialized_end=691
-  _globals['_USAGESERVICE']._serialized_start=694
-  _globals['_USAGESERVICE']._serialized_end=895
+  _globals['_USAGEGROUP']._serialized_start=2254
+  _globals['_USAGEGROUP']._serialized_end=2406
+  _globals['_USAGEEVENT']._serialized_start=122
+  _globals['_USAGEEVENT']._serialized_end=331
+  _globals['_MONEY']._serialized_start=333
+  _globals['_MONEY']._serialized_end=381
+  _globals['_RECORDUSAGEREQUEST']._serialized_start=383
+  _globals['_RECORDUSAGEREQUEST']._serialized_end=474
+  _globals['_RECORDUSAGERESPONSE']._serialized_start=476
+  _globals['_RECORDUSAGERESPONSE']._serialized_end=517
+  _globals['_STREAMUSAGEREQUEST']._serialized_start=519
+  _globals['_STREAMUSAGEREQUEST']._serialized_end=610
+  _globals['_STREAMUSAGERESPONSE']._serialized_start=612
+  _globals['_STREAMUSAGERESPONSE']._serialized_end=668
+  _globals['_GETUSAGEREQUEST']._serialized_start=671
+  _globals['_GETUSAGEREQUEST']._serialized_end=881
+  _globals['_GETUSAGERESPONSE']._serialized_start=884
+  _globals['_GETUSAGERESPONSE']._serialized_end=1024
+  _globals['_QUERYUSAGEREQUEST']._serialized_start=1027
+  _globals['_QUERYUSAGEREQUEST']._serialized_end=1329
+  _globals['_QUERYUSAGERESPONSE']._serialized_start=1331
+  _globals['_QUERYUSAGERESPONSE']._serialized_end=1427
+  _globals['_GROUPEDUSAGE']._serialized_start=1430
+  _globals['_GROUPEDUSAGE']._serialized_end=1581
+  _globals['_READWINDOWREQUEST']._serialized_start=1584
+  _globals['_READWINDOWREQUEST']._serialized_end=1765
+  _globals['_READWINDOWRESPONSE']._serialized_start=1768
+  _globals['_READWINDOWRESPONSE']._serialized_end=1942
+  _globals['_USAGECELL']._serialized_start=1945
+  _globals['_USAGECELL']._serialized_end=2160
+  _globals['_RECORDEDOPERATION']._serialized_start=2162
+  _globals['_RECORDEDOPERATION']._serialized_end=2251
+  _globals['_USAGESERVICE']._serialized_start=2409
+  _globals['_USAGESERVICE']._serialized_end=2904
 # @@protoc_insertion_point(module_scope)

@@ -40,10 +40,25 @@ class UsageServiceStub:
                 request_serializer=twofold_dot_registry_dot_v1_dot_usage__pb2.RecordUsageRequest.SerializeToString,
                 response_deserializer=twofold_dot_registry_dot_v1_dot_usage__pb2.RecordUsageResponse.FromString,
                 _registered_method=True)
+        self.StreamUsage = channel.stream_stream(
+                '/twofold.registry.v1.UsageService/StreamUsage',
+                request_serializer=twofold_dot_registry_dot_v1_dot_usage__pb2.StreamUsageRequest.SerializeToString,
+                response_deserializer=twofold_dot_registry_dot_v1_dot_usage__pb2.StreamUsageResponse.FromString,
+                _registered_method=True)
         self.GetUsage = channel.unary_unary(
                 '/twofold.registry.v1.UsageService/GetUsage',
                 request_serializer=twofold_dot_registry_dot_v1_dot_usage__pb2.GetUsageRequest.SerializeToString,
                 response_deserializer=twofold_dot_registry_dot_v1_dot_usage__pb2.GetUsageResponse.FromString,
+                _registered_method=True)
+        self.QueryUsage = channel.unary_unary(
+                '/twofold.registry.v1.UsageService/QueryUsage',
+                request_serializer=twofold_dot_registry_dot_v1_dot_usage__pb2.QueryUsageRequest.SerializeToString,
+                response_deserializer=twofold_dot_registry_dot_v1_dot_usage__pb2.QueryUsageResponse.FromString,
+                _registered_method=True)
+        self.ReadWindow = channel.unary_stream(
+                '/twofold.registry.v1.UsageService/ReadWindow',
+                request_serializer=twofold_dot_registry_dot_v1_dot_usage__pb2.ReadWindowRequest.SerializeToString,
+                response_deserializer=twofold_dot_registry_dot_v1_dot_usage__pb2.ReadWindowResponse.FromString,
                 _registered_method=True)
 
 
@@ -52,8 +67,9 @@ class UsageServiceServicer:
     """
 
     def RecordUsage(self, request, context):
-        """RecordUsage stores a batch of events, all or none. An event that is already stored with the same body is no error
-        and counts once.
+        """RecordUsage stores a batch of events, all or none, each at the price that its agent has now, and counts them in the same
+        transaction. An event that is already stored with the same body is no error and counts once, whenever it comes again.
+        Recording is never refused because of a cap: what was used is owed.
         Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN), ALREADY_EXISTS (REASON_EVENT_REUSED: an event id was recorded with
         another body, or stands twice in the batch with two bodies; ErrorInfo.metadata["event_id"] says which).
         """
@@ -61,9 +77,40 @@ class UsageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StreamUsage(self, request_iterator, context):
+        """StreamUsage is RecordUsage for many batches: each request is a batch of its own, all or none, and is answered once it is
+        stored, in the order of the requests. The first batch that is refused ends the stream with its error. What was answered
+        is stored, what comes after the refused batch is not; of a batch without an answer on a stream that broke, the sender does
+        not know, and sends it again. One batch at a time is taken in: a sender is slowed down, not stored up.
+        Errors: those of RecordUsage.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetUsage(self, request, context):
         """GetUsage sums the events of a span of time.
-        Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN).
+        Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN), INVALID_ARGUMENT (REASON_INVALID_TOKEN), UNAVAILABLE
+        (REASON_REVISION_NOT_REACHED), ABORTED (REASON_HISTORY_CHANGED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def QueryUsage(self, request, context):
+        """QueryUsage sums the events of a span of time by user, agent, kind, day or month, by the name of the group ascending. Groups
+        without events are left out.
+        Errors: those of GetUsage, and INVALID_ARGUMENT (REASON_INVALID_PAGE_TOKEN).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadWindow(self, request, context):
+        """ReadWindow tells what was used in the last hours, cell by cell, and which operations were recorded: what a router needs to
+        set up its counters anew. All of it is of one moment. Parts follow each other until everything is told.
+        Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN), RESOURCE_EXHAUSTED (REASON_TOO_MANY: more than 100,000 cells or 200,000
+        operations; ask for longer cells or a shorter time. REASON_OVERLOADED: others read windows, try again).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -77,10 +124,25 @@ def add_UsageServiceServicer_to_server(servicer, server):
                     request_deserializer=twofold_dot_registry_dot_v1_dot_usage__pb2.RecordUsageRequest.FromString,
                     response_serializer=twofold_dot_registry_dot_v1_dot_usage__pb2.RecordUsageResponse.SerializeToString,
             ),
+            'StreamUsage': grpc.stream_stream_rpc_method_handler(
+                    servicer.StreamUsage,
+                    request_deserializer=twofold_dot_registry_dot_v1_dot_usage__pb2.StreamUsageRequest.FromString,
+                    response_serializer=twofold_dot_registry_dot_v1_dot_usage__pb2.StreamUsageResponse.SerializeToString,
+            ),
             'GetUsage': grpc.unary_unary_rpc_method_handler(
                     servicer.GetUsage,
                     request_deserializer=twofold_dot_registry_dot_v1_dot_usage__pb2.GetUsageRequest.FromString,
                     response_serializer=twofold_dot_registry_dot_v1_dot_usage__pb2.GetUsageResponse.SerializeToString,
+            ),
+            'QueryUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.QueryUsage,
+                    request_deserializer=twofold_dot_registry_dot_v1_dot_usage__pb2.QueryUsageRequest.FromString,
+                    response_serializer=twofold_dot_registry_dot_v1_dot_usage__pb2.QueryUsageResponse.SerializeToString,
+            ),
+            'ReadWindow': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadWindow,
+                    request_deserializer=twofold_dot_registry_dot_v1_dot_usage__pb2.ReadWindowRequest.FromString,
+                    response_serializer=twofold_dot_registry_dot_v1_dot_usage__pb2.ReadWindowResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -122,6 +184,33 @@ class UsageService:
             _registered_method=True)
 
     @staticmethod
+    def StreamUsage(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/twofold.registry.v1.UsageService/StreamUsage',
+            twofold_dot_registry_dot_v1_dot_usage__pb2.StreamUsageRequest.SerializeToString,
+            twofold_dot_registry_dot_v1_dot_usage__pb2.StreamUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def GetUsage(request,
             target,
             options=(),
@@ -138,6 +227,60 @@ class UsageService:
             '/twofold.registry.v1.UsageService/GetUsage',
             twofold_dot_registry_dot_v1_dot_usage__pb2.GetUsageRequest.SerializeToString,
             twofold_dot_registry_dot_v1_dot_usage__pb2.GetUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def QueryUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twofold.registry.v1.UsageService/QueryUsage',
+            twofold_dot_registry_dot_v1_dot_usage__pb2.QueryUsageRequest.SerializeToString,
+            twofold_dot_registry_dot_v1_dot_usage__pb2.QueryUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadWindow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/twofold.registry.v1.UsageService/ReadWindow',
+            twofold_dot_registry_dot_v1_dot_usage__pb2.ReadWindowRequest.SerializeToString,
+            twofold_dot_registry_dot_v1_dot_usage__pb2.ReadWindowResponse.FromString,
             options,
             channel_credentials,
             insecure,
