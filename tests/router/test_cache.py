@@ -11,12 +11,14 @@ from twofold_chassis.settings import RedisSettings
 from twofold_router import keys
 from twofold_router.agents import Limits
 from twofold_router.cache import RedisRoutes, encode
-from twofold_router.routes import AgentKey, AgentSettings, Route, Seen
+from twofold_router.routes import AgentKey, AgentSettings, Route, Seen, Target
+
+TARGETS = [{"name": "blue", "url": "http://b", "weight": 1}]
 
 
 def route(stamp: bytes, url: str = "http://a") -> Route:
     settings = AgentSettings("Be kind. ☺", "model", True, 7, 99, Limits(1.5, 20.0))
-    return Route(url, True, settings, stamp, 1234.5)
+    return Route(url, True, settings, stamp, 1234.5, False, (Target("blue", "http://b", 1),))
 
 
 @pytest.fixture
@@ -78,30 +80,42 @@ async def test_a_stamp_that_begins_like_another_is_not_taken_for_it(link: RedisL
     assert not await routes.put(agent, route(b"3"), instead_of=short.mark, ttl_s=5)
 
 
-def written(*, url: object = "http://a", settings: object = None, read_at: object = 1234.5) -> bytes:
+def written(
+    *,
+    url: object = "http://a",
+    settings: object = None,
+    read_at: object = 1234.5,
+    gone: object = False,
+    targets: object = None,
+) -> bytes:
     """A value of this version, as somebody may have written it."""
     if settings is None:
         settings = json.loads(encode(route(b"1"))[4:])[2]
-    return b"\x01\x00\x011" + json.dumps([url, True, settings, read_at]).encode()
+    return (
+        b"\x02\x00\x011" + json.dumps([url, True, settings, read_at, gone, TARGETS if targets is None else targets]).encode()
+    )
 
 
 @pytest.mark.parametrize(
     "value",
     [
         b"\x09\x00\x01xyz",
-        b"\x01",
+        b"\x02",
+        b"\x01\x00\x011" + encode(route(b"1"))[4:],
         b"by hand",
-        b"\x01\x00\x011",
-        b"\x01\xff\xff1[]",
-        b"\x01\x00\x011{}",
-        b"\x01\x00\x0117",
-        b"\x01\x00\x011[1, 2]",
-        b"\x01\x00\x011\xff",
-        b"\x01\x00\x011" + b"[" * 100_000,
+        b"\x02\x00\x011",
+        b"\x02\xff\xff1[]",
+        b"\x02\x00\x011{}",
+        b"\x02\x00\x0117",
+        b"\x02\x00\x011[1, 2]",
+        b"\x02\x00\x011\xff",
+        b"\x02\x00\x011" + b"[" * 100_000,
         written(url=7),
         written(settings={}),
         written(settings={"limits": 1}),
         written(read_at="now"),
+        written(gone=0),
+        written(targets=[{"name": "a", "url": "http://a", "weight": "1"}]),
     ],
     ids=lambda value: repr(value[:40]),
 )

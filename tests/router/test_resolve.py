@@ -87,6 +87,25 @@ async def test_an_agent_that_is_not_published_takes_no_messages(
         await client.resolve(ws)
 
 
+async def test_an_agent_that_is_gone_says_so_to_who_may_use_it(client: Client, registry: FakeRegistry, ws: str) -> None:
+    registry.agents[ws, "agent"].state = agent_pb2.AGENT_STATE_GONE
+    for _ in range(2):  # from the registry, then from the copy
+        with refused(Code.FAILED_PRECONDITION, "REASON_AGENT_GONE"):
+            await client.resolve(ws)
+    with refused(Code.PERMISSION_DENIED, "REASON_NOT_PERMITTED"):
+        await client.resolve(ws, user_id="bob")
+
+
+async def test_a_user_is_sent_to_the_one_target_that_takes_its_messages(
+    client: Client, registry: FakeRegistry, ws: str
+) -> None:
+    agent = registry.agents[ws, "agent"]
+    agent.targets.add(name="blue", url="http://blue", weight=0)
+    agent.targets.add(name="green", url="http://green", weight=1)
+    answers = [await client.resolve(ws) for _ in range(2)]
+    assert [(answer.url, answer.source) for answer in answers] == [("http://green", REGISTRY), ("http://green", CACHE)]
+
+
 async def test_what_the_registry_refuses_is_passed_on(client: Client, registry: FakeRegistry, ws: str) -> None:
     not_reached = Unavailable("not yet", retry_after_s=0.5)
     not_reached.reason = Reason.REASON_REVISION_NOT_REACHED  # type: ignore[misc]

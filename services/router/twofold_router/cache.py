@@ -11,12 +11,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from twofold_chassis.redis import RedisLink, Reply, Script, losable
 from twofold_router import keys
-from twofold_router.routes import AgentKey, AgentSettings, Route, Seen
+from twofold_router.routes import AgentKey, AgentSettings, Route, Seen, Target
 
-_VERSION = 1
+_VERSION = 2
 _HEAD_BYTES = 3
 _SILENT = object()
-_CONTENT = TypeAdapter(tuple[str, bool, AgentSettings, float])  # url, published, settings, read_at
+# url, published, settings, read_at, gone, targets
+_CONTENT = TypeAdapter(tuple[str, bool, AgentSettings, float, bool, tuple[Target, ...]])
 _PUT_ROUTE = Script.load("twofold_router.lua", "put_route")
 
 
@@ -50,7 +51,8 @@ def _mark(stamp: bytes) -> bytes:
 
 def encode(route: Route) -> bytes:
     """The value of a route."""
-    content = [route.url, route.published, asdict(route.settings), route.read_at]
+    targets = [asdict(target) for target in route.targets]
+    content = [route.url, route.published, asdict(route.settings), route.read_at, route.gone, targets]
     return _mark(route.stamp) + json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
 
 
@@ -59,7 +61,9 @@ def _seen(value: bytes) -> Seen:
     if value[0] != _VERSION:
         return Seen(mark=value)
     try:
-        url, published, settings, read_at = _CONTENT.validate_json(value[mark_bytes:], strict=True)
+        content = _CONTENT.validate_json(value[mark_bytes:], strict=True)
     except ValidationError:
         return Seen(mark=value)
-    return Seen(Route(url, published, settings, value[_HEAD_BYTES:mark_bytes], read_at), value[:mark_bytes])
+    url, published, settings, read_at, gone, targets = content
+    stamp = value[_HEAD_BYTES:mark_bytes]
+    return Seen(Route(url, published, settings, stamp, read_at, gone, targets), value[:mark_bytes])

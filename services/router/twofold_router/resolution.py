@@ -14,6 +14,12 @@ class AgentNotPublished(FailedPrecondition):
     reason = Reason.REASON_AGENT_NOT_PUBLISHED
 
 
+class AgentGone(FailedPrecondition):
+    """The agent was declared gone: it takes no messages any more."""
+
+    reason = Reason.REASON_AGENT_GONE
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """May this user use this agent, as of a revision at least as new as the token (if there is one)?"""
@@ -25,8 +31,9 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """Yes, and there it lives. `stamp` is the revision of the permission."""
+    """Yes, and there it lives for this user. `stamp` is the revision of the permission."""
 
+    url: str
     route: Route
     source: Source
     age_s: float
@@ -42,7 +49,7 @@ class Resolver:
         self._routes = routes
 
     async def resolve(self, question: Question) -> Resolution:
-        """Refuses with NotPermitted, AgentUnknown (to who may know), AgentNotPublished or what the registry refuses with."""
+        """Refuses with NotPermitted, AgentUnknown (to who may know), AgentGone, AgentNotPublished, or as the registry does."""
         verdict, sourced = await asyncio.gather(
             self._permissions.check(question.agent, question.user_id, question.at_least),
             self._routes.get(question.agent, question.at_least),
@@ -56,9 +63,13 @@ class Resolver:
             raise _vanished(question, basis)
         if isinstance(sourced, BaseException):
             raise sourced
-        if not sourced.route.published:
-            raise AgentNotPublished(f"agent {question.agent.agent_id!r} takes no messages", agent_id=question.agent.agent_id)
-        return Resolution(sourced.route, sourced.source, self._routes.age_s(sourced.route), basis, verdict.stamp)
+        route, agent = sourced.route, question.agent
+        if route.gone:
+            raise AgentGone(f"agent {agent.agent_id!r} is gone and will not come back", agent_id=agent.agent_id)
+        if not route.published:
+            raise AgentNotPublished(f"agent {agent.agent_id!r} takes no messages", agent_id=agent.agent_id)
+        url = route.url_for(agent, question.user_id)
+        return Resolution(url, route, sourced.source, self._routes.age_s(route), basis, verdict.stamp)
 
 
 def _basis(question: Question, verdict: Verdict) -> Basis:

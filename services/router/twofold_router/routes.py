@@ -1,9 +1,11 @@
 """Routes: what a turn needs to know of an agent, where it is read, and for how long a copy of it serves."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from hashlib import blake2b
 from typing import Protocol
 
 from twofold_chassis import call
@@ -44,14 +46,35 @@ class AgentSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """A URL that takes its share of an agent's messages."""
+
+    name: str
+    url: str
+    weight: int
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
-    """What the registry said of an agent at the revision `stamp`, when it was asked at `read_at` (seconds since 1970)."""
+    """What the registry said of an agent at the revision `stamp`, when it was asked at `read_at` (seconds since 1970).
+
+    `gone`: it takes no messages, and never will. `targets`: how they are split; without them everything goes to `url`.
+    """
 
     url: str
     published: bool
     settings: AgentSettings
     stamp: bytes
     read_at: float
+    gone: bool = False
+    targets: tuple[Target, ...] = ()
+
+    def url_for(self, agent: AgentKey, user_id: str) -> str:
+        """Where this user's messages go: the same for every router, and changed for as few as a change of weights allows."""
+        sharing = [target for target in self.targets if target.weight > 0]
+        if not sharing:
+            return self.url
+        return max(sharing, key=lambda target: _score(target, agent, user_id)).url
 
 
 class Source(Enum):
@@ -147,6 +170,13 @@ class Routes:
     def age_s(self, route: Route) -> float:
         """How long ago the owner was asked. Clocks of two routers may differ: 0 at least, at most what a copy lives."""
         return min(max(0.0, self._clock() - route.read_at), self._ttl_s)
+
+
+def _score(target: Target, agent: AgentKey, user_id: str) -> float:
+    # Weighted rendezvous: each target draws a number for the user, and the highest wins as often as its weight says.
+    told = "\0".join((agent.workspace_id, agent.agent_id, user_id, target.name)).encode()  # no id holds a NUL
+    drawn = int.from_bytes(blake2b(told, digest_size=8).digest(), "big") >> 12
+    return target.weight / -math.log((drawn + 0.5) / 2**52)  # of 52 bits, so that no fraction is rounded to 1
 
 
 def _serves(route: Route, at_least: bytes) -> bool:

@@ -56,7 +56,7 @@ def ask(request: turn_pb2.RunRequest) -> Ask:
 def resolve_response(resolution: Resolution) -> routing_pb2.ResolveResponse:
     """Yes, and there it lives."""
     return routing_pb2.ResolveResponse(
-        url=resolution.route.url,
+        url=resolution.url,
         basis=_BASES[resolution.basis],
         source=_SOURCES[resolution.source],
         route_age=_duration(resolution.age_s),

@@ -11,7 +11,7 @@ from twofold_router.agents import Answer, Limits, Message, ToolCall, Usage
 from twofold_router.conversations import Context, Exchange, KeptTurn, Receipt, TurnKey, Wanted
 from twofold_router.ledger import UsageEvent
 from twofold_router.permissions import Basis, Verdict
-from twofold_router.routes import AgentSettings, Route
+from twofold_router.routes import AgentSettings, Route, Target
 
 _MESSAGE_TOKENS_MAX = 1_000_000_000
 _FINISH_REASON = "finish_reason"  # kept as a label of the answer, so that a replay can say it again
@@ -54,6 +54,8 @@ def route(response: agent_pb2.GetAgentResponse, *, read_at: float) -> Route:
         ),
         stamp=response.revision_token,
         read_at=read_at,
+        gone=agent.state == agent_pb2.AGENT_STATE_GONE,
+        targets=tuple(Target(target.name, target.url, target.weight) for target in agent.targets),
     )
 
 

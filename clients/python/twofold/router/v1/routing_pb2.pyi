@@ -119,7 +119,9 @@ class ResolveResponse(_message.Message):
     ROUTE_AGE_FIELD_NUMBER: _builtins.int
     REVISION_TOKEN_FIELD_NUMBER: _builtins.int
     url: _builtins.str
-    """Base URL of the agent's service."""
+    """Base URL of the agent's service: of the target that takes this user's messages, if the agent has several. A user stays with a
+    target until the agent's targets change; then as few as possible move.
+    """
     basis: Global___PermissionBasis.ValueType
     """On what ground use is allowed."""
     source: Global___RouteSource.ValueType

@@ -27,7 +27,7 @@ class RoutingServiceStub:
     """Resolve answers with the agent's address if the user may use the agent, and refuses otherwise.
     Errors: PERMISSION_DENIED (REASON_NOT_PERMITTED: no grant, or it has expired, or the workspace, user or agent does not
     exist), NOT_FOUND (REASON_AGENT_UNKNOWN: said only to users whose role implies use), FAILED_PRECONDITION
-    (REASON_AGENT_NOT_PUBLISHED), UNAVAILABLE (REASON_PEER_UNAVAILABLE: the registry cannot be asked, so nobody is allowed;
+    (REASON_AGENT_NOT_PUBLISHED, REASON_AGENT_GONE), UNAVAILABLE (REASON_PEER_UNAVAILABLE: the registry cannot be asked, so nobody is allowed;
     REASON_REVISION_NOT_REACHED), ABORTED (REASON_HISTORY_CHANGED).
     """
 
@@ -43,7 +43,7 @@ class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
         """Resolve answers with the agent's address if the user may use the agent, and refuses otherwise.
         Errors: PERMISSION_DENIED (REASON_NOT_PERMITTED: no grant, or it has expired, or the workspace, user or agent does not
         exist), NOT_FOUND (REASON_AGENT_UNKNOWN: said only to users whose role implies use), FAILED_PRECONDITION
-        (REASON_AGENT_NOT_PUBLISHED), UNAVAILABLE (REASON_PEER_UNAVAILABLE: the registry cannot be asked, so nobody is allowed;
+        (REASON_AGENT_NOT_PUBLISHED, REASON_AGENT_GONE), UNAVAILABLE (REASON_PEER_UNAVAILABLE: the registry cannot be asked, so nobody is allowed;
         REASON_REVISION_NOT_REACHED), ABORTED (REASON_HISTORY_CHANGED).
         """
 
