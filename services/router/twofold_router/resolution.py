@@ -49,7 +49,7 @@ class Resolver:
         self._routes = routes
 
     async def resolve(self, question: Question) -> Resolution:
-        """Refuses with NotPermitted, AgentUnknown (to who may know), AgentGone, AgentNotPublished, or as the registry does."""
+        """Refuses with NotPermitted, AgentUnknown (to who may know), AgentGone, AgentNotPublished, or as the registry."""
         verdict, sourced = await asyncio.gather(
             self._permissions.check(question.agent, question.user_id, question.at_least),
             self._routes.get(question.agent, question.at_least),
