@@ -47,6 +47,14 @@ async def application(served: Served, database_settings: DatabaseSettings) -> As
     await connection.close()
 
 
+@pytest.fixture(scope="session")
+async def system(served: Served, database_settings: DatabaseSettings) -> AsyncIterator[Connection]:
+    """The same as the service's role for work of no tenant sees it."""
+    connection = await asyncpg.connect(database_settings.system.url.get_secret_value())
+    yield connection
+    await connection.close()
+
+
 @pytest.fixture
 async def workspace(api: Registry, workspace_id: str) -> str:
     """A workspace of this test's own, which exists."""

@@ -13,6 +13,7 @@ from twofold.errors.v1.reason_pb2 import Reason
 from twofold.registry.v1 import agent_pb2, audit_pb2, permission_pb2, user_pb2, workspace_pb2
 from twofold.registry.v1.agent_pb2_grpc import AgentServiceStub
 from twofold.registry.v1.audit_pb2_grpc import AuditServiceStub
+from twofold.registry.v1.change_pb2_grpc import ChangeServiceStub
 from twofold.registry.v1.permission_pb2_grpc import PermissionServiceStub
 from twofold.registry.v1.usage_pb2_grpc import UsageServiceStub
 from twofold.registry.v1.user_pb2_grpc import UserServiceStub
@@ -38,6 +39,7 @@ class Registry:
         self.permissions = PermissionServiceStub(channel)
         self.usage = UsageServiceStub(channel)
         self.audit = AuditServiceStub(channel)
+        self.changes = ChangeServiceStub(channel)
 
     async def make_workspace(self, workspace_id: str, **values: Any) -> workspace_pb2.Workspace:
         values = {"display_name": "Acme", **values}
