@@ -15,6 +15,8 @@ from twofold.registry.v1.agent_pb2_grpc import AgentServiceStub
 from twofold.registry.v1.audit_pb2_grpc import AuditServiceStub
 from twofold.registry.v1.change_pb2_grpc import ChangeServiceStub
 from twofold.registry.v1.permission_pb2_grpc import PermissionServiceStub
+from twofold.registry.v1.pod_pb2_grpc import PodServiceStub
+from twofold.registry.v1.session_pb2_grpc import SessionHistoryServiceStub
 from twofold.registry.v1.usage_pb2_grpc import UsageServiceStub
 from twofold.registry.v1.user_pb2_grpc import UserServiceStub
 from twofold.registry.v1.workspace_pb2_grpc import WorkspaceServiceStub
@@ -40,6 +42,8 @@ class Registry:
         self.usage = UsageServiceStub(channel)
         self.audit = AuditServiceStub(channel)
         self.changes = ChangeServiceStub(channel)
+        self.pods = PodServiceStub(channel)
+        self.sessions = SessionHistoryServiceStub(channel)
 
     async def make_workspace(self, workspace_id: str, **values: Any) -> workspace_pb2.Workspace:
         values = {"display_name": "Acme", **values}

@@ -11,6 +11,8 @@ from twofold.registry.v1.agent_pb2_grpc import add_AgentServiceServicer_to_serve
 from twofold.registry.v1.audit_pb2_grpc import add_AuditServiceServicer_to_server
 from twofold.registry.v1.change_pb2_grpc import add_ChangeServiceServicer_to_server
 from twofold.registry.v1.permission_pb2_grpc import add_PermissionServiceServicer_to_server
+from twofold.registry.v1.pod_pb2_grpc import add_PodServiceServicer_to_server
+from twofold.registry.v1.session_pb2_grpc import add_SessionHistoryServiceServicer_to_server
 from twofold.registry.v1.usage_pb2_grpc import add_UsageServiceServicer_to_server
 from twofold.registry.v1.user_pb2_grpc import add_UserServiceServicer_to_server
 from twofold.registry.v1.workspace_pb2_grpc import add_WorkspaceServiceServicer_to_server
@@ -22,19 +24,25 @@ from twofold_registry.audit_service import AuditService
 from twofold_registry.change_service import ChangeService
 from twofold_registry.migrate import migrate
 from twofold_registry.permission_service import PermissionService
+from twofold_registry.pod_service import PodService
 from twofold_registry.routers import Routers
+from twofold_registry.session_service import SessionHistoryService
 from twofold_registry.settings import Settings
 from twofold_registry.store.agents import PostgresAgents
 from twofold_registry.store.audit import PostgresAudit
 from twofold_registry.store.changes import Changes
 from twofold_registry.store.feed import PostgresFeed, PostgresRegistrations, listening
 from twofold_registry.store.permissions import PostgresPermissions
+from twofold_registry.store.pods import PostgresPods
 from twofold_registry.store.reads import Reads, renew_epoch
+from twofold_registry.store.sessions import PostgresSessions
 from twofold_registry.store.statements import STATEMENTS
+from twofold_registry.store.sweeps import postgres_sweeps
 from twofold_registry.store.usage import PostgresUsage
 from twofold_registry.store.users import PostgresUsers
 from twofold_registry.store.workspaces import PostgresWorkspaces
 from twofold_registry.urls import UrlPolicy
+from twofold_registry.sweeps import Sweeps
 from twofold_registry.usage_service import UsageService
 from twofold_registry.user_service import UserService
 from twofold_registry.watching import Watching
@@ -64,7 +72,10 @@ async def registry(settings: Settings) -> AsyncIterator[Running]:
         reads = Reads(pool)
         routers = Routers(PostgresRegistrations(system), lease_s=settings.registry.lease_ms / 1000)
         watching = Watching(PostgresFeed(system), routers, watchers_max=settings.registry.watchers_max)
-        changes = Changes(pool, Requests("registry", is_swept=True), made=watching.wake)
+        requests = Requests("registry", is_swept=True)
+        changes = Changes(pool, requests, made=watching.wake)
+        metrics = CollectorRegistry()
+        sweeps = Sweeps(postgres_sweeps(system, settings.registry, requests), metrics)
         faces = [
             _face(
                 "Workspace",
@@ -79,10 +90,17 @@ async def registry(settings: Settings) -> AsyncIterator[Running]:
             _face("Usage", UsageService(PostgresUsage(pool)), add_UsageServiceServicer_to_server),
             _face("Audit", AuditService(PostgresAudit(reads)), add_AuditServiceServicer_to_server),
             _face("Change", ChangeService(watching, routers), add_ChangeServiceServicer_to_server),
+            _face("Pod", PodService(PostgresPods(system, requests)), add_PodServiceServicer_to_server),
+            _face(
+                "SessionHistory",
+                SessionHistoryService(PostgresSessions(pool, reads)),
+                add_SessionHistoryServiceServicer_to_server,
+            ),
         ]
         async with (
             listening(settings.database, watching.wake),
-            serving(settings.registry, settings.log, faces=faces, check=pulse.beats, metrics=CollectorRegistry()) as running,
+            serving(settings.registry, settings.log, faces=faces, check=pulse.beats, metrics=metrics) as running,
+            sweeps.repeated(),
         ):
             yield running
         await routers.close()

@@ -20,6 +20,18 @@ class RegistrySettings(ListenSettings):
         description="how long routers may answer from what they know; the same as theirs: who waits for all waits so long",
     )
     watchers_max: int = Field(default=1000, ge=1, description="how many may follow all changes at this process")
+    changes_kept_s: int = Field(
+        default=3600, ge=600, description="for how long changes are kept for those who follow them and were away"
+    )
+    sessions_kept_days: int = Field(
+        default=90, ge=1, le=36_500, description="for how long the history of sessions is kept after it was heard of last"
+    )
+    pods_kept_days: int = Field(
+        default=30,
+        ge=2,
+        le=3650,
+        description="a pod that nobody asks about for so long is marked dead; a dead one is forgotten after so long",
+    )
     allow_loopback_urls: bool = Field(
         default=False, description="whether agents may live on this machine itself: for development only"
     )

@@ -1,0 +1,92 @@
+"""Sweeps: what is over by the clock is cleared away, a bounded number at a time. No answer depends on when that happens."""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter
+
+from twofold_chassis.refusals import Refusal
+
+AT_ONCE = 500
+"""Rows of one transaction."""
+_TURNS_MAX = 100
+_PERIOD_S = 10.0
+
+
+class SweepSettings(Protocol):
+    """For how long things are kept."""
+
+    @property
+    def changes_kept_s(self) -> int: ...
+    @property
+    def sessions_kept_days(self) -> int: ...
+    @property
+    def pods_kept_days(self) -> int: ...
+
+
+class Sweep(NamedTuple):
+    """Clears something away, at most so many; says how many it were. Several processes may do it at once."""
+
+    what: str
+    run: Callable[[int], Awaitable[int]]
+
+
+class Sweeps:
+    """Sweeps everything there is to sweep, now and again."""
+
+    def __init__(self, sweeps: Sequence[Sweep], metrics: CollectorRegistry, *, period_s: float = _PERIOD_S) -> None:
+        self._sweeps = sweeps
+        self._period_s = period_s
+        self._failing: set[str] = set()
+        self._swept = Counter("twofold_registry_swept", "Rows that were swept away.", ("what",), registry=metrics)
+        for sweep in sweeps:
+            self._swept.labels(sweep.what)
+        self._logger = structlog.get_logger("twofold.sweeps")
+
+    async def round(self) -> None:
+        """Each sweep until nothing is left for it, or it had its share. One that fails is none of the others' business."""
+        for sweep in self._sweeps:
+            try:
+                await self._run(sweep)
+            except Exception as error:
+                # Whatever it was, the next round must come: the loop may not die.
+                self._tell(sweep, error)
+            else:
+                self._failing.discard(sweep.what)
+
+    async def _run(self, sweep: Sweep) -> None:
+        for _ in range(_TURNS_MAX):
+            count = await sweep.run(AT_ONCE)
+            self._swept.labels(sweep.what).inc(count)
+            if count < AT_ONCE:
+                return
+
+    def _tell(self, sweep: Sweep, error: Exception) -> None:
+        """Once, until it has gone well again."""
+        if sweep.what in self._failing:
+            return
+        self._failing.add(sweep.what)
+        if isinstance(error, Refusal):
+            self._logger.warning("a sweep waits", what=sweep.what, reason=error.message)
+        else:
+            self._logger.error("a sweep failed", what=sweep.what, exc_info=error)
+
+    @contextlib.asynccontextmanager
+    async def repeated(self) -> AsyncIterator[None]:
+        """A round each period, or a little earlier or later, for as long as the block runs."""
+        task = asyncio.create_task(self._repeat())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _repeat(self) -> None:
+        while True:
+            await asyncio.sleep(self._period_s * random.uniform(0.8, 1.2))  # noqa: S311  (nobody is to guess it)
+            await self.round()
