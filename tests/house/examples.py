@@ -96,6 +96,16 @@ def _agent(world: World, agent_id: str) -> agent_pb2.Agent:
         agent_id=agent_id,
         display_name="Helper",
         url="http://helper.acme.svc.cluster.local",
+        targets=[
+            agent_pb2.AgentTarget(name="blue", url="http://blue.acme.svc.cluster.local", weight=900),
+            agent_pb2.AgentTarget(name="green", url="http://green.acme.svc.cluster.local", weight=100),
+        ],
+        price=agent_pb2.AgentPrice(
+            per_message_micros=5_000,
+            per_1000_input_tokens_micros=300,
+            per_1000_output_tokens_micros=1_500,
+            currency="EUR",
+        ),
         state=agent_pb2.AgentState.AGENT_STATE_PUBLISHED,
         settings=agent_pb2.AgentSettings(
             instructions="Be brief.\nBe kind.",
@@ -187,11 +197,21 @@ _REGISTRY: dict[str, Callable[[World], ProtoMessage]] = {
     "AgentService.ListAgents": lambda world: agent_pb2.ListAgentsRequest(workspace_id=world.workspace_id, page_size=5),
     "AgentService.UpdateAgent": lambda world: agent_pb2.UpdateAgentRequest(
         agent=_agent(world, world.agent_id),
-        update_mask=FieldMask(paths=["display_name", "url", "state", "settings"]),
+        update_mask=FieldMask(paths=["display_name", "url", "targets", "price", "state", "settings"]),
         request_id=world.request_id,
     ),
     "AgentService.DeleteAgent": lambda world: agent_pb2.DeleteAgentRequest(
         workspace_id=world.workspace_id, agent_id=world.agent_id, request_id=world.request_id
+    ),
+    "AgentService.ReportAgentState": lambda world: agent_pb2.ReportAgentStateRequest(
+        workspace_id=world.workspace_id,
+        agent_id=world.agent_id,
+        observation=agent_pb2.AgentObservation(
+            state=agent_pb2.ObservedState.OBSERVED_STATE_COLD,
+            generation=1,
+            observe_time=_time(timedelta()),
+            message="scaled to zero",
+        ),
     ),
     "PermissionService.Grant": lambda world: permission_pb2.GrantRequest(
         grant=permission_pb2.AgentGrant(

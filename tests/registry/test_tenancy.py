@@ -34,6 +34,7 @@ OF_NO_TENANT: Mapping[str, str] = {
 }
 NAMES = sorted(RPCS.keys() - OF_NO_TENANT.keys())
 MASK = FieldMask(paths=["display_name"])
+SEEN = agent_pb2.AgentObservation(state=agent_pb2.OBSERVED_STATE_COLD, generation=1, observe_time=Timestamp(seconds=10**9))
 # What differs from call to call, whoever is asked for: the head of the history, and resources with their times.
 VARYING = {"revision_token", "user", "agent", "grant"}
 # Ids of a furnished workspace, and ids of the same length that are nowhere.
@@ -61,6 +62,7 @@ def requests(workspace: str, user: str, agent: str) -> dict[str, Message]:
         "ListAgents": agent_pb2.ListAgentsRequest(workspace_id=workspace),
         "UpdateAgent": agent_pb2.UpdateAgentRequest(agent=agent_pb2.Agent(display_name="X", **at_agent), update_mask=MASK),
         "DeleteAgent": agent_pb2.DeleteAgentRequest(**at_agent),
+        "ReportAgentState": agent_pb2.ReportAgentStateRequest(observation=SEEN, **at_agent),
         "Grant": permission_pb2.GrantRequest(grant=permission_pb2.AgentGrant(**pair)),
         "Revoke": permission_pb2.RevokeRequest(**pair),
         "Check": permission_pb2.CheckRequest(**pair),
