@@ -25,6 +25,15 @@ class AgentUnknown(NotFound):
         super().__init__(f"no agent {key.agent_id!r}", workspace_id=key.workspace_id, agent_id=key.agent_id)
 
 
+class AgentGone(FailedPrecondition):
+    """The agent was declared gone: it takes no messages any more, and nobody is granted its use."""
+
+    reason = Reason.REASON_AGENT_GONE
+
+    def __init__(self, key: "AgentKey") -> None:
+        super().__init__(f"the agent {key.agent_id!r} is gone", workspace_id=key.workspace_id, agent_id=key.agent_id)
+
+
 class AgentExists(AlreadyExists):
     """The id is taken, by a deleted agent too."""
 
