@@ -19,7 +19,9 @@ from twofold.registry.v1.workspace_pb2_grpc import add_WorkspaceServiceServicer_
 from twofold_chassis import postgres
 from twofold_chassis.requests import Requests
 from twofold_chassis.server import Face, Running, serving
+from twofold_chassis.settings import DatabaseSettings
 from twofold_registry.agent_service import AgentService
+from twofold_registry.audit_chains import Chains
 from twofold_registry.audit_service import AuditService
 from twofold_registry.change_service import ChangeService
 from twofold_registry.migrate import migrate
@@ -29,7 +31,7 @@ from twofold_registry.routers import Routers
 from twofold_registry.session_service import SessionHistoryService
 from twofold_registry.settings import Settings
 from twofold_registry.store.agents import PostgresAgents
-from twofold_registry.store.audit import PostgresAudit
+from twofold_registry.store.audit import PostgresAudit, PostgresChains
 from twofold_registry.store.changes import Changes
 from twofold_registry.store.feed import PostgresFeed, PostgresRegistrations, listening
 from twofold_registry.store.permissions import PostgresPermissions
@@ -60,6 +62,7 @@ async def registry(settings: Settings) -> AsyncIterator[Running]:
         await migrate(settings.database)
     pool = await postgres.open_pool(settings.database, name="registry")
     system = await postgres.open_pool(settings.database.system, name="registry-system")
+    long_pool = await postgres.open_pool(_long(settings), name="registry-long")
     pulse = postgres.Pulse(pool, STATEMENTS["read_head"])
     try:
         await postgres.require(pool, STATEMENTS["read_head"], schema="registry")
@@ -88,7 +91,11 @@ async def registry(settings: Settings) -> AsyncIterator[Running]:
                 "Permission", PermissionService(PostgresPermissions(reads, changes)), add_PermissionServiceServicer_to_server
             ),
             _face("Usage", UsageService(PostgresUsage(pool)), add_UsageServiceServicer_to_server),
-            _face("Audit", AuditService(PostgresAudit(reads)), add_AuditServiceServicer_to_server),
+            _face(
+                "Audit",
+                AuditService(PostgresAudit(reads), Chains(PostgresChains(long_pool)), settings.registry.audit_keys),
+                add_AuditServiceServicer_to_server,
+            ),
             _face("Change", ChangeService(watching, routers), add_ChangeServiceServicer_to_server),
             _face("Pod", PodService(PostgresPods(system, requests)), add_PodServiceServicer_to_server),
             _face(
@@ -106,8 +113,16 @@ async def registry(settings: Settings) -> AsyncIterator[Running]:
         await routers.close()
     finally:
         await pulse.close()
+        await postgres.close_pool(long_pool)
         await postgres.close_pool(system)
         await postgres.close_pool(pool)
+
+
+def _long(settings: Settings) -> DatabaseSettings:
+    """For work that takes long: few connections of its own, which nobody else waits for."""
+    service = settings.registry
+    changes = {"pool_size_max": service.long_pool_size_max, "command_timeout_s": service.long_command_timeout_s}
+    return settings.database.model_copy(update=changes)
 
 
 def _face(noun: str, servicer: Any, add: Callable[[Any, Any], None]) -> Face:

@@ -1,11 +1,12 @@
 """Audit: who changed what, when, before and after."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, Protocol
 
-from twofold_registry.resources import Page
+from twofold_registry.revisions import Revision
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 RESOURCE_KINDS = ("workspace", "user", "agent", "permission")
@@ -46,14 +47,20 @@ FIRST_LINK = Link(0, bytes(32))
 """The end of a chain without entries."""
 
 
+class Chained(NamedTuple):
+    """An entry as it stands in the chain: with the hash of the one before, and its own."""
+
+    entry: Entry
+    prev_hash: bytes
+    hash: bytes
+
+
 def link_hash(last: bytes, workspace_id: str, entry: Entry) -> bytes:
     """SHA-256 over the hash of the entry before and all values of this one, so that none can be changed, left out or moved.
 
-    Each value is preceded by its length as 8 bytes, big-endian; text is UTF-8, a number 8 bytes (big-endian, two's
-    complement), the time a number of microseconds since 1970. Chaining: Haber & Stornetta, How to time-stamp a digital
-    document, 1991.
+    The form is told in audit.proto, for everybody who verifies a chain. Chaining: Haber & Stornetta, How to time-stamp a
+    digital document, 1991.
     """
-    digest = hashlib.sha256(last)
     values = (
         workspace_id,
         entry.seq,
@@ -66,39 +73,93 @@ def link_hash(last: bytes, workspace_id: str, entry: Entry) -> bytes:
         entry.before,
         entry.after,
         entry.request_id,
-        (entry.at - _EPOCH) // timedelta(microseconds=1),
+        entry.at,
     )
+    digest = hashlib.sha256(last)
     for value in values:
-        told = value.to_bytes(8, "big", signed=True) if isinstance(value, int) else value.encode()
-        digest.update(len(told).to_bytes(8, "big"))
-        digest.update(told)
+        digest.update(written(value))
     return digest.digest()
+
+
+def written(value: str | int | bytes | datetime) -> bytes:
+    """A value as hashes and signatures take it, behind its length as 8 bytes, big-endian.
+
+    Text is UTF-8, a number 8 bytes (big-endian, two's complement), a time a number of microseconds since 1970.
+    """
+    if isinstance(value, datetime):
+        value = microseconds(value)
+    if isinstance(value, int):
+        value = value.to_bytes(8, "big", signed=True)
+    elif isinstance(value, str):
+        value = value.encode()
+    return len(value).to_bytes(8, "big") + value
+
+
+def microseconds(at: datetime) -> int:
+    """A time as a number of microseconds since 1970."""
+    return (at - _EPOCH) // timedelta(microseconds=1)
+
+
+def moment(us: int) -> datetime:
+    """The time that this number of microseconds since 1970 is. Raises OverflowError."""
+    return _EPOCH + timedelta(microseconds=us)
 
 
 @dataclass(frozen=True, slots=True)
 class AuditQuery:
-    """Which entries of a workspace to list."""
+    """Which entries of a workspace to list: from `start` on, before `end`; of both revisions and between them."""
 
     workspace_id: str
-    resource_kind: str | None
-    resource_id: str | None
+    resource_kind: str | None = None
+    resource_id: str | None = None
+    actor: str | None = None
+    action: str | None = None
+    request_id: str | None = None
+    start: datetime | None = None
+    end: datetime | None = None
+    first_revision: int | None = None
+    last_revision: int | None = None
+    oldest_first: bool = False
+
+
+class Place(NamedTuple):
+    """Where an entry stands in a listing: by its place in the chain, or, with a span of time, by its time first."""
+
+    at: datetime
+    seq: int
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where an entry stands in the trail."""
+class Trail:
+    """Some entries in order; where the next page begins behind, None on the last one."""
 
+    entries: Sequence[Chained]
+    end: Place | None
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The end of a workspace's chain as it was at one time: its newest entry, and which history its revision is of."""
+
+    workspace_id: str
+    seq: int
+    hash: bytes
     revision: int
-    ordinal: int
+    epoch: int
+    at: datetime
 
-
-NEWEST = Place(2**63 - 1, 0)
-"""Ahead of every entry."""
+    @property
+    def link(self) -> Link:
+        return Link(self.seq, self.hash)
 
 
 class Audit(Protocol):
     """The trail; entries enter it in the transactions of the changes they tell of."""
 
-    async def list(self, query: AuditQuery, before: Place, size: int) -> Page[Entry]:
-        """Up to `size` entries older than `before`, newest first. Raises WorkspaceUnknown."""
+    async def list(self, query: AuditQuery, behind: Place | None, size: int, least: Revision | None) -> Trail:
+        """Up to `size` entries behind a place. Raises WorkspaceUnknown, RevisionNotReached, HistoryChanged."""
+        ...
+
+    async def head(self, workspace_id: str) -> Head:
+        """The end of a chain now. Raises WorkspaceUnknown."""
         ...

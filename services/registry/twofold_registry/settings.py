@@ -1,9 +1,10 @@
 """Settings of the registry service."""
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 
 from twofold_chassis.settings import DatabaseSettings, ListenSettings, Port, ServiceSettings
 from twofold_registry import hosts
+from twofold_registry.audit_keys import AuditKeys, private_key, public_key
 
 
 class RegistrySettings(ListenSettings):
@@ -40,6 +41,42 @@ class RegistrySettings(ListenSettings):
         default=False,
         description="whether agents may live in the cluster only if their workspace has a Kubernetes namespace",
     )
+
+    long_pool_size_max: int = Field(
+        default=3, ge=1, le=100, description="connections for long work, such as verifying the audit, besides the others"
+    )
+    long_command_timeout_s: float = Field(
+        default=30, gt=0, le=600, description="the longest that one statement of long work may take"
+    )
+    audit_signing_key: SecretStr | None = Field(
+        default=None,
+        description="Ed25519 private key that signs heads of the audit: its 32 bytes in base64, or PEM (PKCS #8); default:"
+        " none, and heads cannot be exported",
+    )
+    audit_former_keys: tuple[str, ...] = Field(
+        default=(), description="public keys, 32 bytes in base64, of former signing keys: what they signed still counts"
+    )
+
+    @field_validator("audit_signing_key")
+    @classmethod
+    def _is_private_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            private_key(value.get_secret_value())
+        return value
+
+    @field_validator("audit_former_keys")
+    @classmethod
+    def _are_public_keys(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            public_key(value)
+        return values
+
+    @property
+    def audit_keys(self) -> AuditKeys:
+        """The keys that these settings name."""
+        secret = self.audit_signing_key
+        private = private_key(secret.get_secret_value()) if secret else None
+        return AuditKeys(private, [public_key(value) for value in self.audit_former_keys])
 
     @field_validator("url_suffixes")
     @classmethod

@@ -25,19 +25,45 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftwofold/registry/v1/audit.proto\x12\x13twofold.registry.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd7\x01\n\nAuditEntry\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x03 \x01(\t\x12\x15\n\rresource_kind\x18\x04 \x01(\t\x12\x13\n\x0bresource_id\x18\x05 \x01(\t\x12\x13\n\x0b\x62\x65\x66ore_json\x18\x06 \x01(\t\x12\x12\n\nafter_json\x18\x07 \x01(\t\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x82\x01\n\x17ListAuditEntriesRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x15\n\rresource_kind\x18\x02 \x01(\t\x12\x13\n\x0bresource_id\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"e\n\x18ListAuditEntriesResponse\x12\x30\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1f.twofold.registry.v1.AuditEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\x7f\n\x0c\x41uditService\x12o\n\x10ListAuditEntries\x12,.twofold.registry.v1.ListAuditEntriesRequest\x1a-.twofold.registry.v1.ListAuditEntriesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftwofold/registry/v1/audit.proto\x12\x13twofold.registry.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xac\x02\n\nAuditEntry\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x03 \x01(\t\x12\x15\n\rresource_kind\x18\x04 \x01(\t\x12\x13\n\x0bresource_id\x18\x05 \x01(\t\x12\x13\n\x0b\x62\x65\x66ore_json\x18\x06 \x01(\t\x12\x12\n\nafter_json\x18\x07 \x01(\t\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0b\n\x03seq\x18\n \x01(\x03\x12\x11\n\tprev_hash\x18\x0b \x01(\x0c\x12\x0c\n\x04hash\x18\x0c \x01(\x0c\x12\x0f\n\x07ordinal\x18\r \x01(\x05\x12\x14\n\x0cworkspace_id\x18\x0e \x01(\t\"\xf9\x02\n\x17ListAuditEntriesRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x15\n\rresource_kind\x18\x02 \x01(\t\x12\x13\n\x0bresource_id\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x06 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x07 \x01(\t\x12\x17\n\x0f\x63\x61ll_request_id\x18\x08 \x01(\t\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x66irst_revision\x18\x0b \x01(\x03\x12\x15\n\rlast_revision\x18\x0c \x01(\x03\x12\x14\n\x0coldest_first\x18\r \x01(\x08\x12\x1a\n\x12min_revision_token\x18\x0e \x01(\x0c\"e\n\x18ListAuditEntriesResponse\x12\x30\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1f.twofold.registry.v1.AuditEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8c\x01\n\x12VerifyAuditRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tafter_seq\x18\x02 \x01(\x03\x12\x12\n\nafter_hash\x18\x03 \x01(\x0c\x12\x39\n\x0bsigned_head\x18\x04 \x01(\x0b\x32$.twofold.registry.v1.SignedAuditHead\"\x8b\x01\n\x13VerifyAuditResponse\x12\x36\n\x08progress\x18\x01 \x01(\x0b\x32\".twofold.registry.v1.AuditProgressH\x00\x12\x32\n\x06result\x18\x02 \x01(\x0b\x32 .twofold.registry.v1.AuditResultH\x00\x42\x08\n\x06\x61nswer\"N\n\rAuditProgress\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12\x0c\n\x04hash\x18\x02 \x01(\x0c\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x10\n\x08head_seq\x18\x04 \x01(\x03\"\x88\x01\n\x0b\x41uditResult\x12\x13\n\x0b\x65ntry_count\x18\x01 \x01(\x03\x12\x34\n\x08verified\x18\x02 \x01(\x0b\x32\".twofold.registry.v1.AuditProgress\x12.\n\x05\x66\x61ult\x18\x03 \x01(\x0b\x32\x1f.twofold.registry.v1.AuditFault\"o\n\nAuditFault\x12\x31\n\x04kind\x18\x01 \x01(\x0e\x32#.twofold.registry.v1.AuditFaultKind\x12\x0b\n\x03seq\x18\x02 \x01(\x03\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x0f\n\x07message\x18\x04 \x01(\t\"=\n\x12\x45xportAuditRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tafter_seq\x18\x02 \x01(\x03\"G\n\x13\x45xportAuditResponse\x12\x30\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1f.twofold.registry.v1.AuditEntry\".\n\x16\x45xportAuditHeadRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\"h\n\x17\x45xportAuditHeadResponse\x12\x39\n\x0bsigned_head\x18\x01 \x01(\x0b\x32$.twofold.registry.v1.SignedAuditHead\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\"\xb0\x01\n\x0fSignedAuditHead\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x03\x12\x0c\n\x04hash\x18\x03 \x01(\x0c\x12\x10\n\x08revision\x18\x04 \x01(\x03\x12\r\n\x05\x65poch\x18\x05 \x01(\x03\x12(\n\x04time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06key_id\x18\x07 \x01(\t\x12\x11\n\tsignature\x18\x08 \x01(\x0c\"\x14\n\x12GetAuditKeyRequest\"9\n\x13GetAuditKeyResponse\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\x0c*\xc1\x02\n\x0e\x41uditFaultKind\x12 \n\x1c\x41UDIT_FAULT_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15\x41UDIT_FAULT_KIND_HASH\x10\x01\x12\x1e\n\x1a\x41UDIT_FAULT_KIND_PREV_HASH\x10\x02\x12\x1c\n\x18\x41UDIT_FAULT_KIND_MISSING\x10\x03\x12\x1a\n\x16\x41UDIT_FAULT_KIND_EXTRA\x10\x04\x12\x1a\n\x16\x41UDIT_FAULT_KIND_ORDER\x10\x05\x12\x19\n\x15\x41UDIT_FAULT_KIND_HEAD\x10\x06\x12 \n\x1c\x41UDIT_FAULT_KIND_BEHIND_HEAD\x10\x07\x12\x1f\n\x1b\x41UDIT_FAULT_KIND_KNOWN_HEAD\x10\x08\x12\x1e\n\x1a\x41UDIT_FAULT_KIND_SIGNATURE\x10\t2\x97\x04\n\x0c\x41uditService\x12o\n\x10ListAuditEntries\x12,.twofold.registry.v1.ListAuditEntriesRequest\x1a-.twofold.registry.v1.ListAuditEntriesResponse\x12\x62\n\x0bVerifyAudit\x12\'.twofold.registry.v1.VerifyAuditRequest\x1a(.twofold.registry.v1.VerifyAuditResponse0\x01\x12\x62\n\x0b\x45xportAudit\x12\'.twofold.registry.v1.ExportAuditRequest\x1a(.twofold.registry.v1.ExportAuditResponse0\x01\x12l\n\x0f\x45xportAuditHead\x12+.twofold.registry.v1.ExportAuditHeadRequest\x1a,.twofold.registry.v1.ExportAuditHeadResponse\x12`\n\x0bGetAuditKey\x12\'.twofold.registry.v1.GetAuditKeyRequest\x1a(.twofold.registry.v1.GetAuditKeyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'twofold.registry.v1.audit_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_AUDITFAULTKIND']._serialized_start=2043
+  _globals['_AUDITFAULTKIND']._serialized_end=2364
   _globals['_AUDITENTRY']._serialized_start=90
-  _globals['_AUDITENTRY']._serialized_end=305
-  _globals['_LISTAUDITENTRIESREQUEST']._serialized_start=308
-  _globals['_LISTAUDITENTRIESREQUEST']._serialized_end=438
-  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_start=440
-  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_end=541
-  _globals['_AUDITSERVICE']._serialized_start=543
-  _globals['_AUDITSERVICE']._serialized_end=670
+  _globals['_AUDITENTRY']._serialized_end=390
+  _globals['_LISTAUDITENTRIESREQUEST']._serialized_start=393
+  _globals['_LISTAUDITENTRIESREQUEST']._serialized_end=770
+  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_start=772
+  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_end=873
+  _globals['_VERIFYAUDITREQUEST']._serialized_start=876
+  _globals['_VERIFYAUDITREQUEST']._serialized_end=1016
+  _globals['_VERIFYAUDITRESPONSE']._serialized_start=1019
+  _globals['_VERIFYAUDITRESPONSE']._serialized_end=1158
+  _globals['_AUDITPROGRESS']._serialized_start=1160
+  _globals['_AUDITPROGRESS']._serialized_end=1238
+  _globals['_AUDITRESULT']._serialized_start=1241
+  _globals['_AUDITRESULT']._serialized_end=1377
+  _globals['_AUDITFAULT']._serialized_start=1379
+  _globals['_AUDITFAULT']._serialized_end=1490
+  _globals['_EXPORTAUDITREQUEST']._serialized_start=1492
+  _globals['_EXPORTAUDITREQUEST']._serialized_end=1553
+  _globals['_EXPORTAUDITRESPONSE']._serialized_start=1555
+  _globals['_EXPORTAUDITRESPONSE']._serialized_end=1626
+  _globals['_EXPORTAUDITHEADREQUEST']._serialized_start=1628
+  _globals['_EXPORTAUDITHEADREQUEST']._serialized_end=1674
+  _globals['_EXPORTAUDITHEADRESPONSE']._serialized_start=1676
+  _globals['_EXPORTAUDITHEADRESPONSE']._serialized_end=1780
+  _globals['_SIGNEDAUDITHEAD']._serialized_start=1783
+  _globals['_SIGNEDAUDITHEAD']._serialized_end=1959
+  _globals['_GETAUDITKEYREQUEST']._serialized_start=1961
+  _globals['_GETAUDITKEYREQUEST']._serialized_end=1981
+  _globals['_GETAUDITKEYRESPONSE']._serialized_start=1983
+  _globals['_GETAUDITKEYRESPONSE']._serialized_end=2040
+  _globals['_AUDITSERVICE']._serialized_start=2367
+  _globals['_AUDITSERVICE']._serialized_end=2902
 # @@protoc_insertion_point(module_scope)

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class AuditServiceStub:
-    """AuditService shows the audit trail. An entry is written in the transaction of the change it tells of, and the
-    service's database role can neither change nor delete one.
+    """AuditService shows the audit trail, and proves that it is whole. An entry is written in the transaction of the change it
+    tells of, and the service's database role can neither change nor delete one.
     """
 
     def __init__(self, channel):
@@ -41,16 +41,76 @@ class AuditServiceStub:
                 request_serializer=twofold_dot_registry_dot_v1_dot_audit__pb2.ListAuditEntriesRequest.SerializeToString,
                 response_deserializer=twofold_dot_registry_dot_v1_dot_audit__pb2.ListAuditEntriesResponse.FromString,
                 _registered_method=True)
+        self.VerifyAudit = channel.unary_stream(
+                '/twofold.registry.v1.AuditService/VerifyAudit',
+                request_serializer=twofold_dot_registry_dot_v1_dot_audit__pb2.VerifyAuditRequest.SerializeToString,
+                response_deserializer=twofold_dot_registry_dot_v1_dot_audit__pb2.VerifyAuditResponse.FromString,
+                _registered_method=True)
+        self.ExportAudit = channel.unary_stream(
+                '/twofold.registry.v1.AuditService/ExportAudit',
+                request_serializer=twofold_dot_registry_dot_v1_dot_audit__pb2.ExportAuditRequest.SerializeToString,
+                response_deserializer=twofold_dot_registry_dot_v1_dot_audit__pb2.ExportAuditResponse.FromString,
+                _registered_method=True)
+        self.ExportAuditHead = channel.unary_unary(
+                '/twofold.registry.v1.AuditService/ExportAuditHead',
+                request_serializer=twofold_dot_registry_dot_v1_dot_audit__pb2.ExportAuditHeadRequest.SerializeToString,
+                response_deserializer=twofold_dot_registry_dot_v1_dot_audit__pb2.ExportAuditHeadResponse.FromString,
+                _registered_method=True)
+        self.GetAuditKey = channel.unary_unary(
+                '/twofold.registry.v1.AuditService/GetAuditKey',
+                request_serializer=twofold_dot_registry_dot_v1_dot_audit__pb2.GetAuditKeyRequest.SerializeToString,
+                response_deserializer=twofold_dot_registry_dot_v1_dot_audit__pb2.GetAuditKeyResponse.FromString,
+                _registered_method=True)
 
 
 class AuditServiceServicer:
-    """AuditService shows the audit trail. An entry is written in the transaction of the change it tells of, and the
-    service's database role can neither change nor delete one.
+    """AuditService shows the audit trail, and proves that it is whole. An entry is written in the transaction of the change it
+    tells of, and the service's database role can neither change nor delete one.
     """
 
     def ListAuditEntries(self, request, context):
-        """ListAuditEntries returns the entries of a workspace, newest first; also of a deleted workspace.
-        Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN), INVALID_ARGUMENT (REASON_INVALID_PAGE_TOKEN).
+        """ListAuditEntries returns the entries of a workspace that pass all filters, newest first; also of a deleted workspace.
+        A page looks at 2,000 entries at most: where few of them pass the filters it may hold less than page_size, or nothing,
+        and there is still a next one as long as next_page_token is not empty.
+        Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN), INVALID_ARGUMENT (REASON_INVALID_PAGE_TOKEN, REASON_INVALID_TOKEN),
+        ABORTED (REASON_HISTORY_CHANGED), UNAVAILABLE (REASON_REVISION_NOT_REACHED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyAudit(self, request, context):
+        """VerifyAudit walks the chain of a workspace, in batches, up to its newest entry: it tells how far it is, and at the end that
+        all is well, or which is the first entry that is not as it was written. Every batch, with the end of the chain beside it, is
+        read in one view of the database. A stream that breaks off can be gone on with from its last progress.
+        Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN), FAILED_PRECONDITION (REASON_AUDIT_KEY_MISSING: only with a signed head),
+        RESOURCE_EXHAUSTED (REASON_OVERLOADED: too many are under way).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportAudit(self, request, context):
+        """ExportAudit returns all entries of a workspace, oldest first, up to the newest one when the stream gets there; also of a
+        deleted workspace. A stream that breaks off can be gone on with behind the last entry that arrived.
+        Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN), RESOURCE_EXHAUSTED (REASON_OVERLOADED: too many are under way).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportAuditHead(self, request, context):
+        """ExportAuditHead returns the end of a workspace's chain, signed. Kept where the database's operators cannot change it, it
+        proves later that the chain was not cut or rewritten since (VerifyAudit).
+        Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN), FAILED_PRECONDITION (REASON_AUDIT_KEY_MISSING).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAuditKey(self, request, context):
+        """GetAuditKey returns the public key that heads are signed with. Note it down once, and check signatures with the note.
+        Errors: FAILED_PRECONDITION (REASON_AUDIT_KEY_MISSING).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -64,6 +124,26 @@ def add_AuditServiceServicer_to_server(servicer, server):
                     request_deserializer=twofold_dot_registry_dot_v1_dot_audit__pb2.ListAuditEntriesRequest.FromString,
                     response_serializer=twofold_dot_registry_dot_v1_dot_audit__pb2.ListAuditEntriesResponse.SerializeToString,
             ),
+            'VerifyAudit': grpc.unary_stream_rpc_method_handler(
+                    servicer.VerifyAudit,
+                    request_deserializer=twofold_dot_registry_dot_v1_dot_audit__pb2.VerifyAuditRequest.FromString,
+                    response_serializer=twofold_dot_registry_dot_v1_dot_audit__pb2.VerifyAuditResponse.SerializeToString,
+            ),
+            'ExportAudit': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportAudit,
+                    request_deserializer=twofold_dot_registry_dot_v1_dot_audit__pb2.ExportAuditRequest.FromString,
+                    response_serializer=twofold_dot_registry_dot_v1_dot_audit__pb2.ExportAuditResponse.SerializeToString,
+            ),
+            'ExportAuditHead': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportAuditHead,
+                    request_deserializer=twofold_dot_registry_dot_v1_dot_audit__pb2.ExportAuditHeadRequest.FromString,
+                    response_serializer=twofold_dot_registry_dot_v1_dot_audit__pb2.ExportAuditHeadResponse.SerializeToString,
+            ),
+            'GetAuditKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAuditKey,
+                    request_deserializer=twofold_dot_registry_dot_v1_dot_audit__pb2.GetAuditKeyRequest.FromString,
+                    response_serializer=twofold_dot_registry_dot_v1_dot_audit__pb2.GetAuditKeyResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'twofold.registry.v1.AuditService', rpc_method_handlers)
@@ -73,8 +153,8 @@ def add_AuditServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AuditService:
-    """AuditService shows the audit trail. An entry is written in the transaction of the change it tells of, and the
-    service's database role can neither change nor delete one.
+    """AuditService shows the audit trail, and proves that it is whole. An entry is written in the transaction of the change it
+    tells of, and the service's database role can neither change nor delete one.
     """
 
     @staticmethod
@@ -94,6 +174,114 @@ class AuditService:
             '/twofold.registry.v1.AuditService/ListAuditEntries',
             twofold_dot_registry_dot_v1_dot_audit__pb2.ListAuditEntriesRequest.SerializeToString,
             twofold_dot_registry_dot_v1_dot_audit__pb2.ListAuditEntriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyAudit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/twofold.registry.v1.AuditService/VerifyAudit',
+            twofold_dot_registry_dot_v1_dot_audit__pb2.VerifyAuditRequest.SerializeToString,
+            twofold_dot_registry_dot_v1_dot_audit__pb2.VerifyAuditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportAudit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/twofold.registry.v1.AuditService/ExportAudit',
+            twofold_dot_registry_dot_v1_dot_audit__pb2.ExportAuditRequest.SerializeToString,
+            twofold_dot_registry_dot_v1_dot_audit__pb2.ExportAuditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportAuditHead(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twofold.registry.v1.AuditService/ExportAuditHead',
+            twofold_dot_registry_dot_v1_dot_audit__pb2.ExportAuditHeadRequest.SerializeToString,
+            twofold_dot_registry_dot_v1_dot_audit__pb2.ExportAuditHeadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAuditKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twofold.registry.v1.AuditService/GetAuditKey',
+            twofold_dot_registry_dot_v1_dot_audit__pb2.GetAuditKeyRequest.SerializeToString,
+            twofold_dot_registry_dot_v1_dot_audit__pb2.GetAuditKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,
