@@ -78,7 +78,7 @@ def _is_trick(label: str) -> bool:
         folded = unicodedata.normalize("NFKC", label.removeprefix("xn--").encode().decode("punycode"))
     except UnicodeError:
         return True
-    return folded.isascii() or not {".", "/", ":", "@", "\u3002"}.isdisjoint(folded)
+    return folded.isascii() or not folded.isprintable() or not {".", "/", ":", "@", "\u3002"}.isdisjoint(folded)
 
 
 def looks_like_address(value: str) -> bool:
