@@ -33,6 +33,7 @@ from twofold_registry.settings import Settings
 from twofold_registry.store.agents import PostgresAgents
 from twofold_registry.store.audit import PostgresAudit, PostgresChains
 from twofold_registry.store.changes import Changes
+from twofold_registry.store.checks import PostgresChecks
 from twofold_registry.store.feed import PostgresFeed, PostgresRegistrations, listening
 from twofold_registry.store.permissions import PostgresPermissions
 from twofold_registry.store.pods import PostgresPods
@@ -79,6 +80,7 @@ async def registry(settings: Settings) -> AsyncIterator[Running]:
         changes = Changes(pool, requests, made=watching.wake)
         metrics = CollectorRegistry()
         sweeps = Sweeps(postgres_sweeps(system, settings.registry, requests), metrics)
+        checks = PostgresChecks(pool, reads)
         faces = [
             _face(
                 "Workspace",
@@ -88,7 +90,9 @@ async def registry(settings: Settings) -> AsyncIterator[Running]:
             _face("User", UserService(PostgresUsers(reads, changes)), add_UserServiceServicer_to_server),
             _face("Agent", AgentService(PostgresAgents(reads, changes, policy)), add_AgentServiceServicer_to_server),
             _face(
-                "Permission", PermissionService(PostgresPermissions(reads, changes)), add_PermissionServiceServicer_to_server
+                "Permission",
+                PermissionService(PostgresPermissions(reads, changes), checks, routers),
+                add_PermissionServiceServicer_to_server,
             ),
             _face("Usage", UsageService(PostgresUsage(pool)), add_UsageServiceServicer_to_server),
             _face(
@@ -111,6 +115,7 @@ async def registry(settings: Settings) -> AsyncIterator[Running]:
         ):
             yield running
         await routers.close()
+        await checks.drain()
     finally:
         await pulse.close()
         await postgres.close_pool(long_pool)

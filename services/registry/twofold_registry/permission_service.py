@@ -3,32 +3,84 @@
 from twofold.registry.v1 import permission_pb2 as pb
 from twofold.registry.v1.permission_pb2_grpc import PermissionServiceServicer
 from twofold_chassis.edge import Context
-from twofold_registry.permissions import Permissions
+from twofold_registry.checks import Checks
+from twofold_registry.permissions import Permissions, RouterWait
+from twofold_registry.wire import checks as wire_checks
 from twofold_registry.wire import permissions as wire
 
 
 class PermissionService(PermissionServiceServicer):
     """Reads, asks, answers."""
 
-    def __init__(self, permissions: Permissions) -> None:
+    def __init__(self, permissions: Permissions, checks: Checks, routers: RouterWait) -> None:
         self._permissions = permissions
+        self._checks = checks
+        self._routers = routers
 
     async def Grant(self, request: pb.GrantRequest, _: Context) -> pb.GrantResponse:
-        key = wire.granted_key(request)
-        expires_at = wire.granted_until(request)
-        answer = await self._permissions.grant(key, expires_at, wire.grant_attempt(request), wire.granted)
+        order = wire.grant_order(request)
+        attempt = wire.grant_attempt(request)
+        answer = await self._permissions.grant(order.key.workspace_id, [order], attempt, wire.granted)
         return pb.GrantResponse.FromString(answer)
 
+    async def BatchGrant(self, request: pb.BatchGrantRequest, _: Context) -> pb.BatchGrantResponse:
+        orders = wire.grant_orders(request)
+        attempt = wire.batch_grant_attempt(request)
+        answer = await self._permissions.grant(request.workspace_id, orders, attempt, wire.all_granted)
+        return pb.BatchGrantResponse.FromString(answer)
+
     async def Revoke(self, request: pb.RevokeRequest, _: Context) -> pb.RevokeResponse:
-        key = wire.grant_key(request)
-        answer = await self._permissions.revoke(key, wire.revoke_attempt(request), wire.revoked)
-        return pb.RevokeResponse.FromString(answer)
+        order = wire.revoke_order(request)
+        wait = wire.waits(request)
+        attempt = wire.revoke_attempt(request)
+        answer = await self._permissions.revoke(request.workspace_id, [order], attempt, wire.revoked, wait=wait)
+        response = pb.RevokeResponse.FromString(answer)
+        if wait:
+            await self._until_all_know(response)
+        return response
+
+    async def BatchRevoke(self, request: pb.BatchRevokeRequest, _: Context) -> pb.BatchRevokeResponse:
+        orders = wire.revoke_orders(request)
+        wait = wire.waits(request)
+        attempt = wire.batch_revoke_attempt(request)
+        tell = wire.all_revoked(orders)
+        answer = await self._permissions.revoke(request.workspace_id, orders, attempt, tell, wait=wait)
+        response = pb.BatchRevokeResponse.FromString(answer)
+        if wait:
+            await self._until_all_know(response)
+        return response
 
     async def Check(self, request: pb.CheckRequest, _: Context) -> pb.CheckResponse:
-        key = wire.grant_key(request)
-        return wire.checked(await self._permissions.facts(key, wire.least_revision(request)))
+        question = wire_checks.question(request)
+        return wire_checks.checked(await self._checks.ask(question, wire_checks.least_revision(request)))
+
+    async def BatchCheck(self, request: pb.BatchCheckRequest, _: Context) -> pb.BatchCheckResponse:
+        batch = wire_checks.batch(request)
+        read = await self._checks.ask(batch.question, wire_checks.least_revision(request))
+        return wire_checks.all_checked(batch, read)
+
+    async def ExplainPermission(self, request: pb.ExplainPermissionRequest, _: Context) -> pb.ExplainPermissionResponse:
+        key = wire_checks.explained_key(request)
+        return wire_checks.explained(await self._checks.explain(key, wire_checks.least_revision(request)))
 
     async def ListGrants(self, request: pb.ListGrantsRequest, _: Context) -> pb.ListGrantsResponse:
         query = wire.list_query(request)
         after, size = wire.list_place(request, query)
-        return wire.listed(query, await self._permissions.list(query, after, size))
+        least = wire.least_listed(request)
+        return wire.listed(query, await self._permissions.list(query, after, size, least))
+
+    async def ListUsableAgents(self, request: pb.ListUsableAgentsRequest, _: Context) -> pb.ListUsableAgentsResponse:
+        user = wire_checks.viewer(request)
+        after, size = wire_checks.list_place(request, user)
+        least = wire_checks.least_revision(request)
+        return wire_checks.usable_agents(user, await self._checks.usable_agents(user, after, size, least))
+
+    async def ListAgentUsers(self, request: pb.ListAgentUsersRequest, _: Context) -> pb.ListAgentUsersResponse:
+        agent = wire_checks.used(request)
+        after, size = wire_checks.list_place(request, agent)
+        least = wire_checks.least_revision(request)
+        return wire_checks.agent_users(agent, await self._checks.users_of(agent, after, size, least))
+
+    async def _until_all_know(self, answer: pb.RevokeResponse | pb.BatchRevokeResponse) -> None:
+        """Waits also where nothing was there to revoke: it may have been revoked by somebody who did not wait."""
+        wire.tell_of_routers(answer, await self._routers.until_all(wire.revoked_at(answer)))

@@ -1,20 +1,46 @@
-"""Permissions: which user may use which agent.
-
-The rule: a user may use an agent iff workspace, user and agent exist and are not deleted, and the user's role implies use
-or there is a grant for the pair that has not expired.
-"""
+"""Permissions: which user was granted the use of which agent, by whom, until when. The rule that asks for them: `checks`."""
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import ClassVar, Protocol
+from datetime import datetime, timedelta
+from typing import ClassVar, NamedTuple, Protocol
 
-from twofold_chassis.refusals import InvalidField
+from twofold_chassis.refusals import FailedPrecondition, InvalidField, Reason, Refusal
 from twofold_chassis.requests import Attempt
-from twofold_registry.agents import AgentKey
-from twofold_registry.resources import Answer, Page, Read
+from twofold_registry.agents import AgentKey, AgentState, AgentUnknown
+from twofold_registry.resources import Answer, Page
 from twofold_registry.revisions import Revision
-from twofold_registry.users import Role, UserKey
+from twofold_registry.routers import Waited
+from twofold_registry.users import UserKey, UserUnknown
+
+BATCH_MAX = 500
+_AHEAD_MAX = timedelta(days=36_500)
+
+
+class GrantConditionFailed(FailedPrecondition):
+    """There is a grant and there was to be none, or the reverse."""
+
+    reason = Reason.REASON_GRANT_CONDITION
+
+
+class AgentGone(FailedPrecondition):
+    """The agent was declared gone: there will be nothing to use."""
+
+    reason = Reason.REASON_AGENT_GONE
+
+
+class AgentNotPublished(FailedPrecondition):
+    """The agent is not published, and only one that is was to be granted."""
+
+    reason = Reason.REASON_AGENT_NOT_PUBLISHED
+
+
+class Pair(NamedTuple):
+    """A user and an agent of a workspace that is known."""
+
+    user_id: str
+    agent_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,60 +80,84 @@ class Grant:
     granted_by: str
     granted_at: datetime
 
-    def __post_init__(self) -> None:
-        if self.expires_at is not None and self.expires_at <= self.granted_at:
-            raise InvalidField("grant.expire_time", "must lie in the future")
+    def counts(self, at: datetime) -> bool:
+        """Whether it has not expired."""
+        return self.expires_at is None or self.expires_at > at
 
 
-class Reason(enum.Enum):
-    """Why a check is answered as it is."""
+class Condition(enum.Enum):
+    """What must be so with the grant of a pair before it is changed. One that has expired is none."""
 
-    GRANT = "there is a grant"
-    ROLE = "the role implies use"
-    NO_GRANT = "there is no grant"
-    EXPIRED = "the grant has expired"
-    WORKSPACE_UNKNOWN = "no such workspace"
-    USER_UNKNOWN = "no such user"
-    AGENT_UNKNOWN = "no such agent"
+    ANY = "any"
+    ABSENT = "there must be none"
+    PRESENT = "there must be one"
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """All that the rule asks, as it was at one moment. `role` is None where there is no such user."""
+class Standing(NamedTuple):
+    """What there is of a pair at one moment, read under the workspace's lock. `agent_state` is None if there is no agent."""
 
-    workspace_lives: bool
-    role: Role | None
-    agent_lives: bool
-    granted: bool
-    expires_at: datetime | None
+    user_lives: bool
+    agent_state: AgentState | None
+    grant: Grant | None
     at: datetime
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """The answer of a check; `expires_at` is set where it will change by itself."""
+class RevokeOrder:
+    """One pair whose grant is to be taken away. `field` is the path of the item, up to the names of its fields."""
 
-    reason: Reason
-    expires_at: datetime | None = None
+    key: GrantKey
+    condition: Condition
+    field: str
 
-    @property
-    def allowed(self) -> bool:
-        return self.reason in (Reason.GRANT, Reason.ROLE)
+    def admit(self, standing: Standing) -> None:
+        """Raises UserUnknown, AgentUnknown, GrantConditionFailed, each with the path of the field."""
+        if not standing.user_lives:
+            raise _of(f"{self.field}user_id", UserUnknown(self.key.user))
+        if standing.agent_state is None:
+            raise _of(f"{self.field}agent_id", AgentUnknown(self.key.agent))
+        granted = standing.grant is not None and standing.grant.counts(standing.at)
+        if self.condition is not Condition.ANY and granted is not (self.condition is Condition.PRESENT):
+            told = f"of {self.key.user_id!r} and {self.key.agent_id!r}: {self.condition.value}"
+            refusal = GrantConditionFailed(f"the grant {told}", granted=str(granted).lower())
+            raise _of(f"{self.field}grant_condition", refusal)
 
 
-def judge(facts: Facts) -> Verdict:
-    """The rule. To whom nothing is granted, a missing agent looks like one that was not granted."""
-    if not facts.workspace_lives:
-        return Verdict(Reason.WORKSPACE_UNKNOWN)
-    if facts.role is None:
-        return Verdict(Reason.USER_UNKNOWN)
-    if facts.role.implies_use:
-        return Verdict(Reason.ROLE if facts.agent_lives else Reason.AGENT_UNKNOWN)
-    if not facts.agent_lives or not facts.granted:
-        return Verdict(Reason.NO_GRANT)
-    if facts.expires_at is not None and facts.expires_at <= facts.at:
-        return Verdict(Reason.EXPIRED)
-    return Verdict(Reason.GRANT, facts.expires_at)
+@dataclass(frozen=True, slots=True)
+class GrantOrder(RevokeOrder):
+    """One pair to be granted, until `expires_at` if that is set."""
+
+    expires_at: datetime | None
+    only_published: bool
+
+    def admit(self, standing: Standing) -> None:
+        """Raises the same, and InvalidField (the expiry), AgentGone, AgentNotPublished."""
+        RevokeOrder.admit(self, standing)
+        if standing.agent_state is AgentState.GONE:
+            gone = AgentGone(f"the agent {self.key.agent_id!r} is gone", agent_id=self.key.agent_id)
+            raise _of(f"{self.field}agent_id", gone)
+        if self.only_published and standing.agent_state is not AgentState.PUBLISHED:
+            told = f"the agent {self.key.agent_id!r} is {standing.agent_state}"
+            raise _of(f"{self.field}agent_condition", AgentNotPublished(told, agent_id=self.key.agent_id))
+        self.check_expiry(standing.at)
+
+    def check_expiry(self, at: datetime) -> None:
+        """Raises InvalidField unless the grant, if it expires, does so in the future, and not in another life."""
+        if self.expires_at is not None and not at < self.expires_at <= at + _AHEAD_MAX:
+            raise InvalidField(f"{self.field}expire_time", f"must lie in the future, at most {_AHEAD_MAX.days} days ahead")
+
+
+def _of(field: str, refusal: Refusal) -> Refusal:
+    """The refusal, saying which item it is of."""
+    refusal.metadata["field"] = field
+    return refusal
+
+
+class Granted(NamedTuple):
+    """A grant as it stands, and whether it was changed."""
+
+    grant: Grant
+    changed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,21 +169,41 @@ class GrantQuery:
     agent_id: str | None
 
 
+class RouterWait(Protocol):
+    """Knows what routers may still answer."""
+
+    async def until_all(self, revision: Revision) -> Waited:
+        """Returns when no router answers from before this revision, which is committed."""
+        ...
+
+
 class Permissions(Protocol):
-    """The grants that are kept, and the facts that the rule asks."""
+    """The grants that are kept. Orders are all of one workspace and of different pairs: all are done, or none."""
 
-    async def grant(self, key: GrantKey, expires_at: datetime | None, attempt: Attempt, answer: Answer[Grant]) -> bytes:
-        """Raises WorkspaceUnknown, UserUnknown, AgentUnknown, InvalidField (the expiry is past)."""
+    async def grant(
+        self, workspace_id: str, orders: Sequence[GrantOrder], attempt: Attempt, answer: Answer[Sequence[Granted]]
+    ) -> bytes:
+        """Raises WorkspaceUnknown, and what an order does not admit."""
         ...
 
-    async def revoke(self, key: GrantKey, attempt: Attempt, answer: Answer[bool]) -> bytes:
-        """Answers whether there was a grant to take away. Raises WorkspaceUnknown, UserUnknown, AgentUnknown."""
+    async def revoke(
+        self,
+        workspace_id: str,
+        orders: Sequence[RevokeOrder],
+        attempt: Attempt,
+        answer: Answer[Sequence[bool]],
+        *,
+        wait: bool,
+    ) -> bytes:
+        """Answers of each whether there was a grant to take away. `wait`: routers shall acknowledge it.
+
+        Raises WorkspaceUnknown, and what an order does not admit.
+        """
         ...
 
-    async def facts(self, key: GrantKey, least: Revision | None) -> Read[Facts]:
-        """What the rule asks, not older than `least`. Raises RevisionNotReached, HistoryChanged."""
-        ...
+    async def list(self, query: GrantQuery, after: tuple[str, str], size: int, least: Revision | None) -> Page[Grant]:
+        """Up to `size` grants that count now and follow the pair of ids `after`.
 
-    async def list(self, query: GrantQuery, after: tuple[str, str], size: int) -> Page[Grant]:
-        """Up to `size` grants that count now and follow the pair of ids `after`. Raises WorkspaceUnknown."""
+        Raises WorkspaceUnknown, RevisionNotReached, HistoryChanged.
+        """
         ...

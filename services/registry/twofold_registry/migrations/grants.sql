@@ -10,6 +10,8 @@ GRANT SELECT, INSERT ON registry.usage_events, registry.audit_entries TO {applic
 GRANT SELECT, INSERT ON registry.usage_keys, registry.usage_adjustments, registry.invoices, registry.invoice_lines TO {application};
 GRANT SELECT, INSERT, UPDATE ON registry.usage_sums, registry.usage_totals, registry.usage_caps TO {application};
 GRANT INSERT ON registry.changes TO {application};
+-- Of no tenant: whether the router that asks is registered is seen by the statement that answers it.
+GRANT SELECT ON registry.watchers TO {application};
 GRANT SELECT, INSERT, UPDATE ON registry.sessions TO {application};
 
 -- The system: what belongs to none.

@@ -1,35 +1,33 @@
--- name: check_facts
--- One statement, so that the revision is that of all facts beside it.
-SELECT CASE WHEN h.fingerprint = registry.fingerprint() THEN h.epoch END AS epoch, h.revision AS head_revision, now() AS at,
-    w.workspace_id IS NOT NULL AS workspace_lives,
-    u.role,
-    a.agent_id IS NOT NULL AS agent_lives,
-    g.agent_id IS NOT NULL AS granted,
-    g.expires_at
-FROM registry.registry_head h
-LEFT JOIN registry.workspaces w ON w.workspace_id = $1 AND w.deleted_at IS NULL
-LEFT JOIN registry.users u ON u.workspace_id = $1 AND u.user_id = $2 AND u.deleted_at IS NULL
-LEFT JOIN registry.agents a ON a.workspace_id = $1 AND a.agent_id = $3 AND a.deleted_at IS NULL
-LEFT JOIN registry.grants g ON g.workspace_id = $1 AND g.user_id = $2 AND g.agent_id = $3;
+-- name: pairs_with_grants
+-- Whether user and agent of each pair live, and its grant. Read under the workspace's lock.
+SELECT u.user_id IS NOT NULL AS user_lives, a.state AS agent_state, g.expires_at, g.granted_by, g.granted_at, now() AS at
+FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS asked (user_id, agent_id, place)
+LEFT JOIN LATERAL (
+    SELECT user_id FROM registry.users
+    WHERE workspace_id = $1 AND user_id = asked.user_id AND deleted_at IS NULL LIMIT 1
+) u ON true
+LEFT JOIN LATERAL (
+    SELECT state FROM registry.agents
+    WHERE workspace_id = $1 AND agent_id = asked.agent_id AND deleted_at IS NULL LIMIT 1
+) a ON true
+LEFT JOIN LATERAL (
+    SELECT expires_at, granted_by, granted_at FROM registry.grants
+    WHERE workspace_id = $1 AND user_id = asked.user_id AND agent_id = asked.agent_id LIMIT 1
+) g ON true
+ORDER BY asked.place;
 
--- name: pair_with_grant
--- Whether user and agent live, and the grant of the pair. Read under the workspace's lock.
-SELECT u.user_id IS NOT NULL AS user_lives, a.agent_id IS NOT NULL AS agent_lives,
-    g.expires_at, g.granted_by, g.granted_at
-FROM (VALUES (true)) AS one (row)
-LEFT JOIN registry.users u ON u.workspace_id = $1 AND u.user_id = $2 AND u.deleted_at IS NULL
-LEFT JOIN registry.agents a ON a.workspace_id = $1 AND a.agent_id = $3 AND a.deleted_at IS NULL
-LEFT JOIN registry.grants g ON g.workspace_id = $1 AND g.user_id = $2 AND g.agent_id = $3;
-
--- name: put_grant
+-- name: put_grants
 INSERT INTO registry.grants (workspace_id, user_id, agent_id, expires_at, granted_by, granted_at, revision)
-VALUES ($1, $2, $3, $4, $5, $6, $7)
+SELECT $1, new.user_id, new.agent_id, new.expires_at, $5::text, $6::timestamptz, $7::bigint
+FROM unnest($2::text[], $3::text[], $4::timestamptz[]) AS new (user_id, agent_id, expires_at)
 ON CONFLICT (workspace_id, user_id, agent_id) DO UPDATE
 SET expires_at = excluded.expires_at, granted_by = excluded.granted_by, granted_at = excluded.granted_at,
     revision = excluded.revision;
 
--- name: delete_grant
-DELETE FROM registry.grants WHERE workspace_id = $1 AND user_id = $2 AND agent_id = $3;
+-- name: delete_grants
+DELETE FROM registry.grants g
+USING unnest($2::text[], $3::text[]) AS old (user_id, agent_id)
+WHERE g.workspace_id = $1 AND g.user_id = old.user_id AND g.agent_id = old.agent_id;
 
 -- name: list_grants
 SELECT g.workspace_id, g.user_id, g.agent_id, g.expires_at, g.granted_by, g.granted_at
