@@ -49,7 +49,7 @@ class Pod:
     marked_by: str
 
     def judge(self, asked: Incarnation) -> PodState:
-        """The verdict on one of its incarnations. One that is newer than all that are known is of a history that was lost."""
+        """The verdict on one of its incarnations. One newer than all that are known is of a history that was lost."""
         if asked > self.incarnation:
             return PodState.UNKNOWN
         return self.state if asked == self.incarnation else PodState.DEAD

@@ -52,9 +52,13 @@ class Sweeps:
         for sweep in self._sweeps:
             try:
                 await self._run(sweep)
+            except Refusal as refusal:
+                if self._failing_anew(sweep):
+                    self._logger.warning("a sweep waits", what=sweep.what, reason=refusal.message)
             except Exception as error:
                 # Whatever it was, the next round must come: the loop may not die.
-                self._tell(sweep, error)
+                if self._failing_anew(sweep):
+                    self._logger.error("a sweep failed", what=sweep.what, exc_info=error)
             else:
                 self._failing.discard(sweep.what)
 
@@ -65,15 +69,11 @@ class Sweeps:
             if count < AT_ONCE:
                 return
 
-    def _tell(self, sweep: Sweep, error: Exception) -> None:
-        """Once, until it has gone well again."""
-        if sweep.what in self._failing:
-            return
+    def _failing_anew(self, sweep: Sweep) -> bool:
+        """That it fails is told once, until it has gone well again."""
+        anew = sweep.what not in self._failing
         self._failing.add(sweep.what)
-        if isinstance(error, Refusal):
-            self._logger.warning("a sweep waits", what=sweep.what, reason=error.message)
-        else:
-            self._logger.error("a sweep failed", what=sweep.what, exc_info=error)
+        return anew
 
     @contextlib.asynccontextmanager
     async def repeated(self) -> AsyncIterator[None]:
@@ -88,5 +88,5 @@ class Sweeps:
 
     async def _repeat(self) -> None:
         while True:
-            await asyncio.sleep(self._period_s * random.uniform(0.8, 1.2))  # noqa: S311  (nobody is to guess it)
+            await asyncio.sleep(self._period_s * random.uniform(0.8, 1.2))
             await self.round()

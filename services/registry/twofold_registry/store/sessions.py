@@ -10,7 +10,7 @@ from twofold_chassis.postgres import Connection, Pool
 from twofold_registry.pods import Incarnation
 from twofold_registry.resources import Page
 from twofold_registry.revisions import Revision
-from twofold_registry.sessions import Closing, CloseReason, Holding, Place, Session, SessionQuery, Tenure
+from twofold_registry.sessions import CloseReason, Closing, Holding, Place, Session, SessionQuery, Tenure
 from twofold_registry.store import rows
 from twofold_registry.store.reads import Reads
 from twofold_registry.store.statements import STATEMENTS

@@ -8,7 +8,7 @@ from twofold_chassis import fields
 from twofold_chassis.refusals import InvalidField, InvalidPageToken
 from twofold_registry.resources import Page
 from twofold_registry.revisions import Revision, revision_of
-from twofold_registry.sessions import Closing, CloseReason, Holding, Place, Session, SessionQuery, Tenure
+from twofold_registry.sessions import CloseReason, Closing, Holding, Place, Session, SessionQuery, Tenure
 from twofold_registry.wire import pages
 from twofold_registry.wire.pods import incarnation, incarnation_message
 
