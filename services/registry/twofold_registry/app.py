@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
 from typing import Any
 
 import structlog
@@ -77,6 +78,7 @@ async def registry(settings: Settings) -> AsyncIterator[Running]:
         routers = Routers(PostgresRegistrations(system), lease_s=settings.registry.lease_ms / 1000)
         watching = Watching(PostgresFeed(system), routers, watchers_max=settings.registry.watchers_max)
         requests = Requests("registry", is_swept=True)
+        grace = timedelta(days=settings.registry.purge_after_days)
         changes = Changes(pool, requests, made=watching.wake)
         metrics = CollectorRegistry()
         sweeps = Sweeps(postgres_sweeps(system, settings.registry, requests), metrics)
@@ -84,11 +86,11 @@ async def registry(settings: Settings) -> AsyncIterator[Running]:
         faces = [
             _face(
                 "Workspace",
-                WorkspaceService(PostgresWorkspaces(reads, changes, system)),
+                WorkspaceService(PostgresWorkspaces(reads, changes, grace, Reads(system))),
                 add_WorkspaceServiceServicer_to_server,
             ),
-            _face("User", UserService(PostgresUsers(reads, changes)), add_UserServiceServicer_to_server),
-            _face("Agent", AgentService(PostgresAgents(reads, changes, policy)), add_AgentServiceServicer_to_server),
+            _face("User", UserService(PostgresUsers(reads, changes, grace)), add_UserServiceServicer_to_server),
+            _face("Agent", AgentService(PostgresAgents(reads, changes, grace, policy)), add_AgentServiceServicer_to_server),
             _face(
                 "Permission",
                 PermissionService(PostgresPermissions(reads, changes), checks, routers),

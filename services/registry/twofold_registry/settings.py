@@ -78,6 +78,10 @@ class RegistrySettings(ListenSettings):
         private = private_key(secret.get_secret_value()) if secret else None
         return AuditKeys(private, [public_key(value) for value in self.audit_former_keys])
 
+    purge_after_days: int = Field(
+        default=30, ge=1, le=3650, description="days that deleted workspaces, users and agents can be restored"
+    )
+
     @field_validator("url_suffixes")
     @classmethod
     def _are_names(cls, values: tuple[str, ...]) -> tuple[str, ...]:
