@@ -45,8 +45,8 @@ from twofold_registry.store.sweeps import postgres_sweeps
 from twofold_registry.store.usage import PostgresUsage
 from twofold_registry.store.users import PostgresUsers
 from twofold_registry.store.workspaces import PostgresWorkspaces
-from twofold_registry.urls import UrlPolicy
 from twofold_registry.sweeps import Sweeps
+from twofold_registry.urls import UrlPolicy
 from twofold_registry.usage_service import UsageService
 from twofold_registry.user_service import UserService
 from twofold_registry.watching import Watching
@@ -81,7 +81,9 @@ async def registry(settings: Settings) -> AsyncIterator[Running]:
         grace = timedelta(days=settings.registry.purge_after_days)
         changes = Changes(pool, requests, made=watching.wake)
         metrics = CollectorRegistry()
-        sweeps = Sweeps(postgres_sweeps(system, settings.registry, requests), metrics)
+        sweeps = Sweeps(
+            postgres_sweeps(system, settings.registry, requests), metrics, period_s=settings.registry.sweep_period_s
+        )
         checks = PostgresChecks(pool, reads)
         faces = [
             _face(

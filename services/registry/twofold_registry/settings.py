@@ -21,6 +21,9 @@ class RegistrySettings(ListenSettings):
         description="how long routers may answer from what they know; the same as theirs: who waits for all waits so long",
     )
     watchers_max: int = Field(default=1000, ge=1, description="how many may follow all changes at this process")
+    sweep_period_s: float = Field(
+        default=10.0, gt=0, le=3600, description="how often this process looks for what can be cleared away"
+    )
     changes_kept_s: int = Field(
         default=3600, ge=600, description="for how long changes are kept for those who follow them and were away"
     )
@@ -60,8 +63,9 @@ class RegistrySettings(ListenSettings):
     @field_validator("audit_signing_key")
     @classmethod
     def _is_private_key(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None:
-            private_key(value.get_secret_value())
+        if value is None or not value.get_secret_value():
+            return None
+        private_key(value.get_secret_value())
         return value
 
     @field_validator("audit_former_keys")

@@ -14,7 +14,6 @@ from twofold_chassis.refusals import Refusal
 AT_ONCE = 500
 """Rows of one transaction."""
 _TURNS_MAX = 100
-_PERIOD_S = 10.0
 
 
 class SweepSettings(Protocol):
@@ -38,7 +37,7 @@ class Sweep(NamedTuple):
 class Sweeps:
     """Sweeps everything there is to sweep, now and again."""
 
-    def __init__(self, sweeps: Sequence[Sweep], metrics: CollectorRegistry, *, period_s: float = _PERIOD_S) -> None:
+    def __init__(self, sweeps: Sequence[Sweep], metrics: CollectorRegistry, *, period_s: float = 10.0) -> None:
         self._sweeps = sweeps
         self._period_s = period_s
         self._failing: set[str] = set()
