@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--kill-redis", action="store_true", help="with --transcripts: kill -9 Redis halfway")
 
     _add_transfers(commands)
+    _add_audit(commands)
 
     commands.add_parser("migrate", help="bring the schemas of DATABASE__URL up to date")
 
@@ -75,6 +76,24 @@ def _add_transfers(commands: "argparse._SubParsersAction[argparse.ArgumentParser
         )
 
 
+def _add_audit(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    audit = commands.add_parser("audit", help="verify, export and sign what the registry tells of every change")
+    kinds = audit.add_subparsers(dest="audit", required=True)
+    verify = kinds.add_parser("verify", help="have the service verify a workspace's chain; exit status 0 if it is whole")
+    verify.add_argument("--head", type=Path, metavar="FILE", help="a head from `twofold audit head` that it must still hold")
+    export = kinds.add_parser("export", help="every entry as a line of JSON, oldest first")
+    head = kinds.add_parser("head", help="the end of the chain, signed, as JSON: keep it where operators cannot change it")
+    for command in (verify, export, head):
+        command.add_argument("workspace", metavar="WORKSPACE", help="the workspace")
+        command.add_argument("--target", default="", metavar="HOST:PORT", help="the registry (default: 127.0.0.1:50051)")
+    for command in (export, head):
+        command.add_argument("file", type=Path, metavar="FILE", nargs="?", help="default: standard output")
+    file = kinds.add_parser("verify-file", help="verify an exported file, without any service")
+    file.add_argument("file", type=Path, metavar="FILE")
+    file.add_argument("--head", type=Path, metavar="FILE", help="a head that the file must hold")
+    file.add_argument("--key", default="", metavar="BASE64", help="the public key (default: the one in the head's file)")
+
+
 # Each command imports what it needs: `twofold health` runs every few seconds in a container.
 
 
@@ -88,6 +107,8 @@ def _command(chosen: argparse.Namespace, console: Console) -> Coroutine[Any, Any
             return _import(chosen, console)
         case "export":
             return _export(chosen, console)
+        case "audit":
+            return _audit(chosen, console)
         case "migrate":
             return _migrate(console)
         case _:
@@ -143,6 +164,21 @@ async def _export(chosen: argparse.Namespace, console: Console) -> int:
         include_service_fields=chosen.service_fields,
     )
     return await export_file(console, chosen.file, target=chosen.target or MEMORY, request=request)
+
+
+async def _audit(chosen: argparse.Namespace, console: Console) -> int:
+    from twofold.client import REGISTRY
+    from twofold_cli import audit
+
+    match chosen.audit:
+        case "verify":
+            return await audit.verify(console, chosen.workspace, target=chosen.target or REGISTRY, head=chosen.head)
+        case "export":
+            return await audit.export(chosen.workspace, chosen.file, target=chosen.target or REGISTRY)
+        case "head":
+            return await audit.export_head(chosen.workspace, chosen.file, target=chosen.target or REGISTRY)
+        case _:
+            return audit.verify_file(console, chosen.file, head=chosen.head, key=chosen.key)
 
 
 async def _migrate(console: Console) -> int:

@@ -19,9 +19,10 @@ from twofold_cli.embedded.server import EmbeddedServer
 from twofold_cli.environment import bare_environment, person_environment, settled
 from twofold_cli.migrate import migrate_all
 from twofold_cli.rooms import Rooms, named_ports, places_of, rooms_of
-from twofold_cli.stack_folder import FOLDER, ephemeral_folder, hold, ready_folder
+from twofold_cli.stack_folder import FOLDER, audit_key, ephemeral_folder, hold, ready_folder
 
 PEERS = {"ROUTER__REGISTRY_TARGET": "registry", "ROUTER__MEMORY_TARGET": "memory"}
+AUDIT_KEY = "REGISTRY__AUDIT_SIGNING_KEY"
 # A service that takes longer to end has calls under way.
 _QUIET_S = 1.0
 _PING_S = 2.0
@@ -40,6 +41,7 @@ class Stack:
         # A server that the environment names is used, and is not ours to start, kill or stop.
         self._postgres = None if "DATABASE__URL" in named else EmbeddedPostgres(folder / "postgres")
         self._redis = None if "REDIS__HOST" in named else EmbeddedRedis(folder / "redis")
+        self._audit_key = named.get(AUDIT_KEY) or audit_key(folder)
         places = places_of(rooms, ephemeral=ephemeral)
         self.registry, self.memory, self.router = (
             ServiceProcess(
@@ -92,6 +94,7 @@ class Stack:
             environment["DATABASE__URL"] = self._postgres.app_url
             environment["DATABASE__MIGRATE_URL"] = self._postgres.owner_url
             environment["DATABASE__SYSTEM_URL"] = environment["DATABASE__DIRECT_URL"] = self._postgres.system_url
+        environment[AUDIT_KEY] = self._audit_key
         if self._redis is not None:
             environment["REDIS__HOST"] = self._redis.host
             environment["REDIS__PORT"] = str(self._redis.port)

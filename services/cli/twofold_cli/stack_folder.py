@@ -1,6 +1,8 @@
 """The folder of a stack: nobody else's, changed only where we made it, used by one stack at a time."""
 
+import base64
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -15,6 +17,8 @@ from twofold_cli.embedded.processes import is_alive
 FOLDER = Path(".twofold")
 # Says that a folder is ours, and is the lock on it.
 MARKER = ".twofold-stack"
+# 0600, ours.
+AUDIT_KEY = "audit.key"
 
 
 def ready_folder(folder: Path) -> Path:
@@ -56,6 +60,23 @@ async def hold(folder: Path, undo: AsyncExitStack, *, drain_s: float, warn: Call
     sign(lock, os.getpid())
     make_folder(folder / "logs", 0o700)
     return lock
+
+
+def audit_key(folder: Path) -> str:
+    """The key that signs heads of the audit: of this stack alone, made at its first start and kept. Raises StartError."""
+    path = folder / AUDIT_KEY
+    try:
+        if not path.exists():
+            draft = path.with_suffix(".draft")
+            draft.unlink(missing_ok=True)
+            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as target:
+                target.write(base64.b64encode(secrets.token_bytes(32)).decode())
+                target.flush()
+                os.fsync(target.fileno())
+            draft.replace(path)
+        return path.read_text()
+    except OSError as error:
+        raise StartError(f"{path}, which holds the key of the audit, cannot be used: {error.strerror or error}") from None
 
 
 def _mode() -> int:
