@@ -14,8 +14,8 @@ from twofold.errors.v1.reason_pb2 import Reason
 from twofold.registry.v1 import agent_pb2, user_pb2, workspace_pb2
 from twofold.registry.v1 import permission_pb2 as pb
 from twofold_chassis import fields
-from twofold_registry import permissions
-from twofold_registry.permissions import Facts, judge
+from twofold_registry.checks import Facts, Verdict, judge
+from twofold_registry.checks import Reason as Why
 from twofold_registry.revisions import Revision, revision_of
 from twofold_registry.users import Role
 
@@ -27,8 +27,11 @@ NOW = datetime(2030, 1, 1, tzinfo=UTC)
     some.builds(
         Facts,
         workspace_lives=some.booleans(),
+        workspace_suspended=some.booleans(),
         role=some.sampled_from([None, *Role]),
+        user_suspended=some.booleans(),
         agent_lives=some.booleans(),
+        agent_gone=some.booleans(),
         granted=some.booleans(),
         expires_at=some.sampled_from([None, NOW - timedelta(1), NOW, NOW + timedelta(microseconds=1)]),
         at=some.just(NOW),
@@ -37,12 +40,17 @@ NOW = datetime(2030, 1, 1, tzinfo=UTC)
 def test_the_rule(facts: Facts) -> None:
     verdict = judge(facts)
     all_exist = facts.workspace_lives and facts.role is not None and facts.agent_lives
+    none_is_out = not (facts.workspace_suspended or facts.user_suspended or facts.agent_gone)
     is_valid = facts.granted and (facts.expires_at is None or facts.expires_at > NOW)
-    assert verdict.allowed == (all_exist and (facts.role in (Role.OWNER, Role.ADMIN) or is_valid))
-    if verdict.reason is permissions.Reason.AGENT_UNKNOWN:
-        assert facts.role in (Role.OWNER, Role.ADMIN)
+    may = facts.role in (Role.OWNER, Role.ADMIN) or is_valid
+    assert verdict.allowed == (all_exist and none_is_out and may)
+    if verdict.reason in (Why.AGENT_UNKNOWN, Why.AGENT_GONE):
+        assert may
+    if not facts.agent_lives and facts.role not in (Role.OWNER, Role.ADMIN):
+        # Whoever is granted nothing learns nothing of agents: neither that one is there nor that one was.
+        assert verdict == judge(facts._replace(agent_gone=False))
     if verdict.expires_at is not None:
-        assert verdict.reason is permissions.Reason.GRANT
+        assert verdict == Verdict(True, Why.GRANT, facts.expires_at)
 
 
 @pytest.fixture

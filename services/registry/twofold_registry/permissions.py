@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple, Protocol
 
 from twofold_chassis.refusals import FailedPrecondition, InvalidField, Reason, Refusal
 from twofold_chassis.requests import Attempt
-from twofold_registry.agents import AgentKey, AgentState, AgentUnknown
+from twofold_registry.agents import AgentGone, AgentKey, AgentState, AgentUnknown
 from twofold_registry.resources import Answer, Page
 from twofold_registry.revisions import Revision
 from twofold_registry.routers import Waited
@@ -22,12 +22,6 @@ class GrantConditionFailed(FailedPrecondition):
     """There is a grant and there was to be none, or the reverse."""
 
     reason = Reason.REASON_GRANT_CONDITION
-
-
-class AgentGone(FailedPrecondition):
-    """The agent was declared gone: there will be nothing to use."""
-
-    reason = Reason.REASON_AGENT_GONE
 
 
 class AgentNotPublished(FailedPrecondition):
@@ -134,8 +128,7 @@ class GrantOrder(RevokeOrder):
         """Raises the same, and InvalidField (the expiry), AgentGone, AgentNotPublished."""
         RevokeOrder.admit(self, standing)
         if standing.agent_state is AgentState.GONE:
-            gone = AgentGone(f"the agent {self.key.agent_id!r} is gone", agent_id=self.key.agent_id)
-            raise _of(f"{self.field}agent_id", gone)
+            raise _of(f"{self.field}agent_id", AgentGone(self.key.agent))
         if self.only_published and standing.agent_state is not AgentState.PUBLISHED:
             told = f"the agent {self.key.agent_id!r} is {standing.agent_state}"
             raise _of(f"{self.field}agent_condition", AgentNotPublished(told, agent_id=self.key.agent_id))
