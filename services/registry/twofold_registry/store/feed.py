@@ -30,6 +30,7 @@ from twofold_registry.wire.workspaces import workspace_bytes
 CHANNEL = "twofold_registry"
 _STATES_AT_ONCE = 2
 _STATE_ROWS = 200
+_TURN_S_MAX = 10.0
 _STATE_S_MAX = 300.0
 _REGISTERED = timedelta(seconds=REGISTERED_S)
 _AGAIN_S = 1.0
@@ -65,9 +66,12 @@ class PostgresFeed:
 
     @contextlib.asynccontextmanager
     async def state(self) -> AsyncIterator[tuple[Place, AsyncIterator[Sequence[Thing]]]]:
-        if self._states.locked():
-            raise Overloaded("too many are reading everything", retry_after_s=5.0)
-        async with self._states, asyncio.timeout(_STATE_S_MAX) as limit:
+        try:
+            async with asyncio.timeout(_TURN_S_MAX):
+                await self._states.acquire()
+        except TimeoutError:
+            raise Overloaded("too many are reading everything", retry_after_s=5.0) from None
+        async with asyncio.timeout(_STATE_S_MAX) as limit:
             try:
                 async with postgres.snapshot(self._system) as connection:
                     row = await connection.fetchrow(STATEMENTS["feed_place"])
@@ -79,6 +83,8 @@ class PostgresFeed:
                 if limit.expired():
                     raise Overloaded("everything was not taken within five minutes", retry_after_s=5.0) from None
                 raise
+            finally:
+                self._states.release()
 
     async def _row(self, statement: str, *values: object) -> Record:
         return (await self._rows(statement, *values))[0]

@@ -1,0 +1,549 @@
+"""Following all changes: each once, in order, without a gap; and what is told when that cannot be."""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import grpc
+import pytest
+
+from tests.databases import settings_of_database
+from tests.registry.stubs import Connection, Registry, invalid, refused, settings_of
+from twofold.errors.v1.reason_pb2 import Reason
+from twofold.registry.v1 import agent_pb2, change_pb2, permission_pb2, user_pb2, workspace_pb2
+from twofold_chassis import postgres
+from twofold_chassis.settings import DatabaseSettings
+from twofold_cli.embedded.postgres import EmbeddedPostgres
+from twofold_registry.app import registry
+from twofold_registry.revisions import revision_of
+from twofold_registry.routers import Routers
+from twofold_registry.store.feed import PostgresFeed, PostgresRegistrations
+from twofold_registry.watching import SLOW, Changed, Checkpoint, Command, Leave, Open, Watching
+
+WAIT_S = 60
+LEASE_MS = 400
+
+
+class Watcher:
+    """Follows all changes as the contract says, and keeps a copy of everything."""
+
+    def __init__(self, api: Registry, *, router: str = "", half_closed: bool = False) -> None:
+        self._api = api
+        self._router = router
+        self._half_closed = half_closed
+        self.place: change_pb2.WatchPlace | None = None
+        self.copy: dict[tuple[str, ...], Any] = {}
+        self.seen: list[int] = []
+        self.started: change_pb2.WatchStart | None = None
+        self.waits: list[int] = []
+
+    @contextlib.asynccontextmanager
+    async def watching(self, *, state: bool = True) -> AsyncIterator["Watcher"]:
+        order = change_pb2.WatchOpen(state=state)
+        if self.place is not None:
+            order.place.CopyFrom(self.place)
+        if self._router:
+            order.router.CopyFrom(change_pb2.WatchRouter(router_id=self._router, incarnation="1"))
+        self.call = self._api.changes.Watch()
+        await self.call.write(change_pb2.WatchRequest(open=order))
+        if self._half_closed:
+            await self.call.done_writing()
+        try:
+            self._dropped = False
+            await self.until("start")
+            yield self
+        finally:
+            self.call.cancel()
+
+    async def say(self, **command: Any) -> None:
+        await self.call.write(change_pb2.WatchRequest(**command))
+
+    async def until(self, kind: str) -> Any:
+        """Applies what is told up to the first of this kind."""
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                told = await self.call.read()
+                assert told is not grpc.aio.EOF, await self.call.details()
+                self._apply(told)
+                if told.WhichOneof("told") == kind:
+                    return getattr(told, kind)
+
+    async def caught_up(self, nonce: int = 7) -> change_pb2.WatchCheckpoint:
+        """Everything that was committed before is applied."""
+        await self.say(ping=change_pb2.WatchPing(nonce=nonce))
+        while (checkpoint := await self.until("checkpoint")).nonce != nonce:
+            pass
+        return checkpoint
+
+    def _apply(self, told: change_pb2.WatchResponse) -> None:
+        match told.WhichOneof("told"):
+            case "state":
+                if not self._dropped:
+                    self._dropped = True
+                    self.copy.clear()
+                for item in told.state.items:
+                    self._keep(item)
+            case "start":
+                self.started = told.start
+                self.place = told.start.place
+            case "change":
+                assert self.place is not None
+                change = told.change
+                assert change.revision == self.place.revision + 1
+                assert change.items
+                self.seen.append(change.revision)
+                self.place = change_pb2.WatchPlace(epoch=self.place.epoch, revision=change.revision, tag=change.tag)
+                if change.wait:
+                    self.waits.append(change.revision)
+                for item in change.items:
+                    self._keep(item)
+            case "checkpoint":
+                assert self.place is not None
+                assert (told.checkpoint.epoch, told.checkpoint.revision) == (self.place.epoch, self.place.revision)
+
+    def _keep(self, item: change_pb2.WatchItem) -> None:
+        kind = item.WhichOneof("resource")
+        if item.kind == change_pb2.WATCH_ITEM_KIND_PLAN:
+            return
+        family = {
+            change_pb2.WATCH_ITEM_KIND_WORKSPACE: "workspace",
+            change_pb2.WATCH_ITEM_KIND_USER: "user",
+            change_pb2.WATCH_ITEM_KIND_AGENT: "agent",
+            change_pb2.WATCH_ITEM_KIND_ROUTE: "agent",
+            change_pb2.WATCH_ITEM_KIND_PERMISSION: "grant",
+        }[item.kind]
+        key = (family, item.workspace_id, item.user_id, item.agent_id)
+        if kind is None:
+            self.copy.pop(key, None)
+        else:
+            self.copy[key] = getattr(item, kind)
+
+    def of(self, workspace_id: str) -> dict[tuple[str, ...], Any]:
+        """What the copy says is in a workspace; a deletion hides all within, and who has a copy applies that rule."""
+        if ("workspace", workspace_id, "", "") not in self.copy:
+            return {}
+        found = {key: value for key, value in self.copy.items() if key[1] == workspace_id}
+        return {
+            key: value
+            for key, value in found.items()
+            if key[0] != "grant"
+            or (("user", workspace_id, key[2], "") in found and ("agent", workspace_id, "", key[3]) in found)
+        }
+
+
+async def truth(api: Registry, workspace_id: str) -> dict[tuple[str, ...], Any]:
+    """What the registry itself says is in a workspace."""
+    try:
+        workspace = (
+            await api.workspaces.GetWorkspace(workspace_pb2.GetWorkspaceRequest(workspace_id=workspace_id))
+        ).workspace
+    except grpc.aio.AioRpcError as error:
+        if error.code() != grpc.StatusCode.NOT_FOUND:
+            raise
+        return {}
+    found: dict[tuple[str, ...], Any] = {("workspace", workspace_id, "", ""): workspace}
+    one_page = {"workspace_id": workspace_id, "page_size": 500}
+    for user in (await api.users.ListUsers(user_pb2.ListUsersRequest(**one_page))).users:
+        found["user", workspace_id, user.user_id, ""] = user
+    for agent in (await api.agents.ListAgents(agent_pb2.ListAgentsRequest(**one_page))).agents:
+        found["agent", workspace_id, "", agent.agent_id] = agent
+    for grant in (await api.permissions.ListGrants(permission_pb2.ListGrantsRequest(**one_page))).grants:
+        found["grant", workspace_id, grant.user_id, grant.agent_id] = grant
+    return found
+
+
+async def furnish(api: Registry, workspace_id: str) -> None:
+    await api.make_workspace(workspace_id)
+    for user in ("ann", "ben"):
+        await api.make_user(workspace_id, user)
+    for agent in ("helper", "other"):
+        await api.make_agent(workspace_id, agent)
+    await api.grant(workspace_id, "ann", "helper")
+
+
+async def revoke(api: Registry, workspace_id: str, user: str, agent: str, **values: Any) -> permission_pb2.RevokeResponse:
+    return await api.permissions.Revoke(
+        permission_pb2.RevokeRequest(workspace_id=workspace_id, user_id=user, agent_id=agent, **values)
+    )
+
+
+def number(token: bytes) -> int:
+    revision = revision_of(token, "token")
+    assert revision is not None
+    return revision.number
+
+
+async def test_who_begins_with_the_state_has_everything_and_then_every_change(api: Registry, workspace_id: str) -> None:
+    await furnish(api, workspace_id)
+    async with Watcher(api).watching() as watcher:
+        assert watcher.of(workspace_id) == await truth(api, workspace_id)
+        await revoke(api, workspace_id, "ann", "helper")
+        await api.make_user(workspace_id, "cleo")
+        await api.users.DeleteUser(user_pb2.DeleteUserRequest(workspace_id=workspace_id, user_id="ben"))
+        await watcher.caught_up()
+        assert watcher.of(workspace_id) == await truth(api, workspace_id)
+        assert {key[2] for key in watcher.of(workspace_id) if key[0] == "user"} == {"ann", "cleo"}
+
+
+async def test_a_ping_is_answered_with_what_was_committed_before_it(api: Registry, workspace_id: str) -> None:
+    await api.make_workspace(workspace_id)
+    async with Watcher(api).watching(state=False) as watcher:
+        for index in range(20):
+            answer = await api.users.CreateUser(
+                user_pb2.CreateUserRequest(
+                    user=user_pb2.User(workspace_id=workspace_id, user_id=f"u{index}", email=f"u{index}@acme.test")
+                )
+            )
+            checkpoint = await watcher.caught_up(nonce=index + 1)
+            assert checkpoint.revision >= number(answer.revision_token)
+            assert ("user", workspace_id, f"u{index}", "") in watcher.copy
+
+
+async def test_who_only_listens_hears_changes_and_that_nothing_happens(api: Registry, workspace_id: str) -> None:
+    async with Watcher(api, half_closed=True).watching(state=False) as watcher:
+        assert (await watcher.until("checkpoint")).nonce == 0
+        await api.make_workspace(workspace_id)
+        while ("workspace", workspace_id, "", "") not in watcher.copy:
+            await watcher.until("change")
+        await watcher.until("checkpoint")
+        await watcher.until("checkpoint")
+
+
+async def test_a_watch_goes_on_where_it_stood(api: Registry, workspace_id: str) -> None:
+    await api.make_workspace(workspace_id)
+    watcher = Watcher(api)
+    async with watcher.watching():
+        await watcher.caught_up()
+    await api.make_user(workspace_id, "ann")
+    await api.make_user(workspace_id, "ben")
+    async with watcher.watching():
+        assert watcher.started is not None
+        assert watcher.started.resumed
+        await watcher.caught_up()
+        assert {key[2] for key in watcher.of(workspace_id) if key[0] == "user"} == {"ann", "ben"}
+    assert watcher.seen == sorted(set(watcher.seen))
+
+
+async def test_a_place_of_a_past_that_was_rewritten_begins_a_new_epoch(api: Registry, workspace_id: str) -> None:
+    await api.make_workspace(workspace_id)
+    watcher = Watcher(api)
+    for wrong in (lambda place: setattr(place, "tag", place.tag ^ 1), lambda place: setattr(place, "revision", 2**40)):
+        async with watcher.watching():
+            await watcher.caught_up()
+        assert watcher.place is not None
+        epoch = watcher.place.epoch
+        wrong(watcher.place)
+        async with watcher.watching():
+            assert watcher.started is not None
+            assert not watcher.started.resumed
+            assert watcher.started.place.epoch > epoch
+            await watcher.caught_up()
+            assert watcher.of(workspace_id) == await truth(api, workspace_id)
+
+
+async def test_who_watches_while_the_epoch_ends_is_told_to_begin_anew(api: Registry, owner: Connection) -> None:
+    async with Watcher(api).watching() as watcher:
+        await watcher.caught_up()
+        await owner.execute("UPDATE registry.registry_head SET epoch = epoch + 1")
+        assert (await watcher.until("resync")).reason == change_pb2.WATCH_RESYNC_REASON_EPOCH
+        assert await watcher.call.read() is grpc.aio.EOF
+        assert await watcher.call.code() == grpc.StatusCode.OK
+
+
+@pytest.fixture
+async def alone(
+    postgres_server: EmbeddedPostgres, workspace_id: str
+) -> AsyncIterator[tuple[Registry, Connection, DatabaseSettings]]:
+    """A registry with a database of its own, as its owner sees it; with a short lease."""
+    database = settings_of_database(await postgres_server.create_database(workspace_id.replace("-", "_")))
+    async with contextlib.AsyncExitStack() as stack:
+        running = await stack.enter_async_context(registry(settings_of(database, lease_ms=LEASE_MS)))
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{running.port}"))
+        connection = await asyncpg.connect(database.owner_url.get_secret_value())
+        stack.push_async_callback(connection.close)
+        yield Registry(channel), connection, database
+
+
+Alone = tuple[Registry, Connection, DatabaseSettings]
+COMPACT = """
+    WITH gone AS (DELETE FROM registry.changes WHERE revision < (SELECT revision FROM registry.registry_head) RETURNING revision)
+    UPDATE registry.registry_head SET compacted = coalesce((SELECT max(revision) FROM gone), compacted)
+"""
+
+
+async def test_a_place_that_was_compacted_away_begins_anew_in_the_same_epoch(alone: Alone, workspace_id: str) -> None:
+    api, owner, _ = alone
+    watcher = Watcher(api)
+    await api.make_workspace(workspace_id)
+    async with watcher.watching():
+        await watcher.caught_up()
+    for user in ("ann", "ben", "cleo"):
+        await api.make_user(workspace_id, user)
+    await owner.execute(COMPACT)
+    assert watcher.place is not None
+    epoch = watcher.place.epoch
+    async with watcher.watching():
+        assert watcher.started is not None
+        assert not watcher.started.resumed
+        assert watcher.started.place.epoch == epoch
+        await watcher.caught_up()
+        assert watcher.of(workspace_id) == await truth(api, workspace_id)
+
+
+async def test_a_router_begins_with_the_changes_that_are_kept_and_a_missing_past_is_said(
+    alone: Alone, workspace_id: str
+) -> None:
+    api, owner, _ = alone
+    await furnish(api, workspace_id)
+    async with Watcher(api, router="r1").watching(state=False) as watcher:
+        await watcher.caught_up()
+        assert watcher.seen == list(range(1, 7))
+    await owner.execute(COMPACT)
+    async with Watcher(api, router="r1").watching(state=False) as watcher:
+        assert watcher.started is not None
+        assert watcher.started.place.revision == 5
+        await watcher.caught_up()
+        assert watcher.seen == [6]
+
+
+async def routers(api: Registry) -> list[change_pb2.RegisteredRouter]:
+    return list((await api.changes.ListRouters(change_pb2.ListRoutersRequest())).routers)
+
+
+async def test_a_router_is_registered_before_it_is_told_anything_and_until_it_leaves(alone: Alone) -> None:
+    api, _, _ = alone
+    async with Watcher(api, router="r1").watching(state=False) as watcher:
+        assert [router.router_id for router in await routers(api)] == ["r1"]
+        checkpoint = await watcher.caught_up()
+        assert 0 < checkpoint.registered_ms <= 60_000
+        assert checkpoint.routers == 1
+    assert [router.router_id for router in await routers(api)] == ["r1"]  # a stream that is lost is no end of it
+    async with Watcher(api, router="r1").watching(state=False) as watcher:
+        await watcher.say(leave=change_pb2.WatchLeave())
+        await watcher.caught_up()
+        assert await routers(api) == []
+
+
+async def test_a_registration_is_renewed_at_half_time_and_its_loss_ends_the_stream(alone: Alone) -> None:
+    api, owner, _ = alone
+    async with Watcher(api, router="r1").watching(state=False) as watcher:
+        await watcher.caught_up()
+        await owner.execute("UPDATE registry.watchers SET expires_at = now() + interval '20 seconds'")
+        await watcher.caught_up(8)
+        assert (await watcher.caught_up(9)).registered_ms > 30_000
+        await owner.execute("DELETE FROM registry.watchers")
+        await watcher.say(ping=change_pb2.WatchPing(nonce=10))
+        assert (await watcher.until("resync")).reason == change_pb2.WATCH_RESYNC_REASON_UNREGISTERED
+
+
+async def test_bad_commands_are_refused_by_field(api: Registry) -> None:
+    async def answers(*requests: change_pb2.WatchRequest) -> None:
+        call = api.changes.Watch()
+        for request in requests:
+            await call.write(request)
+        await call.done_writing()
+        async for _ in call:
+            pass
+
+    order = change_pb2.WatchRequest(open=change_pb2.WatchOpen())
+    ack = change_pb2.WatchRequest(ack=change_pb2.WatchAck(epoch=1, revision=1))
+    router = change_pb2.WatchRequest(open={"router": {"router_id": "bad-commands", "incarnation": "1"}})
+    for field, requests in {
+        "open": [[change_pb2.WatchRequest(ping=change_pb2.WatchPing(nonce=1))], [order, order], []],
+        "command": [[order, change_pb2.WatchRequest()]],
+        "ping.nonce": [[order, change_pb2.WatchRequest(ping=change_pb2.WatchPing())]],
+        "ack": [[order, ack]],
+        "leave": [[order, change_pb2.WatchRequest(leave=change_pb2.WatchLeave())]],
+        "ack.epoch": [[router, change_pb2.WatchRequest(ack=change_pb2.WatchAck(revision=1))]],
+        "open.place.epoch": [[change_pb2.WatchRequest(open={"place": {"revision": 1}})]],
+        "open.place.revision": [[change_pb2.WatchRequest(open={"place": {"epoch": 1, "revision": -1}})]],
+        "open.router.router_id": [[change_pb2.WatchRequest(open={"router": {"incarnation": "1"}})]],
+        "open.router.incarnation": [[change_pb2.WatchRequest(open={"router": {"router_id": "r"}})]],
+    }.items():
+        for told in requests:
+            with invalid(field):
+                await answers(*told)
+
+
+async def test_as_many_watch_at_a_process_as_may(database_settings: DatabaseSettings) -> None:
+    async with (
+        registry(settings_of(database_settings, watchers_max=1)) as running,
+        grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel,
+    ):
+        api = Registry(channel)
+        async with Watcher(api).watching(state=False):
+            with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.REASON_TOO_MANY):
+                call = api.changes.Watch()
+                await call.write(change_pb2.WatchRequest(open=change_pb2.WatchOpen()))
+                async for _ in call:
+                    pass
+
+
+async def test_changes_of_another_process_are_heard_at_once(alone: Alone, workspace_id: str) -> None:
+    """Without a ping, by Postgres' own word; the hint may be missed, so it is asked of many changes that some came early."""
+    api, _, database = alone
+    async with (
+        registry(settings_of(database)) as running,
+        grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel,
+        Watcher(Registry(channel), half_closed=True).watching(state=False) as watcher,
+    ):
+        await api.make_workspace(workspace_id)
+        for index in range(5):
+            await api.make_user(workspace_id, f"u{index}")
+            while ("user", workspace_id, f"u{index}", "") not in watcher.copy:
+                await watcher.until("change")
+
+
+async def fed(database: DatabaseSettings, stack: contextlib.AsyncExitStack) -> PostgresFeed:
+    pool = await postgres.open_pool(database.system, name="test")
+    stack.push_async_callback(postgres.close_pool, pool)
+    return PostgresFeed(pool)
+
+
+async def nobody_speaks() -> AsyncIterator[Command]:
+    await asyncio.Event().wait()
+    yield Leave()
+
+
+async def test_a_watcher_that_takes_nothing_is_told_so_and_cut_and_the_others_are_not(
+    alone: Alone, workspace_id: str
+) -> None:
+    api, _, database = alone
+    async with contextlib.AsyncExitStack() as stack:
+        feed = await fed(database, stack)
+        pool = await postgres.open_pool(database.system, name="test")
+        stack.push_async_callback(postgres.close_pool, pool)
+        routers = Routers(PostgresRegistrations(pool), lease_s=1.0)
+        watching = Watching(feed, routers, watchers_max=2, buffer_bytes_max=1)
+        order = Open(None, None, wants_state=False)
+        slow = await stack.enter_async_context(watching.watch(order, nobody_speaks()))
+        told = slow.told()
+        stack.push_async_callback(told.aclose)
+        while not isinstance(await anext(told), Checkpoint):
+            pass
+
+        quick = (await stack.enter_async_context(watching.watch(order, nobody_speaks()))).told()
+        stack.push_async_callback(quick.aclose)
+        await api.make_workspace(workspace_id)
+        for index in range(3):
+            await api.make_user(workspace_id, f"u{index}")
+            watching.wake()
+            while not (isinstance(one := await anext(quick), Changed) and one.things[0].item.user_id == f"u{index}"):
+                pass
+        assert await anext(told) is SLOW
+        with pytest.raises(StopAsyncIteration):
+            await anext(told)
+
+
+async def test_a_look_takes_whole_revisions_however_many_things_one_changed(
+    alone: Alone, workspace_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api, owner, database = alone
+    await furnish(api, workspace_id)
+    # The third revision is made to have changed five things.
+    await owner.execute(
+        "INSERT INTO registry.changes SELECT revision, n, tag, at, kind, workspace_id, user_id, agent_id, after, wait"
+        " FROM registry.changes, generate_series(2, 5) n WHERE revision = 3"
+    )
+    monkeypatch.setattr("twofold_registry.store.feed.LOOK_ROWS_MAX", 3)
+    async with contextlib.AsyncExitStack() as stack:
+        feed = await fed(database, stack)
+        look = await feed.look(0)
+        assert [(change.revision, len(change.things)) for change in look.changes] == [(1, 1), (2, 1), (3, 5)]
+        assert not look.is_all
+        look = await feed.look(3)
+        assert [change.revision for change in look.changes] == [4, 5, 6]
+        assert look.is_all
+
+
+async def test_c15_a_restart_of_postgres_ends_the_epoch_and_the_copy_is_whole_again(
+    own_postgres: EmbeddedPostgres, workspace_id: str
+) -> None:
+    async with (
+        registry(settings_of(settings_of_database(own_postgres))) as running,
+        grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel,
+    ):
+        api = Registry(channel)
+        await furnish(api, workspace_id)
+        watcher = Watcher(api)
+        async with watcher.watching():
+            await watcher.caught_up()
+            assert watcher.place is not None
+            epoch = watcher.place.epoch
+            await own_postgres.kill()
+            await own_postgres.start()
+            assert (await watcher.until("resync")).reason == change_pb2.WATCH_RESYNC_REASON_EPOCH
+        async with watcher.watching():
+            assert watcher.place.epoch > epoch
+            await watcher.caught_up()
+            assert watcher.of(workspace_id) == await truth(api, workspace_id)
+
+
+async def test_c15_whoever_is_cut_off_paused_or_compacted_away_ends_with_what_the_registry_says(
+    alone: Alone, workspace_id: str
+) -> None:
+    """Random writes by two writers, while six watchers come and go; changes are compacted away under them."""
+    api, owner, _ = alone
+    chance = random.Random(20261120)
+    workspaces = [f"{workspace_id}-{index}" for index in range(3)]
+    for workspace in workspaces:
+        await furnish(api, workspace)
+    done = asyncio.Event()
+
+    async def write(writer: int) -> None:
+        for step in range(60):
+            workspace = chance.choice(workspaces)
+            with contextlib.suppress(grpc.aio.AioRpcError):  # refused as unknown, because the other has just deleted it
+                match chance.randrange(6):
+                    case 0:
+                        await api.make_user(workspace, f"u{writer}-{step}")
+                    case 1:
+                        await api.grant(workspace, chance.choice(("ann", "ben")), chance.choice(("helper", "other")))
+                    case 2:
+                        await revoke(api, workspace, chance.choice(("ann", "ben")), chance.choice(("helper", "other")))
+                    case 3:
+                        agent = agent_pb2.Agent(workspace_id=workspace, agent_id="other", display_name=f"{writer}-{step}")
+                        await api.agents.UpdateAgent(
+                            agent_pb2.UpdateAgentRequest(agent=agent, update_mask={"paths": ["display_name"]})
+                        )
+                    case 4:
+                        await api.users.DeleteUser(
+                            user_pb2.DeleteUserRequest(workspace_id=workspace, user_id=f"u{writer}-{step - 1}")
+                        )
+                    case _:
+                        await owner.execute(COMPACT)
+
+    async def follow() -> Watcher:
+        watcher = Watcher(api)
+        while not done.is_set():
+            async with watcher.watching():
+                for _ in range(chance.randrange(1, 12)):
+                    await watcher.until("checkpoint" if chance.random() < 0.2 else "change")
+                    if done.is_set():
+                        break
+                    if chance.random() < 0.3:
+                        await asyncio.sleep(0)
+        async with watcher.watching():
+            await watcher.caught_up()
+        return watcher
+
+    async def until_told(task: "asyncio.Task[Watcher]") -> Watcher:
+        while not task.done():  # who waits for a change is given one
+            await api.make_user(workspaces[0], f"late-{random.random()}")
+            await asyncio.wait([task], timeout=0.2)
+        return task.result()
+
+    followers = [asyncio.create_task(follow()) for _ in range(6)]
+    # One connection serves the owner: one writer compacts at a time.
+    await write(0)
+    await write(1)
+    done.set()
+    watchers = [await until_told(task) for task in followers]
+    for watcher in watchers:
+        async with watcher.watching():
+            await watcher.caught_up()
+        for workspace in workspaces:
+            assert watcher.of(workspace) == await truth(api, workspace)
