@@ -4,11 +4,11 @@ import enum
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from twofold_chassis.refusals import AlreadyExists, FailedPrecondition, InvalidField, NotFound, Reason
 from twofold_chassis.requests import Attempt
-from twofold_registry.resources import Answer, Edit, Page, Read, Stored
+from twofold_registry.resources import Answer, Edit, Resources
 
 PRICE_MICROS_MAX = 10**12
 CURRENCY_DEFAULT = "USD"
@@ -79,8 +79,7 @@ class ContextDelivery(enum.StrEnum):
     MESSAGES = "messages"
 
 
-@dataclass(frozen=True, slots=True)
-class AgentKey:
+class AgentKey(NamedTuple):
     """Which agent."""
 
     workspace_id: str
@@ -221,28 +220,17 @@ def checked_targets(targets: tuple[Target, ...], field: str) -> tuple[Target, ..
     return targets
 
 
-class Agents(Protocol):
-    """The agents that are kept. Deleted ones, and those of deleted workspaces, are unknown to every method."""
+class AgentFilters(NamedTuple):
+    """Which agents of a workspace to list; None lets all pass."""
 
-    async def create(self, agent: Agent, attempt: Attempt, answer: Answer[Stored[Agent]]) -> bytes:
-        """Raises WorkspaceUnknown, AgentExists, InvalidField (the URLs)."""
-        ...
+    state: str | None
 
-    async def get(self, key: AgentKey) -> Read[Stored[Agent]]:
-        """Raises AgentUnknown."""
-        ...
 
-    async def list(self, workspace_id: str, after: str, size: int) -> Page[Stored[Agent]]:
-        """Up to `size` agents whose ids follow `after`, in the order of their ids. Raises WorkspaceUnknown."""
-        ...
+class Agents(Resources[Agent], Protocol):
+    """The agents that are kept.
 
-    async def update(self, key: AgentKey, edit: Edit, etag: str, attempt: Attempt, answer: Answer[Stored[Agent]]) -> bytes:
-        """Raises AgentUnknown, EtagMismatch, AgentStateFixed, InvalidField (the URLs)."""
-        ...
-
-    async def delete(self, key: AgentKey, etag: str, attempt: Attempt, answer: Answer[None]) -> bytes:
-        """Hides the agent; from that revision on nobody may use it. Raises AgentUnknown, EtagMismatch."""
-        ...
+    Raises AgentUnknown; a creation AgentExists; whatever writes URLs InvalidField; an update AgentStateFixed.
+    """
 
     async def report(self, key: AgentKey, seen: Observation, attempt: Attempt, answer: Answer[Reported]) -> bytes:
         """Keeps what was seen of a target, unless it is older than what is known. Raises AgentUnknown, InvalidField."""

@@ -3,11 +3,11 @@
 import enum
 import re
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
-from twofold_chassis.refusals import AlreadyExists, InvalidField, NotFound, Reason
-from twofold_chassis.requests import Attempt
-from twofold_registry.resources import Answer, Edit, Page, Read, Stored
+from twofold_chassis.refusals import AlreadyExists, FailedPrecondition, InvalidField, NotFound, Reason
+from twofold_registry.resources import Resources
+from twofold_registry.workspaces import Limit
 
 EMAIL_BYTES_MAX = 254
 # One "@" with something on both sides, no spaces; control characters are refused where the field is read. Whether an
@@ -42,6 +42,19 @@ class IdentityTaken(AlreadyExists):
     reason = Reason.REASON_IDENTITY_TAKEN
 
 
+class LastOwner(FailedPrecondition):
+    """Nobody else could run the workspace: one that has an owner who may act keeps one, until it is deleted itself."""
+
+    reason = Reason.REASON_LAST_OWNER
+
+
+class UserState(enum.StrEnum):
+    """Whether the user may use anything."""
+
+    ACTIVE = "active"
+    SUSPENDED = "suspended"
+
+
 class Role(enum.StrEnum):
     """What a user is in the workspace."""
 
@@ -56,8 +69,7 @@ class Role(enum.StrEnum):
         return self in (Role.OWNER, Role.ADMIN)
 
 
-@dataclass(frozen=True, slots=True)
-class UserKey:
+class UserKey(NamedTuple):
     """Which user."""
 
     workspace_id: str
@@ -76,6 +88,8 @@ class User:
     identity_id: str
     display_name: str
     role: Role
+    state: UserState
+    limits: tuple[Limit, ...]
 
     def __post_init__(self) -> None:
         if not self.email and self.role is not Role.SERVICE:
@@ -84,6 +98,11 @@ class User:
     @property
     def path(self) -> tuple[str, ...]:
         return (self.workspace_id, self.user_id)
+
+    @property
+    def runs_workspace(self) -> bool:
+        """Whether this is an owner who may act."""
+        return self.role is Role.OWNER and self.state is UserState.ACTIVE
 
 
 def folded_email(value: str, field: str) -> str:
@@ -96,25 +115,18 @@ def folded_email(value: str, field: str) -> str:
     return folded
 
 
-class Users(Protocol):
-    """The users that are kept. Deleted ones, and those of deleted workspaces, are unknown to every method."""
+class UserFilters(NamedTuple):
+    """Which users of a workspace to list; None lets all pass."""
 
-    async def create(self, user: User, attempt: Attempt, answer: Answer[Stored[User]]) -> bytes:
-        """Raises WorkspaceUnknown, UserExists, EmailTaken, IdentityTaken."""
-        ...
+    role: str | None
+    state: str | None
+    email: str | None
+    identity_id: str | None
 
-    async def get(self, key: UserKey) -> Read[Stored[User]]:
-        """Raises UserUnknown."""
-        ...
 
-    async def list(self, workspace_id: str, after: str, size: int) -> Page[Stored[User]]:
-        """Up to `size` users whose ids follow `after`, in the order of their ids. Raises WorkspaceUnknown."""
-        ...
+class Users(Resources[User], Protocol):
+    """The users that are kept.
 
-    async def update(self, key: UserKey, edit: Edit, etag: str, attempt: Attempt, answer: Answer[Stored[User]]) -> bytes:
-        """Raises UserUnknown, EtagMismatch, EmailTaken, IdentityTaken."""
-        ...
-
-    async def delete(self, key: UserKey, etag: str, attempt: Attempt, answer: Answer[None]) -> bytes:
-        """Hides the user; the address and the identity become free. Raises UserUnknown, EtagMismatch."""
-        ...
+    Raises UserUnknown; what is written may raise UserExists, EmailTaken, IdentityTaken; an update or a deletion LastOwner.
+    Address and identity of a deleted one are free for others; its grants count again when it is restored.
+    """

@@ -1,11 +1,14 @@
 """Workspaces: the tenants. Everything else belongs to exactly one of them."""
 
+import enum
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from twofold_chassis.refusals import AlreadyExists, NotFound, Reason
-from twofold_chassis.requests import Attempt
-from twofold_registry.resources import Answer, Edit, Page, Read, Stored
+from twofold_registry.resources import Resources
+
+PLAN_DEFAULT = "default"
 
 
 class WorkspaceUnknown(NotFound):
@@ -26,11 +29,60 @@ class WorkspaceExists(AlreadyExists):
         super().__init__(f"the workspace id {workspace_id!r} is taken", workspace_id=workspace_id)
 
 
+class WorkspaceState(enum.StrEnum):
+    """Whether anything in the workspace may be used."""
+
+    ACTIVE = "active"
+    SUSPENDED = "suspended"
+
+
+class LimitKind(enum.StrEnum):
+    """What is limited: of whom, in which span, counted in what. Money is in micro-units."""
+
+    USER_HOUR_MESSAGES = "user_hour_messages"
+    USER_MINUTE_MESSAGES = "user_minute_messages"
+    AGENT_HOUR_MESSAGES = "agent_hour_messages"
+    WORKSPACE_DAY_MESSAGES = "workspace_day_messages"
+    WORKSPACE_DAY_TOKENS = "workspace_day_tokens"
+    WORKSPACE_DAY_MICROS = "workspace_day_micros"
+
+    @property
+    def is_of_users(self) -> bool:
+        """Whether a single user can have a limit of their own."""
+        return self in (LimitKind.USER_HOUR_MESSAGES, LimitKind.USER_MINUTE_MESSAGES)
+
+
+class Limit(NamedTuple):
+    """How much at most; 0 is no limit. A shadow is counted and told of, and refuses nobody."""
+
+    kind: LimitKind
+    amount: int
+    is_shadow: bool
+
+
+class Retention(NamedTuple):
+    """How many days something is kept; 0 is for ever."""
+
+    conversation_days: int = 0
+    session_days: int = 0
+
+
+KEPT_FOR_EVER = Retention()
+
+
 @dataclass(frozen=True, slots=True)
 class WorkspaceSettings:
     """The rules a workspace sets for itself."""
 
+    limits: tuple[Limit, ...] = ()
     allowed_url_suffixes: tuple[str, ...] = ()
+    retention: Retention = KEPT_FOR_EVER
+
+
+class WorkspaceKey(NamedTuple):
+    """Which workspace."""
+
+    workspace_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,34 +94,34 @@ class Workspace:
     workspace_id: str
     display_name: str
     namespace: str
+    plan: str
+    state: WorkspaceState
     settings: WorkspaceSettings
 
     @property
     def path(self) -> tuple[str, ...]:
         return (self.workspace_id,)
 
+    def allows_as(self, other: "Workspace") -> bool:
+        """Whether what may be used up is the same in both."""
+        return (self.plan, self.settings.limits) == (other.plan, other.settings.limits)
 
-class Workspaces(Protocol):
-    """The workspaces that are kept. Deleted ones are unknown to every method, yet their ids stay taken."""
 
-    async def create(self, workspace: Workspace, attempt: Attempt, answer: Answer[Stored[Workspace]]) -> bytes:
-        """Raises WorkspaceExists."""
-        ...
+class WorkspaceFilters(NamedTuple):
+    """Which workspaces to list; None lets all pass."""
 
-    async def get(self, workspace_id: str) -> Read[Stored[Workspace]]:
-        """Raises WorkspaceUnknown."""
-        ...
+    state: str | None
+    plan: str | None
+    display_name_prefix: str | None
 
-    async def list(self, after: str, size: int) -> Page[Stored[Workspace]]:
-        """Up to `size` workspaces whose ids follow `after`, in the order of their ids."""
-        ...
 
-    async def update(
-        self, workspace_id: str, edit: Edit, etag: str, attempt: Attempt, answer: Answer[Stored[Workspace]]
-    ) -> bytes:
-        """Raises WorkspaceUnknown, EtagMismatch."""
-        ...
+class Workspaces(Resources[Workspace], Protocol):
+    """The workspaces that are kept.
 
-    async def delete(self, workspace_id: str, etag: str, attempt: Attempt, answer: Answer[None]) -> bytes:
-        """Hides the workspace and all that is in it. Raises WorkspaceUnknown, EtagMismatch."""
-        ...
+    Raises WorkspaceUnknown; a creation WorkspaceExists. What is in a deleted one is hidden with it, and shown again with it.
+    """
+
+
+def sorted_limits(limits: Iterable[Limit]) -> tuple[Limit, ...]:
+    """In one order, so that the same limits are the same value."""
+    return tuple(sorted(limits))

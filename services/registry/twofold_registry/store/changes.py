@@ -20,7 +20,7 @@ from twofold_registry.history import Item
 from twofold_registry.resources import Stamp, Stored
 from twofold_registry.revisions import Revision
 from twofold_registry.store import rows
-from twofold_registry.store.reads import read_head
+from twofold_registry.store.reads import read_head, renew_epoch
 from twofold_registry.store.statements import STATEMENTS
 from twofold_registry.workspaces import Workspace
 
@@ -46,9 +46,9 @@ class Change:
         self.connection = connection
         self._links: dict[str, Link] = {}
 
-    async def lock_workspace(self, workspace_id: str) -> Stored[Workspace] | None:
+    async def lock_workspace(self, workspace_id: str, *, show_deleted: bool = False) -> Stored[Workspace] | None:
         """The workspace, which nobody else changes, nor anything in it, until this change has ended; None if unknown."""
-        row = await self.connection.fetchrow(STATEMENTS["lock_workspace"], workspace_id)
+        row = await self.connection.fetchrow(STATEMENTS["lock_workspace"], workspace_id, show_deleted)
         if row is None:
             return None
         self._links[workspace_id] = Link(row["chain_seq"], row["chain_hash"])
@@ -110,6 +110,25 @@ class Change:
         )
 
 
+class Rehearsal(Change):
+    """A change that is made to see whether it can be, and taken back: it has no place in the history."""
+
+    async def take_revision(self) -> Stamp:
+        row = await self.connection.fetchrow(STATEMENTS["rehearse_revision"])
+        assert row is not None
+        if row["epoch"] is None:
+            raise rows.PastRewritten
+        return Stamp(Revision(row["epoch"], 0), row["at"], 0)
+
+    async def record(self, stamp: Stamp, workspace_id: str, deeds: Sequence[Deed], *, wait: bool = False) -> None:
+        """Nobody is told."""
+
+
+class _Rehearsed(Exception):  # noqa: N818  (not an error: it takes back what was written)
+    def __init__(self, answer: bytes) -> None:
+        self.answer = answer
+
+
 def _entry(stamp: Stamp, ordinal: int, deed: Deed, seq: int) -> Entry:
     current = call.current()
     return Entry(
@@ -145,6 +164,22 @@ class Changes:
             answer = await self._requests.once(connection, attempt, lambda: make(Change(connection)))
         self._made()
         return answer
+
+    async def rehearse(self, workspace_id: str, make: Callable[[Change], Awaitable[bytes]]) -> bytes:
+        """What `make` would answer now. Everything is checked by the real writes, and nothing is kept: neither rows nor a
+        revision nor an answer for repeats. Raises what `make` raises."""
+        try:
+            return await self._rehearsed(workspace_id, make)
+        except rows.PastRewritten:
+            await renew_epoch(self._pool)
+        return await self._rehearsed(workspace_id, make)
+
+    async def _rehearsed(self, workspace_id: str, make: Callable[[Change], Awaitable[bytes]]) -> bytes:
+        try:
+            async with postgres.transaction(self._pool, (workspace_id,)) as connection:
+                raise _Rehearsed(await make(Rehearsal(connection)))
+        except _Rehearsed as rehearsed:
+            return rehearsed.answer
 
 
 @contextlib.contextmanager

@@ -20,8 +20,8 @@ from twofold_registry.audit import Entry
 from twofold_registry.permissions import Grant, GrantKey
 from twofold_registry.resources import Kind, Page, Read, Stored
 from twofold_registry.revisions import Revision
-from twofold_registry.users import Role, User
-from twofold_registry.workspaces import Workspace, WorkspaceSettings
+from twofold_registry.users import Role, User, UserState
+from twofold_registry.workspaces import Limit, LimitKind, Retention, Workspace, WorkspaceSettings, WorkspaceState
 
 Item = TypeVar("Item")
 _MICROSECOND = timedelta(microseconds=1)
@@ -44,16 +44,49 @@ def page(items: Sequence[Item], size: int) -> Page[Item]:
 
 
 def _stored(row: Record, value: Kind) -> Stored[Kind]:
-    return Stored(value, row["created_at"], row["updated_at"], row["revision"])
+    return Stored(value, row["created_at"], row["updated_at"], row["revision"], row["deleted_at"], row["purge_at"])
 
 
 def workspace(row: Record) -> Stored[Workspace]:
-    settings = WorkspaceSettings(tuple(row["allowed_url_suffixes"]))
-    return _stored(row, Workspace(row["workspace_id"], row["display_name"], row["namespace"], settings))
+    value = Workspace(
+        workspace_id=row["workspace_id"],
+        display_name=row["display_name"],
+        namespace=row["namespace"],
+        plan=row["plan"],
+        state=WorkspaceState(row["state"]),
+        settings=WorkspaceSettings(
+            limits=_limits(row),
+            allowed_url_suffixes=tuple(row["allowed_url_suffixes"]),
+            retention=Retention(row["conversation_days"], row["session_days"]),
+        ),
+    )
+    return _stored(row, value)
 
 
 def workspace_values(value: Workspace) -> tuple[object, ...]:
-    return value.display_name, value.namespace, value.settings.allowed_url_suffixes
+    settings = value.settings
+    return (
+        value.display_name,
+        value.namespace,
+        value.plan,
+        value.state.value,
+        *_limit_values(settings.limits),
+        settings.allowed_url_suffixes,
+        settings.retention.conversation_days,
+        settings.retention.session_days,
+    )
+
+
+def _limits(row: Record) -> tuple[Limit, ...]:
+    return tuple(map(Limit, map(LimitKind, row["limit_kinds"]), row["limit_amounts"], row["limit_shadows"]))
+
+
+def _limit_values(limits: Sequence[Limit]) -> tuple[list[str], list[int], list[bool]]:
+    return (
+        [limit.kind.value for limit in limits],
+        [limit.amount for limit in limits],
+        [limit.is_shadow for limit in limits],
+    )
 
 
 def user(row: Record) -> Stored[User]:
@@ -64,12 +97,21 @@ def user(row: Record) -> Stored[User]:
         identity_id=row["identity_id"],
         display_name=row["display_name"],
         role=Role(row["role"]),
+        state=UserState(row["state"]),
+        limits=_limits(row),
     )
     return _stored(row, value)
 
 
 def user_values(value: User) -> tuple[object, ...]:
-    return value.email, value.identity_id, value.display_name, value.role.value
+    return (
+        value.email,
+        value.identity_id,
+        value.display_name,
+        value.role.value,
+        value.state.value,
+        *_limit_values(value.limits),
+    )
 
 
 def agent(row: Record) -> Stored[Agent]:

@@ -1,95 +1,77 @@
 """Workspaces in Postgres."""
 
-from twofold_chassis import postgres
-from twofold_chassis.postgres import Connection, Pool
-from twofold_chassis.requests import Attempt
+from collections.abc import Sequence
+from datetime import timedelta
+
 from twofold_registry.history import Item, ItemKind
-from twofold_registry.resources import Answer, Edit, Page, Read, Stored
+from twofold_registry.resources import Key, Order, Stored
 from twofold_registry.store import rows
-from twofold_registry.store.changes import Change, Changes, Deed, unique
+from twofold_registry.store.changes import Change, Changes
 from twofold_registry.store.reads import Reads
-from twofold_registry.store.statements import STATEMENTS
+from twofold_registry.store.resources import PostgresResources, Statements, Table
 from twofold_registry.wire.workspaces import workspace_bytes, workspace_json
 from twofold_registry.workspaces import Workspace, WorkspaceExists, WorkspaceUnknown
 
 
-class PostgresWorkspaces:
-    """The truth about workspaces."""
+class PostgresWorkspaces(PostgresResources[Workspace]):
+    """The truth about workspaces. `many` sees them all."""
 
-    def __init__(self, reads: Reads, changes: Changes, system: Pool) -> None:
-        self._reads = reads
-        self._system = system
-        self._changes = changes
+    def __init__(self, reads: Reads, changes: Changes, grace: timedelta, many: Reads) -> None:
+        super().__init__(_TABLE, reads, changes, grace, many)
 
-    async def get(self, workspace_id: str) -> Read[Stored[Workspace]]:
-        async def ask(connection: Connection) -> Read[Stored[Workspace]]:
-            row = await connection.fetchrow(STATEMENTS["get_workspace"], workspace_id)
-            if row is None:
-                raise WorkspaceUnknown(workspace_id)
-            return rows.read(row, rows.workspace(row))
+    async def _locked(
+        self, change: Change, key: Key, *, show_deleted: bool = False
+    ) -> tuple[Stored[Workspace], Stored[Workspace]]:
+        workspace = await change.lock_workspace(key[0], show_deleted=show_deleted)
+        if workspace is None:
+            raise WorkspaceUnknown(key[0])
+        return workspace, workspace
 
-        return await self._reads.read(workspace_id, ask)
+    async def _home(self, change: Change, value: Workspace) -> None:
+        """It belongs to none."""
 
-    async def list(self, after: str, size: int) -> Page[Stored[Workspace]]:
-        async with postgres.connection(self._system) as connection:  # which sees them all
-            found = await connection.fetch(STATEMENTS["list_workspaces"], after, size + 1)
-        return rows.page([rows.workspace(row) for row in found], size)
-
-    async def create(self, workspace: Workspace, attempt: Attempt, answer: Answer[Stored[Workspace]]) -> bytes:
-        async def make(change: Change) -> bytes:
-            stamp = await change.take_revision()
-            stored = Stored.new(workspace, stamp)
-            with unique({"workspace_ids_are_unique": WorkspaceExists(workspace.workspace_id)}):
-                values = (*workspace.path, stamp.at, stamp.at, stamp.revision.number, *rows.workspace_values(workspace))
-                await change.write("insert_workspace", *values)
-            await change.begin_chain(workspace.workspace_id)
-            await change.record(stamp, workspace.workspace_id, [_deed("create", None, stored)])
-            return answer(stored, stamp.revision)
-
-        return await self._changes.once(attempt, workspace.workspace_id, make)
-
-    async def update(
-        self, workspace_id: str, edit: Edit, etag: str, attempt: Attempt, answer: Answer[Stored[Workspace]]
-    ) -> bytes:
-        async def make(change: Change) -> bytes:
-            before = await _locked(change, workspace_id)
-            before.expect(etag)
-            workspace = edit.applied(before.value)
-            stamp = await change.take_revision()
-            after = before.changed(workspace, stamp)
-            values = (workspace_id, stamp.at, stamp.revision.number, *rows.workspace_values(workspace))
-            await change.write("update_workspace", *values)
-            await change.record(stamp, workspace_id, [_deed("update", before, after)])
-            return answer(after, stamp.revision)
-
-        return await self._changes.once(attempt, workspace_id, make)
-
-    async def delete(self, workspace_id: str, etag: str, attempt: Attempt, answer: Answer[None]) -> bytes:
-        async def make(change: Change) -> bytes:
-            before = await _locked(change, workspace_id)
-            before.expect(etag)
-            stamp = await change.take_revision()
-            await change.write("delete_workspace", workspace_id, stamp.at, stamp.revision.number)
-            await change.record(stamp, workspace_id, [_deed("delete", before, None)])
-            return answer(None, stamp.revision)
-
-        return await self._changes.once(attempt, workspace_id, make)
+    async def _insert(self, change: Change, stored: Stored[Workspace]) -> None:
+        await super()._insert(change, stored)
+        await change.begin_chain(stored.value.workspace_id)
 
 
-async def _locked(change: Change, workspace_id: str) -> Stored[Workspace]:
-    workspace = await change.lock_workspace(workspace_id)
-    if workspace is None:
-        raise WorkspaceUnknown(workspace_id)
-    return workspace
+def _items(before: Stored[Workspace] | None, after: Stored[Workspace] | None) -> Sequence[Item]:
+    told = workspace_bytes(after) if after else None
+    items = [Item(ItemKind.WORKSPACE, after=told)]
+    if before and after and not after.value.allows_as(before.value):
+        items.append(Item(ItemKind.PLAN, after=told))
+    return items
 
 
-def _deed(action: str, before: Stored[Workspace] | None, after: Stored[Workspace] | None) -> Deed:
-    workspace_id = told.value.workspace_id if (told := after or before) else ""
-    item = Item(ItemKind.WORKSPACE, after=workspace_bytes(after) if after else None)
-    return Deed(
-        f"workspace.{action}",
-        workspace_id,
-        workspace_json(before) if before else "",
-        workspace_json(after) if after else "",
-        [item],
-    )
+def _unknown(key: Key) -> WorkspaceUnknown:
+    return WorkspaceUnknown(key[0])
+
+
+def _taken(workspace: Workspace) -> dict[str, WorkspaceExists]:
+    return {"workspace_ids_are_unique": WorkspaceExists(workspace.workspace_id)}
+
+
+_TABLE = Table(
+    kind="workspace",
+    statements=Statements(
+        get="get_workspace",
+        batch_get="batch_get_workspaces",
+        insert="insert_workspace",
+        update="update_workspace",
+        delete="delete_workspace",
+        undelete="undelete_workspace",
+        purge="purge_workspace",
+        listings={
+            Order.ID: "list_workspaces",
+            Order.ID_DESC: "list_workspaces_desc",
+            Order.TIME: "list_workspaces_by_time",
+            Order.TIME_DESC: "list_workspaces_by_time_desc",
+        },
+    ),
+    stored=rows.workspace,
+    values=rows.workspace_values,
+    told=workspace_json,
+    items=_items,
+    unknown=_unknown,
+    taken=_taken,
+)

@@ -1,16 +1,19 @@
 """Agents on the wire; their settings are read in `agent_settings.py`, their other parts in `agent_parts.py`."""
 
+from collections.abc import Sequence
 from datetime import datetime
+
+from google.protobuf.message import Message
 
 from twofold.registry.v1 import agent_pb2 as pb
 from twofold_chassis import fields
 from twofold_chassis.refusals import InvalidField
 from twofold_chassis.requests import Attempt, attempt
-from twofold_registry.agents import Agent, AgentKey, AgentState, Observation, Reported, ReportOutcome
-from twofold_registry.resources import Edit, Page, Read, Stored
+from twofold_registry.agents import Agent, AgentFilters, AgentKey, AgentState, Observation, Reported, ReportOutcome
+from twofold_registry.resources import Answer, Edit, Listing, Page, Read, Stored, Write
 from twofold_registry.revisions import Revision
 from twofold_registry.urls import plain_url
-from twofold_registry.wire import agent_parts, agent_settings, masks, pages
+from twofold_registry.wire import agent_parts, agent_settings, forms, masks, pages
 from twofold_registry.wire.forms import json_object, present
 
 _NAME_BYTES_MAX = 255
@@ -46,11 +49,19 @@ def new_agent(request: pb.CreateAgentRequest) -> Agent:
     )
 
 
-def create_attempt(request: pb.CreateAgentRequest) -> Attempt:
-    return attempt(request.agent.workspace_id, "CreateAgent", request, request.request_id)
+def create_write(request: pb.CreateAgentRequest) -> Write:
+    return forms.write(request, request.agent.workspace_id)
 
 
-def agent_key(request: pb.GetAgentRequest | pb.DeleteAgentRequest | pb.ReportAgentStateRequest) -> AgentKey:
+def agent_key(
+    request: (
+        pb.GetAgentRequest
+        | pb.DeleteAgentRequest
+        | pb.UndeleteAgentRequest
+        | pb.PurgeAgentRequest
+        | pb.ReportAgentStateRequest
+    ),
+) -> AgentKey:
     return AgentKey(
         fields.identifier(request.workspace_id, "workspace_id"),
         fields.identifier(request.agent_id, "agent_id"),
@@ -73,19 +84,19 @@ def agent_edit(request: pb.UpdateAgentRequest) -> Edit:
         "targets": lambda: agent_parts.targets(draft.targets),
         "price": lambda: agent_parts.price(draft.price),
         **agent_parts.price_readers(draft.price),
-        "state": lambda: _state(draft),
+        "state": lambda: _state(draft.state, "agent.state"),
         "settings": lambda: agent_settings.settings(draft.settings, draft.agent_id),
         **agent_settings.readers(draft.settings, draft.agent_id),
     }
     return masks.edit(request.update_mask, readers)
 
 
-def update_attempt(request: pb.UpdateAgentRequest) -> Attempt:
-    return attempt(request.agent.workspace_id, "UpdateAgent", request, request.request_id)
+def update_write(request: pb.UpdateAgentRequest) -> Write:
+    return forms.write(request, request.agent.workspace_id, request.agent.etag, "agent.etag")
 
 
-def delete_attempt(request: pb.DeleteAgentRequest) -> Attempt:
-    return attempt(request.workspace_id, "DeleteAgent", request, request.request_id)
+def write(request: pb.DeleteAgentRequest | pb.UndeleteAgentRequest | pb.PurgeAgentRequest) -> Write:
+    return forms.write(request, request.workspace_id, request.etag)
 
 
 def observation(request: pb.ReportAgentStateRequest, now: datetime) -> Observation:
@@ -98,11 +109,9 @@ def report_attempt(request: pb.ReportAgentStateRequest) -> Attempt:
     return attempt(request.workspace_id, "ReportAgentState", request, "")
 
 
-def list_place(request: pb.ListAgentsRequest) -> tuple[str, str, int]:
-    """The workspace, the id the page begins behind, and the size of the page."""
-    workspace_id = fields.identifier(request.workspace_id, "workspace_id")
-    cursor = fields.page_place(request.page_token, _query(workspace_id), str)
-    return workspace_id, cursor[0] if cursor else "", fields.page_size(request.page_size)
+def listing(request: pb.ListAgentsRequest) -> Listing:
+    filters = AgentFilters(state=_state(request.state, "state").value if request.state else None)
+    return pages.listing(request, fields.identifier(request.workspace_id, "workspace_id"), filters)
 
 
 def agent_message(stored: Stored[Agent]) -> pb.Agent:
@@ -120,6 +129,8 @@ def agent_message(stored: Stored[Agent]) -> pb.Agent:
         settings=agent_settings.settings_message(value.settings),
         create_time=fields.timestamp(stored.created_at),
         update_time=fields.timestamp(stored.updated_at),
+        delete_time=forms.optional_timestamp(stored.deleted_at),
+        purge_time=forms.optional_timestamp(stored.purge_at),
         etag=stored.etag,
     )
 
@@ -132,26 +143,27 @@ def agent_json(stored: Stored[Agent]) -> str:
     return json_object(agent_message(stored))
 
 
-def created(stored: Stored[Agent], revision: Revision) -> bytes:
-    return pb.CreateAgentResponse(agent=agent_message(stored), revision_token=revision.token()).SerializeToString()
+def written(response: type[Message]) -> Answer[Stored[Agent]]:
+    return forms.written(response, agent_message)
 
 
 def got(read: Read[Stored[Agent]]) -> pb.GetAgentResponse:
     return pb.GetAgentResponse(agent=agent_message(read.value), revision_token=read.revision.token())
 
 
-def listed(workspace_id: str, page: Page[Stored[Agent]]) -> pb.ListAgentsResponse:
-    query = _query(workspace_id)
-    messages, token = pages.filled(page, query, agent_message, lambda stored: [stored.value.agent_id])
+def batch(ids: Sequence[str], read: Read[Sequence[Stored[Agent]]]) -> pb.BatchGetAgentsResponse:
+    found = pages.batch(ids, read.value, agent_message)
+    return pb.BatchGetAgentsResponse(
+        agents=found.messages,
+        missing_ids=found.missing,
+        omitted_ids=found.omitted,
+        revision_token=read.revision.token(),
+    )
+
+
+def listed(asked: Listing, page: Page[Stored[Agent]]) -> pb.ListAgentsResponse:
+    messages, token = pages.listed(asked, page, agent_message)
     return pb.ListAgentsResponse(agents=messages, next_page_token=token)
-
-
-def updated(stored: Stored[Agent], revision: Revision) -> bytes:
-    return pb.UpdateAgentResponse(agent=agent_message(stored), revision_token=revision.token()).SerializeToString()
-
-
-def deleted(_: None, revision: Revision) -> bytes:
-    return pb.DeleteAgentResponse(revision_token=revision.token()).SerializeToString()
 
 
 def reported(report: Reported, revision: Revision) -> bytes:
@@ -161,23 +173,19 @@ def reported(report: Reported, revision: Revision) -> bytes:
     return response.SerializeToString()
 
 
-def _query(workspace_id: str) -> tuple[str, str]:
-    return "ListAgents", workspace_id
-
-
 def _display_name(draft: pb.Agent) -> str:
     return fields.line(draft.display_name, "agent.display_name", bytes_max=_NAME_BYTES_MAX, required=True)
 
 
 def _first_state(draft: pb.Agent) -> AgentState:
-    state = _state(draft) if draft.state else AgentState.PUBLISHED
+    state = _state(draft.state, "agent.state") if draft.state else AgentState.PUBLISHED
     if state is AgentState.GONE:
         raise InvalidField("agent.state", "must not be that of an agent which is no more")
     return state
 
 
-def _state(draft: pb.Agent) -> AgentState:
-    state = _STATES.get(draft.state)
+def _state(value: pb.AgentState.ValueType, field: str) -> AgentState:
+    state = _STATES.get(value)
     if state is None:
-        raise InvalidField("agent.state", "is not a state that an agent can have")
+        raise InvalidField(field, "is not a state that an agent can have")
     return state

@@ -1,14 +1,17 @@
 """Users on the wire."""
 
+from collections.abc import Sequence
+
+from google.protobuf.message import Message
+
 from twofold.registry.v1 import user_pb2 as pb
 from twofold_chassis import fields
 from twofold_chassis.refusals import InvalidField
-from twofold_chassis.requests import Attempt, attempt
-from twofold_registry.resources import Edit, Page, Read, Stored
-from twofold_registry.revisions import Revision
-from twofold_registry.users import EMAIL_BYTES_MAX, Role, User, UserKey, folded_email
-from twofold_registry.wire import masks, pages
+from twofold_registry.resources import Answer, Edit, Listing, Page, Read, Stored, Write
+from twofold_registry.users import EMAIL_BYTES_MAX, Role, User, UserFilters, UserKey, UserState, folded_email
+from twofold_registry.wire import forms, limits, masks, pages
 from twofold_registry.wire.forms import json_object, present
+from twofold_registry.workspaces import Limit
 
 _NAME_BYTES_MAX = 255
 _ROLES = {
@@ -18,6 +21,8 @@ _ROLES = {
     pb.ROLE_SERVICE: Role.SERVICE,
 }
 _ROLE_FORMS = {role: form for form, role in _ROLES.items()}
+_STATES = {pb.USER_STATE_ACTIVE: UserState.ACTIVE, pb.USER_STATE_SUSPENDED: UserState.SUSPENDED}
+_STATE_FORMS = {state: form for form, state in _STATES.items()}
 
 
 def new_user(request: pb.CreateUserRequest) -> User:
@@ -26,18 +31,22 @@ def new_user(request: pb.CreateUserRequest) -> User:
     return User(
         workspace_id=fields.identifier(draft.workspace_id, "user.workspace_id"),
         user_id=fields.optional_identifier(draft.user_id, "user.user_id") or fields.new_id(),
-        email=_email(draft),
+        email=_email(draft.email, "user.email"),
         identity_id=_identity(draft),
         display_name=_display_name(draft),
-        role=_role(draft) if draft.role else Role.MEMBER,
+        role=_role(draft.role, "user.role") if draft.role else Role.MEMBER,
+        state=_state(draft.state, "user.state") if draft.state else UserState.ACTIVE,
+        limits=_limits(draft),
     )
 
 
-def create_attempt(request: pb.CreateUserRequest) -> Attempt:
-    return attempt(request.user.workspace_id, "CreateUser", request, request.request_id)
+def create_write(request: pb.CreateUserRequest) -> Write:
+    return forms.write(request, request.user.workspace_id)
 
 
-def user_key(request: pb.GetUserRequest | pb.DeleteUserRequest) -> UserKey:
+def user_key(
+    request: pb.GetUserRequest | pb.DeleteUserRequest | pb.UndeleteUserRequest | pb.PurgeUserRequest,
+) -> UserKey:
     return UserKey(
         fields.identifier(request.workspace_id, "workspace_id"),
         fields.identifier(request.user_id, "user_id"),
@@ -55,27 +64,32 @@ def updated_key(request: pb.UpdateUserRequest) -> UserKey:
 def user_edit(request: pb.UpdateUserRequest) -> Edit:
     draft = request.user
     readers: masks.Readers = {
-        "email": lambda: _email(draft),
+        "email": lambda: _email(draft.email, "user.email"),
         "identity_id": lambda: _identity(draft),
         "display_name": lambda: _display_name(draft),
-        "role": lambda: _role(draft),
+        "role": lambda: _role(draft.role, "user.role"),
+        "state": lambda: _state(draft.state, "user.state"),
+        "limits": lambda: _limits(draft),
     }
     return masks.edit(request.update_mask, readers)
 
 
-def update_attempt(request: pb.UpdateUserRequest) -> Attempt:
-    return attempt(request.user.workspace_id, "UpdateUser", request, request.request_id)
+def update_write(request: pb.UpdateUserRequest) -> Write:
+    return forms.write(request, request.user.workspace_id, request.user.etag, "user.etag")
 
 
-def delete_attempt(request: pb.DeleteUserRequest) -> Attempt:
-    return attempt(request.workspace_id, "DeleteUser", request, request.request_id)
+def write(request: pb.DeleteUserRequest | pb.UndeleteUserRequest | pb.PurgeUserRequest) -> Write:
+    return forms.write(request, request.workspace_id, request.etag)
 
 
-def list_place(request: pb.ListUsersRequest) -> tuple[str, str, int]:
-    """The workspace, the id the page begins behind, and the size of the page."""
-    workspace_id = fields.identifier(request.workspace_id, "workspace_id")
-    cursor = fields.page_place(request.page_token, _query(workspace_id), str)
-    return workspace_id, cursor[0] if cursor else "", fields.page_size(request.page_size)
+def listing(request: pb.ListUsersRequest) -> Listing:
+    filters = UserFilters(
+        role=_role(request.role, "role").value if request.role else None,
+        state=_state(request.state, "state").value if request.state else None,
+        email=_email(request.email, "email") or None,
+        identity_id=fields.optional_identifier(request.identity_id, "identity_id"),
+    )
+    return pages.listing(request, fields.identifier(request.workspace_id, "workspace_id"), filters)
 
 
 def user_message(stored: Stored[User]) -> pb.User:
@@ -87,8 +101,12 @@ def user_message(stored: Stored[User]) -> pb.User:
         identity_id=value.identity_id,
         display_name=value.display_name,
         role=_ROLE_FORMS[value.role],
+        state=_STATE_FORMS[value.state],
+        limits=limits.messages(value.limits),
         create_time=fields.timestamp(stored.created_at),
         update_time=fields.timestamp(stored.updated_at),
+        delete_time=forms.optional_timestamp(stored.deleted_at),
+        purge_time=forms.optional_timestamp(stored.purge_at),
         etag=stored.etag,
     )
 
@@ -101,34 +119,31 @@ def user_json(stored: Stored[User]) -> str:
     return json_object(user_message(stored))
 
 
-def created(stored: Stored[User], revision: Revision) -> bytes:
-    return pb.CreateUserResponse(user=user_message(stored), revision_token=revision.token()).SerializeToString()
+def written(response: type[Message]) -> Answer[Stored[User]]:
+    return forms.written(response, user_message)
 
 
 def got(read: Read[Stored[User]]) -> pb.GetUserResponse:
     return pb.GetUserResponse(user=user_message(read.value), revision_token=read.revision.token())
 
 
-def listed(workspace_id: str, page: Page[Stored[User]]) -> pb.ListUsersResponse:
-    query = _query(workspace_id)
-    messages, token = pages.filled(page, query, user_message, lambda stored: [stored.value.user_id])
+def batch(ids: Sequence[str], read: Read[Sequence[Stored[User]]]) -> pb.BatchGetUsersResponse:
+    found = pages.batch(ids, read.value, user_message)
+    return pb.BatchGetUsersResponse(
+        users=found.messages,
+        missing_ids=found.missing,
+        omitted_ids=found.omitted,
+        revision_token=read.revision.token(),
+    )
+
+
+def listed(asked: Listing, page: Page[Stored[User]]) -> pb.ListUsersResponse:
+    messages, token = pages.listed(asked, page, user_message)
     return pb.ListUsersResponse(users=messages, next_page_token=token)
 
 
-def updated(stored: Stored[User], revision: Revision) -> bytes:
-    return pb.UpdateUserResponse(user=user_message(stored), revision_token=revision.token()).SerializeToString()
-
-
-def deleted(_: None, revision: Revision) -> bytes:
-    return pb.DeleteUserResponse(revision_token=revision.token()).SerializeToString()
-
-
-def _query(workspace_id: str) -> tuple[str, str]:
-    return "ListUsers", workspace_id
-
-
-def _email(draft: pb.User) -> str:
-    return folded_email(fields.line(draft.email, "user.email", bytes_max=EMAIL_BYTES_MAX), "user.email")
+def _email(value: str, field: str) -> str:
+    return folded_email(fields.line(value, field, bytes_max=EMAIL_BYTES_MAX), field)
 
 
 def _identity(draft: pb.User) -> str:
@@ -139,8 +154,19 @@ def _display_name(draft: pb.User) -> str:
     return fields.line(draft.display_name, "user.display_name", bytes_max=_NAME_BYTES_MAX)
 
 
-def _role(draft: pb.User) -> Role:
-    role = _ROLES.get(draft.role)
+def _limits(draft: pb.User) -> tuple[Limit, ...]:
+    return limits.limits(draft.limits, "user.limits", of_user=True)
+
+
+def _role(value: pb.Role.ValueType, field: str) -> Role:
+    role = _ROLES.get(value)
     if role is None:
-        raise InvalidField("user.role", "is not a role that a user can have")
+        raise InvalidField(field, "is not a role that a user can have")
     return role
+
+
+def _state(value: pb.UserState.ValueType, field: str) -> UserState:
+    state = _STATES.get(value)
+    if state is None:
+        raise InvalidField(field, "is not a state that a user can have")
+    return state

@@ -161,6 +161,8 @@ class Agent(_message.Message):
     SETTINGS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    DELETE_TIME_FIELD_NUMBER: _builtins.int
+    PURGE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     TARGETS_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
@@ -205,6 +207,14 @@ class Agent(_message.Message):
         """When it was last changed. Output only."""
 
     @_builtins.property
+    def delete_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was deleted; unset while it is not. Output only."""
+
+    @_builtins.property
+    def purge_time(self) -> _timestamp_pb2.Timestamp:
+        """From when on it is purged; unset while it is not deleted. Output only."""
+
+    @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___AgentTarget]:
         """How its messages are split over several URLs. At most 16, each with another name; their weights must sum to more than 0.
         Empty: everything goes to url. Optional.
@@ -229,15 +239,17 @@ class Agent(_message.Message):
         settings: Global___AgentSettings | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        delete_time: _timestamp_pb2.Timestamp | None = ...,
+        purge_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
         targets: _abc.Iterable[Global___AgentTarget] | None = ...,
         generation: _builtins.int = ...,
         price: Global___AgentPrice | None = ...,
         observations: _abc.Iterable[Global___AgentObservation] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "price", b"price", "settings", b"settings", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "price", b"price", "purge_time", b"purge_time", "settings", b"settings", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "generation", b"generation", "observations", b"observations", "price", b"price", "settings", b"settings", "state", b"state", "targets", b"targets", "update_time", b"update_time", "url", b"url", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "create_time", b"create_time", "delete_time", b"delete_time", "display_name", b"display_name", "etag", b"etag", "generation", b"generation", "observations", b"observations", "price", b"price", "purge_time", b"purge_time", "settings", b"settings", "state", b"state", "targets", b"targets", "update_time", b"update_time", "url", b"url", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -407,8 +419,11 @@ class CreateAgentRequest(_message.Message):
 
     AGENT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes a repeat harmless. Optional."""
+    validate_only: _builtins.bool
+    """Only checks; see the head of workspace.proto. Optional."""
     @_builtins.property
     def agent(self) -> Global___Agent:
         """The agent. Required."""
@@ -418,10 +433,11 @@ class CreateAgentRequest(_message.Message):
         *,
         agent: Global___Agent | None = ...,
         request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -463,19 +479,27 @@ class GetAgentRequest(_message.Message):
 
     WORKSPACE_ID_FIELD_NUMBER: _builtins.int
     AGENT_ID_FIELD_NUMBER: _builtins.int
+    SHOW_DELETED_FIELD_NUMBER: _builtins.int
+    MIN_REVISION_TOKEN_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """The workspace. Required."""
     agent_id: _builtins.str
     """The agent. Required."""
+    show_deleted: _builtins.bool
+    """Finds a deleted one, too. Optional."""
+    min_revision_token: _builtins.bytes
+    """The answer is not older than this token says. Optional."""
     def __init__(
         self,
         *,
         workspace_id: _builtins.str = ...,
         agent_id: _builtins.str = ...,
+        show_deleted: _builtins.bool = ...,
+        min_revision_token: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "min_revision_token", b"min_revision_token", "show_deleted", b"show_deleted", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -510,6 +534,82 @@ class GetAgentResponse(_message.Message):
 Global___GetAgentResponse: _TypeAlias = GetAgentResponse  # noqa: Y015
 
 @_typing.final
+class BatchGetAgentsRequest(_message.Message):
+    """Request of BatchGetAgents."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    AGENT_IDS_FIELD_NUMBER: _builtins.int
+    SHOW_DELETED_FIELD_NUMBER: _builtins.int
+    MIN_REVISION_TOKEN_FIELD_NUMBER: _builtins.int
+    workspace_id: _builtins.str
+    """The workspace. Required."""
+    show_deleted: _builtins.bool
+    """Finds deleted ones, too. Optional."""
+    min_revision_token: _builtins.bytes
+    """The answer is not older than this token says. Optional."""
+    @_builtins.property
+    def agent_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of the agents. Required: 1 to 500, each once."""
+
+    def __init__(
+        self,
+        *,
+        workspace_id: _builtins.str = ...,
+        agent_ids: _abc.Iterable[_builtins.str] | None = ...,
+        show_deleted: _builtins.bool = ...,
+        min_revision_token: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_ids", b"agent_ids", "min_revision_token", b"min_revision_token", "show_deleted", b"show_deleted", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetAgentsRequest: _TypeAlias = BatchGetAgentsRequest  # noqa: Y015
+
+@_typing.final
+class BatchGetAgentsResponse(_message.Message):
+    """Response of BatchGetAgents. Each id of the request is in exactly one of the three lists, in the order of the request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENTS_FIELD_NUMBER: _builtins.int
+    MISSING_IDS_FIELD_NUMBER: _builtins.int
+    OMITTED_IDS_FIELD_NUMBER: _builtins.int
+    REVISION_TOKEN_FIELD_NUMBER: _builtins.int
+    revision_token: _builtins.bytes
+    """The revision that the answer was read at."""
+    @_builtins.property
+    def agents(self) -> _containers.RepeatedCompositeFieldContainer[Global___Agent]:
+        """The agents that there are."""
+
+    @_builtins.property
+    def missing_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of agents that there are not."""
+
+    @_builtins.property
+    def omitted_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of agents that did not fit into the answer any more."""
+
+    def __init__(
+        self,
+        *,
+        agents: _abc.Iterable[Global___Agent] | None = ...,
+        missing_ids: _abc.Iterable[_builtins.str] | None = ...,
+        omitted_ids: _abc.Iterable[_builtins.str] | None = ...,
+        revision_token: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "missing_ids", b"missing_ids", "omitted_ids", b"omitted_ids", "revision_token", b"revision_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetAgentsResponse: _TypeAlias = BatchGetAgentsResponse  # noqa: Y015
+
+@_typing.final
 class ListAgentsRequest(_message.Message):
     """Request of ListAgents."""
 
@@ -518,22 +618,38 @@ class ListAgentsRequest(_message.Message):
     WORKSPACE_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    SHOW_DELETED_FIELD_NUMBER: _builtins.int
+    ORDER_BY_FIELD_NUMBER: _builtins.int
+    MIN_REVISION_TOKEN_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """The workspace. Required."""
     page_size: _builtins.int
     """How many to return at most: 0 means 50, at most 500."""
     page_token: _builtins.str
     """The next_page_token of the page before. Empty for the first page."""
+    state: Global___AgentState.ValueType
+    """Only agents that were declared to be in this state. Optional."""
+    show_deleted: _builtins.bool
+    """Deleted ones, too. Optional."""
+    order_by: _builtins.str
+    """See the head of workspace.proto. Optional."""
+    min_revision_token: _builtins.bytes
+    """The answer is not older than this token says. Optional."""
     def __init__(
         self,
         *,
         workspace_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        state: Global___AgentState.ValueType = ...,
+        show_deleted: _builtins.bool = ...,
+        order_by: _builtins.str = ...,
+        min_revision_token: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_revision_token", b"min_revision_token", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "show_deleted", b"show_deleted", "state", b"state", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -576,15 +692,20 @@ class UpdateAgentRequest(_message.Message):
     AGENT_FIELD_NUMBER: _builtins.int
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes a repeat harmless. Optional."""
+    validate_only: _builtins.bool
+    """Only checks. Optional."""
     @_builtins.property
     def agent(self) -> Global___Agent:
         """The agent with its new values; workspace_id and agent_id say which. Required."""
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Fields to change, out of: display_name, url, state, settings, settings.<field>. Required."""
+        """Fields to change, out of: display_name, url, state, settings, settings.<field>, targets, price, price.<field>.
+        Required.
+        """
 
     def __init__(
         self,
@@ -592,10 +713,11 @@ class UpdateAgentRequest(_message.Message):
         agent: Global___Agent | None = ...,
         update_mask: _field_mask_pb2.FieldMask | None = ...,
         request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "request_id", b"request_id", "update_mask", b"update_mask"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "request_id", b"request_id", "update_mask", b"update_mask", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -639,6 +761,7 @@ class DeleteAgentRequest(_message.Message):
     AGENT_ID_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """The workspace. Required."""
     agent_id: _builtins.str
@@ -647,6 +770,8 @@ class DeleteAgentRequest(_message.Message):
     """If given, it must be the current etag. Optional."""
     request_id: _builtins.str
     """Makes a repeat harmless. Optional."""
+    validate_only: _builtins.bool
+    """Only checks. Optional."""
     def __init__(
         self,
         *,
@@ -654,10 +779,11 @@ class DeleteAgentRequest(_message.Message):
         agent_id: _builtins.str = ...,
         etag: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "etag", b"etag", "request_id", b"request_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "etag", b"etag", "request_id", b"request_id", "validate_only", b"validate_only", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -666,6 +792,138 @@ Global___DeleteAgentRequest: _TypeAlias = DeleteAgentRequest  # noqa: Y015
 @_typing.final
 class DeleteAgentResponse(_message.Message):
     """Response of DeleteAgent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_TOKEN_FIELD_NUMBER: _builtins.int
+    AGENT_FIELD_NUMBER: _builtins.int
+    revision_token: _builtins.bytes
+    """How new a later read must be to see this write."""
+    @_builtins.property
+    def agent(self) -> Global___Agent:
+        """The agent as it is kept until its purge_time."""
+
+    def __init__(
+        self,
+        *,
+        revision_token: _builtins.bytes = ...,
+        agent: Global___Agent | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "revision_token", b"revision_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteAgentResponse: _TypeAlias = DeleteAgentResponse  # noqa: Y015
+
+@_typing.final
+class UndeleteAgentRequest(_message.Message):
+    """Request of UndeleteAgent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    workspace_id: _builtins.str
+    """The workspace. Required."""
+    agent_id: _builtins.str
+    """The agent. Required."""
+    etag: _builtins.str
+    """If given, it must be the current etag. Optional."""
+    request_id: _builtins.str
+    """Makes a repeat harmless. Optional."""
+    validate_only: _builtins.bool
+    """Only checks. Optional."""
+    def __init__(
+        self,
+        *,
+        workspace_id: _builtins.str = ...,
+        agent_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "etag", b"etag", "request_id", b"request_id", "validate_only", b"validate_only", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndeleteAgentRequest: _TypeAlias = UndeleteAgentRequest  # noqa: Y015
+
+@_typing.final
+class UndeleteAgentResponse(_message.Message):
+    """Response of UndeleteAgent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENT_FIELD_NUMBER: _builtins.int
+    REVISION_TOKEN_FIELD_NUMBER: _builtins.int
+    revision_token: _builtins.bytes
+    """How new a later read must be to see this write."""
+    @_builtins.property
+    def agent(self) -> Global___Agent:
+        """The agent as it is stored."""
+
+    def __init__(
+        self,
+        *,
+        agent: Global___Agent | None = ...,
+        revision_token: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "revision_token", b"revision_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndeleteAgentResponse: _TypeAlias = UndeleteAgentResponse  # noqa: Y015
+
+@_typing.final
+class PurgeAgentRequest(_message.Message):
+    """Request of PurgeAgent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    workspace_id: _builtins.str
+    """The workspace. Required."""
+    agent_id: _builtins.str
+    """The agent. Required."""
+    etag: _builtins.str
+    """If given, it must be the current etag. Optional."""
+    request_id: _builtins.str
+    """Makes a repeat harmless. Optional."""
+    validate_only: _builtins.bool
+    """Only checks. Optional."""
+    def __init__(
+        self,
+        *,
+        workspace_id: _builtins.str = ...,
+        agent_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "etag", b"etag", "request_id", b"request_id", "validate_only", b"validate_only", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PurgeAgentRequest: _TypeAlias = PurgeAgentRequest  # noqa: Y015
+
+@_typing.final
+class PurgeAgentResponse(_message.Message):
+    """Response of PurgeAgent."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -683,7 +941,7 @@ class DeleteAgentResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___DeleteAgentResponse: _TypeAlias = DeleteAgentResponse  # noqa: Y015
+Global___PurgeAgentResponse: _TypeAlias = PurgeAgentResponse  # noqa: Y015
 
 @_typing.final
 class ReportAgentStateRequest(_message.Message):

@@ -45,6 +45,11 @@ class AgentServiceStub:
                 request_serializer=twofold_dot_registry_dot_v1_dot_agent__pb2.GetAgentRequest.SerializeToString,
                 response_deserializer=twofold_dot_registry_dot_v1_dot_agent__pb2.GetAgentResponse.FromString,
                 _registered_method=True)
+        self.BatchGetAgents = channel.unary_unary(
+                '/twofold.registry.v1.AgentService/BatchGetAgents',
+                request_serializer=twofold_dot_registry_dot_v1_dot_agent__pb2.BatchGetAgentsRequest.SerializeToString,
+                response_deserializer=twofold_dot_registry_dot_v1_dot_agent__pb2.BatchGetAgentsResponse.FromString,
+                _registered_method=True)
         self.ListAgents = channel.unary_unary(
                 '/twofold.registry.v1.AgentService/ListAgents',
                 request_serializer=twofold_dot_registry_dot_v1_dot_agent__pb2.ListAgentsRequest.SerializeToString,
@@ -59,6 +64,16 @@ class AgentServiceStub:
                 '/twofold.registry.v1.AgentService/DeleteAgent',
                 request_serializer=twofold_dot_registry_dot_v1_dot_agent__pb2.DeleteAgentRequest.SerializeToString,
                 response_deserializer=twofold_dot_registry_dot_v1_dot_agent__pb2.DeleteAgentResponse.FromString,
+                _registered_method=True)
+        self.UndeleteAgent = channel.unary_unary(
+                '/twofold.registry.v1.AgentService/UndeleteAgent',
+                request_serializer=twofold_dot_registry_dot_v1_dot_agent__pb2.UndeleteAgentRequest.SerializeToString,
+                response_deserializer=twofold_dot_registry_dot_v1_dot_agent__pb2.UndeleteAgentResponse.FromString,
+                _registered_method=True)
+        self.PurgeAgent = channel.unary_unary(
+                '/twofold.registry.v1.AgentService/PurgeAgent',
+                request_serializer=twofold_dot_registry_dot_v1_dot_agent__pb2.PurgeAgentRequest.SerializeToString,
+                response_deserializer=twofold_dot_registry_dot_v1_dot_agent__pb2.PurgeAgentResponse.FromString,
                 _registered_method=True)
         self.ReportAgentState = channel.unary_unary(
                 '/twofold.registry.v1.AgentService/ReportAgentState',
@@ -87,8 +102,15 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchGetAgents(self, request, context):
+        """BatchGetAgents returns several agents of a workspace, as they were at one revision. Of an unknown workspace all are missing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListAgents(self, request, context):
-        """ListAgents returns the agents of a workspace that are not deleted, by id ascending.
+        """ListAgents returns the agents of a workspace that are not deleted and pass the filter.
         Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN), INVALID_ARGUMENT (REASON_INVALID_PAGE_TOKEN).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -104,8 +126,25 @@ class AgentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteAgent(self, request, context):
-        """DeleteAgent hides the agent; from the same revision on nobody may use it. The row is kept.
+        """DeleteAgent hides the agent; from the same revision on nobody may use it.
         Errors: NOT_FOUND (REASON_AGENT_UNKNOWN), ABORTED (REASON_ETAG_MISMATCH), ALREADY_EXISTS (REASON_REQUEST_REUSED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndeleteAgent(self, request, context):
+        """UndeleteAgent restores a deleted agent; from the same revision on its grants count again. Its URLs must be allowed now.
+        Errors: NOT_FOUND (REASON_AGENT_UNKNOWN; of one that was purged, too), FAILED_PRECONDITION (REASON_NOT_DELETED), ABORTED
+        (REASON_ETAG_MISMATCH), ALREADY_EXISTS (REASON_REQUEST_REUSED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PurgeAgent(self, request, context):
+        """PurgeAgent forgets a deleted agent at once, without waiting for the purge_time: name, URLs, instructions and grants.
+        Errors: as UndeleteAgent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -135,6 +174,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     request_deserializer=twofold_dot_registry_dot_v1_dot_agent__pb2.GetAgentRequest.FromString,
                     response_serializer=twofold_dot_registry_dot_v1_dot_agent__pb2.GetAgentResponse.SerializeToString,
             ),
+            'BatchGetAgents': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchGetAgents,
+                    request_deserializer=twofold_dot_registry_dot_v1_dot_agent__pb2.BatchGetAgentsRequest.FromString,
+                    response_serializer=twofold_dot_registry_dot_v1_dot_agent__pb2.BatchGetAgentsResponse.SerializeToString,
+            ),
             'ListAgents': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAgents,
                     request_deserializer=twofold_dot_registry_dot_v1_dot_agent__pb2.ListAgentsRequest.FromString,
@@ -149,6 +193,16 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.DeleteAgent,
                     request_deserializer=twofold_dot_registry_dot_v1_dot_agent__pb2.DeleteAgentRequest.FromString,
                     response_serializer=twofold_dot_registry_dot_v1_dot_agent__pb2.DeleteAgentResponse.SerializeToString,
+            ),
+            'UndeleteAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeleteAgent,
+                    request_deserializer=twofold_dot_registry_dot_v1_dot_agent__pb2.UndeleteAgentRequest.FromString,
+                    response_serializer=twofold_dot_registry_dot_v1_dot_agent__pb2.UndeleteAgentResponse.SerializeToString,
+            ),
+            'PurgeAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.PurgeAgent,
+                    request_deserializer=twofold_dot_registry_dot_v1_dot_agent__pb2.PurgeAgentRequest.FromString,
+                    response_serializer=twofold_dot_registry_dot_v1_dot_agent__pb2.PurgeAgentResponse.SerializeToString,
             ),
             'ReportAgentState': grpc.unary_unary_rpc_method_handler(
                     servicer.ReportAgentState,
@@ -211,6 +265,33 @@ class AgentService:
             '/twofold.registry.v1.AgentService/GetAgent',
             twofold_dot_registry_dot_v1_dot_agent__pb2.GetAgentRequest.SerializeToString,
             twofold_dot_registry_dot_v1_dot_agent__pb2.GetAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchGetAgents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twofold.registry.v1.AgentService/BatchGetAgents',
+            twofold_dot_registry_dot_v1_dot_agent__pb2.BatchGetAgentsRequest.SerializeToString,
+            twofold_dot_registry_dot_v1_dot_agent__pb2.BatchGetAgentsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -292,6 +373,60 @@ class AgentService:
             '/twofold.registry.v1.AgentService/DeleteAgent',
             twofold_dot_registry_dot_v1_dot_agent__pb2.DeleteAgentRequest.SerializeToString,
             twofold_dot_registry_dot_v1_dot_agent__pb2.DeleteAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndeleteAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twofold.registry.v1.AgentService/UndeleteAgent',
+            twofold_dot_registry_dot_v1_dot_agent__pb2.UndeleteAgentRequest.SerializeToString,
+            twofold_dot_registry_dot_v1_dot_agent__pb2.UndeleteAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PurgeAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twofold.registry.v1.AgentService/PurgeAgent',
+            twofold_dot_registry_dot_v1_dot_agent__pb2.PurgeAgentRequest.SerializeToString,
+            twofold_dot_registry_dot_v1_dot_agent__pb2.PurgeAgentResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -24,8 +24,10 @@ class AgentServiceStub:
     """GetAgent returns one agent.
     Errors: NOT_FOUND (REASON_AGENT_UNKNOWN; the same whether the workspace or the agent does not exist).
     """
+    BatchGetAgents: _aio.UnaryUnaryMultiCallable[_agent_pb2.BatchGetAgentsRequest, _agent_pb2.BatchGetAgentsResponse]
+    """BatchGetAgents returns several agents of a workspace, as they were at one revision. Of an unknown workspace all are missing."""
     ListAgents: _aio.UnaryUnaryMultiCallable[_agent_pb2.ListAgentsRequest, _agent_pb2.ListAgentsResponse]
-    """ListAgents returns the agents of a workspace that are not deleted, by id ascending.
+    """ListAgents returns the agents of a workspace that are not deleted and pass the filter.
     Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN), INVALID_ARGUMENT (REASON_INVALID_PAGE_TOKEN).
     """
     UpdateAgent: _aio.UnaryUnaryMultiCallable[_agent_pb2.UpdateAgentRequest, _agent_pb2.UpdateAgentResponse]
@@ -33,8 +35,17 @@ class AgentServiceStub:
     Errors: NOT_FOUND (REASON_AGENT_UNKNOWN), ABORTED (REASON_ETAG_MISMATCH), ALREADY_EXISTS (REASON_REQUEST_REUSED).
     """
     DeleteAgent: _aio.UnaryUnaryMultiCallable[_agent_pb2.DeleteAgentRequest, _agent_pb2.DeleteAgentResponse]
-    """DeleteAgent hides the agent; from the same revision on nobody may use it. The row is kept.
+    """DeleteAgent hides the agent; from the same revision on nobody may use it.
     Errors: NOT_FOUND (REASON_AGENT_UNKNOWN), ABORTED (REASON_ETAG_MISMATCH), ALREADY_EXISTS (REASON_REQUEST_REUSED).
+    """
+    UndeleteAgent: _aio.UnaryUnaryMultiCallable[_agent_pb2.UndeleteAgentRequest, _agent_pb2.UndeleteAgentResponse]
+    """UndeleteAgent restores a deleted agent; from the same revision on its grants count again. Its URLs must be allowed now.
+    Errors: NOT_FOUND (REASON_AGENT_UNKNOWN; of one that was purged, too), FAILED_PRECONDITION (REASON_NOT_DELETED), ABORTED
+    (REASON_ETAG_MISMATCH), ALREADY_EXISTS (REASON_REQUEST_REUSED).
+    """
+    PurgeAgent: _aio.UnaryUnaryMultiCallable[_agent_pb2.PurgeAgentRequest, _agent_pb2.PurgeAgentResponse]
+    """PurgeAgent forgets a deleted agent at once, without waiting for the purge_time: name, URLs, instructions and grants.
+    Errors: as UndeleteAgent.
     """
     ReportAgentState: _aio.UnaryUnaryMultiCallable[_agent_pb2.ReportAgentStateRequest, _agent_pb2.ReportAgentStateResponse]
     """ReportAgentState keeps what was seen of an agent's target: that it is cold, say. It is no update: it changes neither etag nor
@@ -68,12 +79,20 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def BatchGetAgents(
+        self,
+        request: _agent_pb2.BatchGetAgentsRequest,
+        context: _aio.ServicerContext[_agent_pb2.BatchGetAgentsRequest, _abc.Awaitable[_agent_pb2.BatchGetAgentsResponse]],
+    ) -> _abc.Awaitable[_agent_pb2.BatchGetAgentsResponse]:
+        """BatchGetAgents returns several agents of a workspace, as they were at one revision. Of an unknown workspace all are missing."""
+
+    @_abc_1.abstractmethod
     def ListAgents(
         self,
         request: _agent_pb2.ListAgentsRequest,
         context: _aio.ServicerContext[_agent_pb2.ListAgentsRequest, _abc.Awaitable[_agent_pb2.ListAgentsResponse]],
     ) -> _abc.Awaitable[_agent_pb2.ListAgentsResponse]:
-        """ListAgents returns the agents of a workspace that are not deleted, by id ascending.
+        """ListAgents returns the agents of a workspace that are not deleted and pass the filter.
         Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN), INVALID_ARGUMENT (REASON_INVALID_PAGE_TOKEN).
         """
 
@@ -93,8 +112,29 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_pb2.DeleteAgentRequest,
         context: _aio.ServicerContext[_agent_pb2.DeleteAgentRequest, _abc.Awaitable[_agent_pb2.DeleteAgentResponse]],
     ) -> _abc.Awaitable[_agent_pb2.DeleteAgentResponse]:
-        """DeleteAgent hides the agent; from the same revision on nobody may use it. The row is kept.
+        """DeleteAgent hides the agent; from the same revision on nobody may use it.
         Errors: NOT_FOUND (REASON_AGENT_UNKNOWN), ABORTED (REASON_ETAG_MISMATCH), ALREADY_EXISTS (REASON_REQUEST_REUSED).
+        """
+
+    @_abc_1.abstractmethod
+    def UndeleteAgent(
+        self,
+        request: _agent_pb2.UndeleteAgentRequest,
+        context: _aio.ServicerContext[_agent_pb2.UndeleteAgentRequest, _abc.Awaitable[_agent_pb2.UndeleteAgentResponse]],
+    ) -> _abc.Awaitable[_agent_pb2.UndeleteAgentResponse]:
+        """UndeleteAgent restores a deleted agent; from the same revision on its grants count again. Its URLs must be allowed now.
+        Errors: NOT_FOUND (REASON_AGENT_UNKNOWN; of one that was purged, too), FAILED_PRECONDITION (REASON_NOT_DELETED), ABORTED
+        (REASON_ETAG_MISMATCH), ALREADY_EXISTS (REASON_REQUEST_REUSED).
+        """
+
+    @_abc_1.abstractmethod
+    def PurgeAgent(
+        self,
+        request: _agent_pb2.PurgeAgentRequest,
+        context: _aio.ServicerContext[_agent_pb2.PurgeAgentRequest, _abc.Awaitable[_agent_pb2.PurgeAgentResponse]],
+    ) -> _abc.Awaitable[_agent_pb2.PurgeAgentResponse]:
+        """PurgeAgent forgets a deleted agent at once, without waiting for the purge_time: name, URLs, instructions and grants.
+        Errors: as UndeleteAgent.
         """
 
     @_abc_1.abstractmethod

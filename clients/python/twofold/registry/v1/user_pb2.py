@@ -24,39 +24,54 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from twofold.registry.v1 import workspace_pb2 as twofold_dot_registry_dot_v1_dot_workspace__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etwofold/registry/v1/user.proto\x12\x13twofold.registry.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x80\x02\n\x04User\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\r\n\x05\x65mail\x18\x03 \x01(\t\x12\x13\n\x0bidentity_id\x18\x04 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x05 \x01(\t\x12\'\n\x04role\x18\x06 \x01(\x0e\x32\x19.twofold.registry.v1.Role\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\t \x01(\t\"P\n\x11\x43reateUserRequest\x12\'\n\x04user\x18\x01 \x01(\x0b\x32\x19.twofold.registry.v1.User\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"U\n\x12\x43reateUserResponse\x12\'\n\x04user\x18\x01 \x01(\x0b\x32\x19.twofold.registry.v1.User\x12\x16\n\x0erevision_token\x18\x02 \x01(\x0c\"7\n\x0eGetUserRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\"R\n\x0fGetUserResponse\x12\'\n\x04user\x18\x01 \x01(\x0b\x32\x19.twofold.registry.v1.User\x12\x16\n\x0erevision_token\x18\x02 \x01(\x0c\"O\n\x10ListUsersRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"V\n\x11ListUsersResponse\x12(\n\x05users\x18\x01 \x03(\x0b\x32\x19.twofold.registry.v1.User\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x81\x01\n\x11UpdateUserRequest\x12\'\n\x04user\x18\x01 \x01(\x0b\x32\x19.twofold.registry.v1.User\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"U\n\x12UpdateUserResponse\x12\'\n\x04user\x18\x01 \x01(\x0b\x32\x19.twofold.registry.v1.User\x12\x16\n\x0erevision_token\x18\x02 \x01(\x0c\"\\\n\x11\x44\x65leteUserRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\",\n\x12\x44\x65leteUserResponse\x12\x16\n\x0erevision_token\x18\x01 \x01(\x0c*_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_OWNER\x10\x01\x12\x0e\n\nROLE_ADMIN\x10\x02\x12\x0f\n\x0bROLE_MEMBER\x10\x03\x12\x10\n\x0cROLE_SERVICE\x10\x04\x32\xdc\x03\n\x0bUserService\x12]\n\nCreateUser\x12&.twofold.registry.v1.CreateUserRequest\x1a\'.twofold.registry.v1.CreateUserResponse\x12T\n\x07GetUser\x12#.twofold.registry.v1.GetUserRequest\x1a$.twofold.registry.v1.GetUserResponse\x12Z\n\tListUsers\x12%.twofold.registry.v1.ListUsersRequest\x1a&.twofold.registry.v1.ListUsersResponse\x12]\n\nUpdateUser\x12&.twofold.registry.v1.UpdateUserRequest\x1a\'.twofold.registry.v1.UpdateUserResponse\x12]\n\nDeleteUser\x12&.twofold.registry.v1.DeleteUserRequest\x1a\'.twofold.registry.v1.DeleteUserResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etwofold/registry/v1/user.proto\x12\x13twofold.registry.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#twofold/registry/v1/workspace.proto\"\xbc\x03\n\x04User\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\r\n\x05\x65mail\x18\x03 \x01(\t\x12\x13\n\x0bidentity_id\x18\x04 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x05 \x01(\t\x12\'\n\x04role\x18\x06 \x01(\x0e\x32\x19.twofold.registry.v1.Role\x12-\n\x05state\x18\n \x01(\x0e\x32\x1e.twofold.registry.v1.UserState\x12*\n\x06limits\x18\x0b \x03(\x0b\x32\x1a.twofold.registry.v1.Limit\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\npurge_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\t \x01(\t\"g\n\x11\x43reateUserRequest\x12\'\n\x04user\x18\x01 \x01(\x0b\x32\x19.twofold.registry.v1.User\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"U\n\x12\x43reateUserResponse\x12\'\n\x04user\x18\x01 \x01(\x0b\x32\x19.twofold.registry.v1.User\x12\x16\n\x0erevision_token\x18\x02 \x01(\x0c\"i\n\x0eGetUserRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x14\n\x0cshow_deleted\x18\x03 \x01(\x08\x12\x1a\n\x12min_revision_token\x18\x04 \x01(\x0c\"R\n\x0fGetUserResponse\x12\'\n\x04user\x18\x01 \x01(\x0b\x32\x19.twofold.registry.v1.User\x12\x16\n\x0erevision_token\x18\x02 \x01(\x0c\"p\n\x14\x42\x61tchGetUsersRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x10\n\x08user_ids\x18\x02 \x03(\t\x12\x14\n\x0cshow_deleted\x18\x03 \x01(\x08\x12\x1a\n\x12min_revision_token\x18\x04 \x01(\x0c\"\x83\x01\n\x15\x42\x61tchGetUsersResponse\x12(\n\x05users\x18\x01 \x03(\x0b\x32\x19.twofold.registry.v1.User\x12\x13\n\x0bmissing_ids\x18\x02 \x03(\t\x12\x13\n\x0bomitted_ids\x18\x03 \x03(\t\x12\x16\n\x0erevision_token\x18\x04 \x01(\x0c\"\x8f\x02\n\x10ListUsersRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\'\n\x04role\x18\x04 \x01(\x0e\x32\x19.twofold.registry.v1.Role\x12-\n\x05state\x18\x05 \x01(\x0e\x32\x1e.twofold.registry.v1.UserState\x12\r\n\x05\x65mail\x18\x06 \x01(\t\x12\x13\n\x0bidentity_id\x18\x07 \x01(\t\x12\x14\n\x0cshow_deleted\x18\x08 \x01(\x08\x12\x10\n\x08order_by\x18\t \x01(\t\x12\x1a\n\x12min_revision_token\x18\n \x01(\x0c\"V\n\x11ListUsersResponse\x12(\n\x05users\x18\x01 \x03(\x0b\x32\x19.twofold.registry.v1.User\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x98\x01\n\x11UpdateUserRequest\x12\'\n\x04user\x18\x01 \x01(\x0b\x32\x19.twofold.registry.v1.User\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"U\n\x12UpdateUserResponse\x12\'\n\x04user\x18\x01 \x01(\x0b\x32\x19.twofold.registry.v1.User\x12\x16\n\x0erevision_token\x18\x02 \x01(\x0c\"s\n\x11\x44\x65leteUserRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"U\n\x12\x44\x65leteUserResponse\x12\x16\n\x0erevision_token\x18\x01 \x01(\x0c\x12\'\n\x04user\x18\x02 \x01(\x0b\x32\x19.twofold.registry.v1.User\"u\n\x13UndeleteUserRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"W\n\x14UndeleteUserResponse\x12\'\n\x04user\x18\x01 \x01(\x0b\x32\x19.twofold.registry.v1.User\x12\x16\n\x0erevision_token\x18\x02 \x01(\x0c\"r\n\x10PurgeUserRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"+\n\x11PurgeUserResponse\x12\x16\n\x0erevision_token\x18\x01 \x01(\x0c*_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_OWNER\x10\x01\x12\x0e\n\nROLE_ADMIN\x10\x02\x12\x0f\n\x0bROLE_MEMBER\x10\x03\x12\x10\n\x0cROLE_SERVICE\x10\x04*X\n\tUserState\x12\x1a\n\x16USER_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11USER_STATE_ACTIVE\x10\x01\x12\x18\n\x14USER_STATE_SUSPENDED\x10\x02\x32\x85\x06\n\x0bUserService\x12]\n\nCreateUser\x12&.twofold.registry.v1.CreateUserRequest\x1a\'.twofold.registry.v1.CreateUserResponse\x12T\n\x07GetUser\x12#.twofold.registry.v1.GetUserRequest\x1a$.twofold.registry.v1.GetUserResponse\x12\x66\n\rBatchGetUsers\x12).twofold.registry.v1.BatchGetUsersRequest\x1a*.twofold.registry.v1.BatchGetUsersResponse\x12Z\n\tListUsers\x12%.twofold.registry.v1.ListUsersRequest\x1a&.twofold.registry.v1.ListUsersResponse\x12]\n\nUpdateUser\x12&.twofold.registry.v1.UpdateUserRequest\x1a\'.twofold.registry.v1.UpdateUserResponse\x12]\n\nDeleteUser\x12&.twofold.registry.v1.DeleteUserRequest\x1a\'.twofold.registry.v1.DeleteUserResponse\x12\x63\n\x0cUndeleteUser\x12(.twofold.registry.v1.UndeleteUserRequest\x1a).twofold.registry.v1.UndeleteUserResponse\x12Z\n\tPurgeUser\x12%.twofold.registry.v1.PurgeUserRequest\x1a&.twofold.registry.v1.PurgeUserResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'twofold.registry.v1.user_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=1219
-  _globals['_ROLE']._serialized_end=1314
-  _globals['_USER']._serialized_start=123
-  _globals['_USER']._serialized_end=379
-  _globals['_CREATEUSERREQUEST']._serialized_start=381
-  _globals['_CREATEUSERREQUEST']._serialized_end=461
-  _globals['_CREATEUSERRESPONSE']._serialized_start=463
-  _globals['_CREATEUSERRESPONSE']._serialized_end=548
-  _globals['_GETUSERREQUEST']._serialized_start=550
-  _globals['_GETUSERREQUEST']._serialized_end=605
-  _globals['_GETUSERRESPONSE']._serialized_start=607
-  _globals['_GETUSERRESPONSE']._serialized_end=689
-  _globals['_LISTUSERSREQUEST']._serialized_start=691
-  _globals['_LISTUSERSREQUEST']._serialized_end=770
-  _globals['_LISTUSERSRESPONSE']._serialized_start=772
-  _globals['_LISTUSERSRESPONSE']._serialized_end=858
-  _globals['_UPDATEUSERREQUEST']._serialized_start=861
-  _globals['_UPDATEUSERREQUEST']._serialized_end=990
-  _globals['_UPDATEUSERRESPONSE']._serialized_start=992
-  _globals['_UPDATEUSERRESPONSE']._serialized_end=1077
-  _globals['_DELETEUSERREQUEST']._serialized_start=1079
-  _globals['_DELETEUSERREQUEST']._serialized_end=1171
-  _globals['_DELETEUSERRESPONSE']._serialized_start=1173
-  _globals['_DELETEUSERRESPONSE']._serialized_end=1217
-  _globals['_USERSERVICE']._serialized_start=1317
-  _globals['_USERSERVICE']._serialized_end=1793
+  _globals['_ROLE']._serialized_start=2414
+  _globals['_ROLE']._serialized_end=2509
+  _globals['_USERSTATE']._serialized_start=2511
+  _globals['_USERSTATE']._serialized_end=2599
+  _globals['_USER']._serialized_start=160
+  _globals['_USER']._serialized_end=604
+  _globals['_CREATEUSERREQUEST']._serialized_start=606
+  _globals['_CREATEUSERREQUEST']._serialized_end=709
+  _globals['_CREATEUSERRESPONSE']._serialized_start=711
+  _globals['_CREATEUSERRESPONSE']._serialized_end=796
+  _globals['_GETUSERREQUEST']._serialized_start=798
+  _globals['_GETUSERREQUEST']._serialized_end=903
+  _globals['_GETUSERRESPONSE']._serialized_start=905
+  _globals['_GETUSERRESPONSE']._serialized_end=987
+  _globals['_BATCHGETUSERSREQUEST']._serialized_start=989
+  _globals['_BATCHGETUSERSREQUEST']._serialized_end=1101
+  _globals['_BATCHGETUSERSRESPONSE']._serialized_start=1104
+  _globals['_BATCHGETUSERSRESPONSE']._serialized_end=1235
+  _globals['_LISTUSERSREQUEST']._serialized_start=1238
+  _globals['_LISTUSERSREQUEST']._serialized_end=1509
+  _globals['_LISTUSERSRESPONSE']._serialized_start=1511
+  _globals['_LISTUSERSRESPONSE']._serialized_end=1597
+  _globals['_UPDATEUSERREQUEST']._serialized_start=1600
+  _globals['_UPDATEUSERREQUEST']._serialized_end=1752
+  _globals['_UPDATEUSERRESPONSE']._serialized_start=1754
+  _globals['_UPDATEUSERRESPONSE']._serialized_end=1839
+  _globals['_DELETEUSERREQUEST']._serialized_start=1841
+  _globals['_DELETEUSERREQUEST']._serialized_end=1956
+  _globals['_DELETEUSERRESPONSE']._serialized_start=1958
+  _globals['_DELETEUSERRESPONSE']._serialized_end=2043
+  _globals['_UNDELETEUSERREQUEST']._serialized_start=2045
+  _globals['_UNDELETEUSERREQUEST']._serialized_end=2162
+  _globals['_UNDELETEUSERRESPONSE']._serialized_start=2164
+  _globals['_UNDELETEUSERRESPONSE']._serialized_end=2251
+  _globals['_PURGEUSERREQUEST']._serialized_start=2253
+  _globals['_PURGEUSERREQUEST']._serialized_end=2367
+  _globals['_PURGEUSERRESPONSE']._serialized_start=2369
+  _globals['_PURGEUSERRESPONSE']._serialized_end=2412
+  _globals['_USERSERVICE']._serialized_start=2602
+  _globals['_USERSERVICE']._serialized_end=3375
 # @@protoc_insertion_point(module_scope)

@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from twofold.registry.v1 import workspace_pb2 as _workspace_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -53,6 +54,30 @@ ROLE_SERVICE: Role.ValueType  # 4
 """A machine that uses the agents that were granted."""
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
+class _UserState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UserStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UserState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    USER_STATE_UNSPECIFIED: _UserState.ValueType  # 0
+    """On create it means ACTIVE; not allowed in an update of the state."""
+    USER_STATE_ACTIVE: _UserState.ValueType  # 1
+    """As role and grants say."""
+    USER_STATE_SUSPENDED: _UserState.ValueType  # 2
+    """May use nothing, whatever the role and the grants."""
+
+class UserState(_UserState, metaclass=_UserStateEnumTypeWrapper):
+    """UserState says whether a user may use anything."""
+
+USER_STATE_UNSPECIFIED: UserState.ValueType  # 0
+"""On create it means ACTIVE; not allowed in an update of the state."""
+USER_STATE_ACTIVE: UserState.ValueType  # 1
+"""As role and grants say."""
+USER_STATE_SUSPENDED: UserState.ValueType  # 2
+"""May use nothing, whatever the role and the grants."""
+Global___UserState: _TypeAlias = UserState  # noqa: Y015
+
 @_typing.final
 class User(_message.Message):
     """User is a person or machine in a workspace."""
@@ -65,8 +90,12 @@ class User(_message.Message):
     IDENTITY_ID_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    DELETE_TIME_FIELD_NUMBER: _builtins.int
+    PURGE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """The workspace it belongs to. Required."""
@@ -82,8 +111,16 @@ class User(_message.Message):
     """Name for people. Optional, up to 255 bytes, no control characters."""
     role: Global___Role.ValueType
     """Role in the workspace. Default: ROLE_MEMBER."""
+    state: Global___UserState.ValueType
+    """State. Default: ACTIVE."""
     etag: _builtins.str
     """Version of this resource. Output only; given on update it must be the current one."""
+    @_builtins.property
+    def limits(self) -> _containers.RepeatedCompositeFieldContainer[_workspace_pb2.Limit]:
+        """Limits of this user, each in place of the workspace's of the same kind. Only LIMIT_KIND_USER_HOUR_MESSAGES and
+        LIMIT_KIND_USER_MINUTE_MESSAGES, each at most once. Returned in the order of their kinds' names. Optional.
+        """
+
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was created. Output only."""
@@ -91,6 +128,14 @@ class User(_message.Message):
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When it was last changed. Output only."""
+
+    @_builtins.property
+    def delete_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was deleted; unset while it is not. Output only."""
+
+    @_builtins.property
+    def purge_time(self) -> _timestamp_pb2.Timestamp:
+        """From when on it is purged; unset while it is not deleted. Output only."""
 
     def __init__(
         self,
@@ -101,13 +146,17 @@ class User(_message.Message):
         identity_id: _builtins.str = ...,
         display_name: _builtins.str = ...,
         role: Global___Role.ValueType = ...,
+        state: Global___UserState.ValueType = ...,
+        limits: _abc.Iterable[_workspace_pb2.Limit] | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        delete_time: _timestamp_pb2.Timestamp | None = ...,
+        purge_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "purge_time", b"purge_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "display_name", b"display_name", "email", b"email", "etag", b"etag", "identity_id", b"identity_id", "role", b"role", "update_time", b"update_time", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "display_name", b"display_name", "email", b"email", "etag", b"etag", "identity_id", b"identity_id", "limits", b"limits", "purge_time", b"purge_time", "role", b"role", "state", b"state", "update_time", b"update_time", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -121,8 +170,11 @@ class CreateUserRequest(_message.Message):
 
     USER_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes a repeat harmless. Optional."""
+    validate_only: _builtins.bool
+    """Only checks; see the head of workspace.proto. Optional."""
     @_builtins.property
     def user(self) -> Global___User:
         """The user. Required."""
@@ -132,10 +184,11 @@ class CreateUserRequest(_message.Message):
         *,
         user: Global___User | None = ...,
         request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["user", b"user"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "user", b"user", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -177,19 +230,27 @@ class GetUserRequest(_message.Message):
 
     WORKSPACE_ID_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
+    SHOW_DELETED_FIELD_NUMBER: _builtins.int
+    MIN_REVISION_TOKEN_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """The workspace. Required."""
     user_id: _builtins.str
     """The user. Required."""
+    show_deleted: _builtins.bool
+    """Finds a deleted one, too. Optional."""
+    min_revision_token: _builtins.bytes
+    """The answer is not older than this token says. Optional."""
     def __init__(
         self,
         *,
         workspace_id: _builtins.str = ...,
         user_id: _builtins.str = ...,
+        show_deleted: _builtins.bool = ...,
+        min_revision_token: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_revision_token", b"min_revision_token", "show_deleted", b"show_deleted", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -224,6 +285,82 @@ class GetUserResponse(_message.Message):
 Global___GetUserResponse: _TypeAlias = GetUserResponse  # noqa: Y015
 
 @_typing.final
+class BatchGetUsersRequest(_message.Message):
+    """Request of BatchGetUsers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    USER_IDS_FIELD_NUMBER: _builtins.int
+    SHOW_DELETED_FIELD_NUMBER: _builtins.int
+    MIN_REVISION_TOKEN_FIELD_NUMBER: _builtins.int
+    workspace_id: _builtins.str
+    """The workspace. Required."""
+    show_deleted: _builtins.bool
+    """Finds deleted ones, too. Optional."""
+    min_revision_token: _builtins.bytes
+    """The answer is not older than this token says. Optional."""
+    @_builtins.property
+    def user_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of the users. Required: 1 to 500, each once."""
+
+    def __init__(
+        self,
+        *,
+        workspace_id: _builtins.str = ...,
+        user_ids: _abc.Iterable[_builtins.str] | None = ...,
+        show_deleted: _builtins.bool = ...,
+        min_revision_token: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_revision_token", b"min_revision_token", "show_deleted", b"show_deleted", "user_ids", b"user_ids", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetUsersRequest: _TypeAlias = BatchGetUsersRequest  # noqa: Y015
+
+@_typing.final
+class BatchGetUsersResponse(_message.Message):
+    """Response of BatchGetUsers. Each id of the request is in exactly one of the three lists, in the order of the request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USERS_FIELD_NUMBER: _builtins.int
+    MISSING_IDS_FIELD_NUMBER: _builtins.int
+    OMITTED_IDS_FIELD_NUMBER: _builtins.int
+    REVISION_TOKEN_FIELD_NUMBER: _builtins.int
+    revision_token: _builtins.bytes
+    """The revision that the answer was read at."""
+    @_builtins.property
+    def users(self) -> _containers.RepeatedCompositeFieldContainer[Global___User]:
+        """The users that there are."""
+
+    @_builtins.property
+    def missing_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of users that there are not."""
+
+    @_builtins.property
+    def omitted_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of users that did not fit into the answer any more."""
+
+    def __init__(
+        self,
+        *,
+        users: _abc.Iterable[Global___User] | None = ...,
+        missing_ids: _abc.Iterable[_builtins.str] | None = ...,
+        omitted_ids: _abc.Iterable[_builtins.str] | None = ...,
+        revision_token: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["missing_ids", b"missing_ids", "omitted_ids", b"omitted_ids", "revision_token", b"revision_token", "users", b"users"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetUsersResponse: _TypeAlias = BatchGetUsersResponse  # noqa: Y015
+
+@_typing.final
 class ListUsersRequest(_message.Message):
     """Request of ListUsers."""
 
@@ -232,22 +369,50 @@ class ListUsersRequest(_message.Message):
     WORKSPACE_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    EMAIL_FIELD_NUMBER: _builtins.int
+    IDENTITY_ID_FIELD_NUMBER: _builtins.int
+    SHOW_DELETED_FIELD_NUMBER: _builtins.int
+    ORDER_BY_FIELD_NUMBER: _builtins.int
+    MIN_REVISION_TOKEN_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """The workspace. Required."""
     page_size: _builtins.int
     """How many to return at most: 0 means 50, at most 500."""
     page_token: _builtins.str
     """The next_page_token of the page before. Empty for the first page."""
+    role: Global___Role.ValueType
+    """Only users in this role. Optional."""
+    state: Global___UserState.ValueType
+    """Only users in this state. Optional."""
+    email: _builtins.str
+    """Only the user with this e-mail address, without regard to case. Optional."""
+    identity_id: _builtins.str
+    """Only the user who is this subject of the identity provider. Optional."""
+    show_deleted: _builtins.bool
+    """Deleted ones, too. Optional."""
+    order_by: _builtins.str
+    """See the head of workspace.proto. Optional."""
+    min_revision_token: _builtins.bytes
+    """The answer is not older than this token says. Optional."""
     def __init__(
         self,
         *,
         workspace_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        role: Global___Role.ValueType = ...,
+        state: Global___UserState.ValueType = ...,
+        email: _builtins.str = ...,
+        identity_id: _builtins.str = ...,
+        show_deleted: _builtins.bool = ...,
+        order_by: _builtins.str = ...,
+        min_revision_token: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["email", b"email", "identity_id", b"identity_id", "min_revision_token", b"min_revision_token", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "role", b"role", "show_deleted", b"show_deleted", "state", b"state", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -290,15 +455,18 @@ class UpdateUserRequest(_message.Message):
     USER_FIELD_NUMBER: _builtins.int
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes a repeat harmless. Optional."""
+    validate_only: _builtins.bool
+    """Only checks. Optional."""
     @_builtins.property
     def user(self) -> Global___User:
         """The user with its new values; workspace_id and user_id say which. Required."""
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Fields to change, out of: email, identity_id, display_name, role. Required."""
+        """Fields to change, out of: email, identity_id, display_name, role, state, limits. Required."""
 
     def __init__(
         self,
@@ -306,10 +474,11 @@ class UpdateUserRequest(_message.Message):
         user: Global___User | None = ...,
         update_mask: _field_mask_pb2.FieldMask | None = ...,
         request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["update_mask", b"update_mask", "user", b"user"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "update_mask", b"update_mask", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "update_mask", b"update_mask", "user", b"user", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -353,6 +522,7 @@ class DeleteUserRequest(_message.Message):
     USER_ID_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """The workspace. Required."""
     user_id: _builtins.str
@@ -361,6 +531,8 @@ class DeleteUserRequest(_message.Message):
     """If given, it must be the current etag. Optional."""
     request_id: _builtins.str
     """Makes a repeat harmless. Optional."""
+    validate_only: _builtins.bool
+    """Only checks. Optional."""
     def __init__(
         self,
         *,
@@ -368,10 +540,11 @@ class DeleteUserRequest(_message.Message):
         user_id: _builtins.str = ...,
         etag: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "request_id", b"request_id", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "request_id", b"request_id", "user_id", b"user_id", "validate_only", b"validate_only", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -380,6 +553,138 @@ Global___DeleteUserRequest: _TypeAlias = DeleteUserRequest  # noqa: Y015
 @_typing.final
 class DeleteUserResponse(_message.Message):
     """Response of DeleteUser."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_TOKEN_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    revision_token: _builtins.bytes
+    """How new a later read must be to see this write."""
+    @_builtins.property
+    def user(self) -> Global___User:
+        """The user as it is kept until its purge_time."""
+
+    def __init__(
+        self,
+        *,
+        revision_token: _builtins.bytes = ...,
+        user: Global___User | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["user", b"user"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision_token", b"revision_token", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteUserResponse: _TypeAlias = DeleteUserResponse  # noqa: Y015
+
+@_typing.final
+class UndeleteUserRequest(_message.Message):
+    """Request of UndeleteUser."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    workspace_id: _builtins.str
+    """The workspace. Required."""
+    user_id: _builtins.str
+    """The user. Required."""
+    etag: _builtins.str
+    """If given, it must be the current etag. Optional."""
+    request_id: _builtins.str
+    """Makes a repeat harmless. Optional."""
+    validate_only: _builtins.bool
+    """Only checks. Optional."""
+    def __init__(
+        self,
+        *,
+        workspace_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "request_id", b"request_id", "user_id", b"user_id", "validate_only", b"validate_only", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndeleteUserRequest: _TypeAlias = UndeleteUserRequest  # noqa: Y015
+
+@_typing.final
+class UndeleteUserResponse(_message.Message):
+    """Response of UndeleteUser."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_FIELD_NUMBER: _builtins.int
+    REVISION_TOKEN_FIELD_NUMBER: _builtins.int
+    revision_token: _builtins.bytes
+    """How new a later read must be to see this write."""
+    @_builtins.property
+    def user(self) -> Global___User:
+        """The user as it is stored."""
+
+    def __init__(
+        self,
+        *,
+        user: Global___User | None = ...,
+        revision_token: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["user", b"user"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision_token", b"revision_token", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndeleteUserResponse: _TypeAlias = UndeleteUserResponse  # noqa: Y015
+
+@_typing.final
+class PurgeUserRequest(_message.Message):
+    """Request of PurgeUser."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    workspace_id: _builtins.str
+    """The workspace. Required."""
+    user_id: _builtins.str
+    """The user. Required."""
+    etag: _builtins.str
+    """If given, it must be the current etag. Optional."""
+    request_id: _builtins.str
+    """Makes a repeat harmless. Optional."""
+    validate_only: _builtins.bool
+    """Only checks. Optional."""
+    def __init__(
+        self,
+        *,
+        workspace_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "request_id", b"request_id", "user_id", b"user_id", "validate_only", b"validate_only", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PurgeUserRequest: _TypeAlias = PurgeUserRequest  # noqa: Y015
+
+@_typing.final
+class PurgeUserResponse(_message.Message):
+    """Response of PurgeUser."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -397,4 +702,4 @@ class DeleteUserResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___DeleteUserResponse: _TypeAlias = DeleteUserResponse  # noqa: Y015
+Global___PurgeUserResponse: _TypeAlias = PurgeUserResponse  # noqa: Y015

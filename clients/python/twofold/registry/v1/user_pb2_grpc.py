@@ -27,6 +27,10 @@ if _version_not_supported:
 
 class UserServiceStub:
     """UserService keeps who belongs to a workspace, and in which role.
+
+    The last owner: a workspace that has an active owner keeps at least one. Its last one can be neither deleted nor suspended nor
+    given another role (REASON_LAST_OWNER): make somebody else an owner first, or delete the workspace. A workspace needs no owner
+    to begin with.
     """
 
     def __init__(self, channel):
@@ -45,6 +49,11 @@ class UserServiceStub:
                 request_serializer=twofold_dot_registry_dot_v1_dot_user__pb2.GetUserRequest.SerializeToString,
                 response_deserializer=twofold_dot_registry_dot_v1_dot_user__pb2.GetUserResponse.FromString,
                 _registered_method=True)
+        self.BatchGetUsers = channel.unary_unary(
+                '/twofold.registry.v1.UserService/BatchGetUsers',
+                request_serializer=twofold_dot_registry_dot_v1_dot_user__pb2.BatchGetUsersRequest.SerializeToString,
+                response_deserializer=twofold_dot_registry_dot_v1_dot_user__pb2.BatchGetUsersResponse.FromString,
+                _registered_method=True)
         self.ListUsers = channel.unary_unary(
                 '/twofold.registry.v1.UserService/ListUsers',
                 request_serializer=twofold_dot_registry_dot_v1_dot_user__pb2.ListUsersRequest.SerializeToString,
@@ -60,10 +69,24 @@ class UserServiceStub:
                 request_serializer=twofold_dot_registry_dot_v1_dot_user__pb2.DeleteUserRequest.SerializeToString,
                 response_deserializer=twofold_dot_registry_dot_v1_dot_user__pb2.DeleteUserResponse.FromString,
                 _registered_method=True)
+        self.UndeleteUser = channel.unary_unary(
+                '/twofold.registry.v1.UserService/UndeleteUser',
+                request_serializer=twofold_dot_registry_dot_v1_dot_user__pb2.UndeleteUserRequest.SerializeToString,
+                response_deserializer=twofold_dot_registry_dot_v1_dot_user__pb2.UndeleteUserResponse.FromString,
+                _registered_method=True)
+        self.PurgeUser = channel.unary_unary(
+                '/twofold.registry.v1.UserService/PurgeUser',
+                request_serializer=twofold_dot_registry_dot_v1_dot_user__pb2.PurgeUserRequest.SerializeToString,
+                response_deserializer=twofold_dot_registry_dot_v1_dot_user__pb2.PurgeUserResponse.FromString,
+                _registered_method=True)
 
 
 class UserServiceServicer:
     """UserService keeps who belongs to a workspace, and in which role.
+
+    The last owner: a workspace that has an active owner keeps at least one. Its last one can be neither deleted nor suspended nor
+    given another role (REASON_LAST_OWNER): make somebody else an owner first, or delete the workspace. A workspace needs no owner
+    to begin with.
     """
 
     def CreateUser(self, request, context):
@@ -83,8 +106,16 @@ class UserServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchGetUsers(self, request, context):
+        """BatchGetUsers returns several users of a workspace, as they were at one revision. Of an unknown workspace all are missing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListUsers(self, request, context):
-        """ListUsers returns the users of a workspace that are not deleted, by id ascending.
+        """ListUsers returns the users of a workspace that are not deleted and pass the filters; so it also finds a user by e-mail address
+        or identity.
         Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN), INVALID_ARGUMENT (REASON_INVALID_PAGE_TOKEN).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -94,16 +125,36 @@ class UserServiceServicer:
     def UpdateUser(self, request, context):
         """UpdateUser changes the fields named in update_mask.
         Errors: NOT_FOUND (REASON_USER_UNKNOWN), ABORTED (REASON_ETAG_MISMATCH), ALREADY_EXISTS (REASON_EMAIL_TAKEN,
-        REASON_IDENTITY_TAKEN, REASON_REQUEST_REUSED).
+        REASON_IDENTITY_TAKEN, REASON_REQUEST_REUSED), FAILED_PRECONDITION (REASON_LAST_OWNER).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteUser(self, request, context):
-        """DeleteUser hides the user; from the same revision on no grant of theirs counts. The row is kept; its e-mail
-        address and identity may be used again by another user.
-        Errors: NOT_FOUND (REASON_USER_UNKNOWN), ABORTED (REASON_ETAG_MISMATCH), ALREADY_EXISTS (REASON_REQUEST_REUSED).
+        """DeleteUser hides the user; from the same revision on no grant of theirs counts. Their e-mail address and identity may be used
+        again by another user.
+        Errors: NOT_FOUND (REASON_USER_UNKNOWN), ABORTED (REASON_ETAG_MISMATCH), ALREADY_EXISTS (REASON_REQUEST_REUSED),
+        FAILED_PRECONDITION (REASON_LAST_OWNER).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndeleteUser(self, request, context):
+        """UndeleteUser restores a deleted user; from the same revision on their grants count again.
+        Errors: NOT_FOUND (REASON_USER_UNKNOWN; of one that was purged, too), FAILED_PRECONDITION (REASON_NOT_DELETED), ABORTED
+        (REASON_ETAG_MISMATCH), ALREADY_EXISTS (REASON_EMAIL_TAKEN, REASON_IDENTITY_TAKEN: another user got it meanwhile;
+        REASON_REQUEST_REUSED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PurgeUser(self, request, context):
+        """PurgeUser forgets a deleted user at once, without waiting for the purge_time: e-mail address, identity, name, limits and grants.
+        Errors: NOT_FOUND (REASON_USER_UNKNOWN), FAILED_PRECONDITION (REASON_NOT_DELETED), ABORTED (REASON_ETAG_MISMATCH),
+        ALREADY_EXISTS (REASON_REQUEST_REUSED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,6 +173,11 @@ def add_UserServiceServicer_to_server(servicer, server):
                     request_deserializer=twofold_dot_registry_dot_v1_dot_user__pb2.GetUserRequest.FromString,
                     response_serializer=twofold_dot_registry_dot_v1_dot_user__pb2.GetUserResponse.SerializeToString,
             ),
+            'BatchGetUsers': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchGetUsers,
+                    request_deserializer=twofold_dot_registry_dot_v1_dot_user__pb2.BatchGetUsersRequest.FromString,
+                    response_serializer=twofold_dot_registry_dot_v1_dot_user__pb2.BatchGetUsersResponse.SerializeToString,
+            ),
             'ListUsers': grpc.unary_unary_rpc_method_handler(
                     servicer.ListUsers,
                     request_deserializer=twofold_dot_registry_dot_v1_dot_user__pb2.ListUsersRequest.FromString,
@@ -137,6 +193,16 @@ def add_UserServiceServicer_to_server(servicer, server):
                     request_deserializer=twofold_dot_registry_dot_v1_dot_user__pb2.DeleteUserRequest.FromString,
                     response_serializer=twofold_dot_registry_dot_v1_dot_user__pb2.DeleteUserResponse.SerializeToString,
             ),
+            'UndeleteUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeleteUser,
+                    request_deserializer=twofold_dot_registry_dot_v1_dot_user__pb2.UndeleteUserRequest.FromString,
+                    response_serializer=twofold_dot_registry_dot_v1_dot_user__pb2.UndeleteUserResponse.SerializeToString,
+            ),
+            'PurgeUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.PurgeUser,
+                    request_deserializer=twofold_dot_registry_dot_v1_dot_user__pb2.PurgeUserRequest.FromString,
+                    response_serializer=twofold_dot_registry_dot_v1_dot_user__pb2.PurgeUserResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'twofold.registry.v1.UserService', rpc_method_handlers)
@@ -147,6 +213,10 @@ def add_UserServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class UserService:
     """UserService keeps who belongs to a workspace, and in which role.
+
+    The last owner: a workspace that has an active owner keeps at least one. Its last one can be neither deleted nor suspended nor
+    given another role (REASON_LAST_OWNER): make somebody else an owner first, or delete the workspace. A workspace needs no owner
+    to begin with.
     """
 
     @staticmethod
@@ -193,6 +263,33 @@ class UserService:
             '/twofold.registry.v1.UserService/GetUser',
             twofold_dot_registry_dot_v1_dot_user__pb2.GetUserRequest.SerializeToString,
             twofold_dot_registry_dot_v1_dot_user__pb2.GetUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchGetUsers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twofold.registry.v1.UserService/BatchGetUsers',
+            twofold_dot_registry_dot_v1_dot_user__pb2.BatchGetUsersRequest.SerializeToString,
+            twofold_dot_registry_dot_v1_dot_user__pb2.BatchGetUsersResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -274,6 +371,60 @@ class UserService:
             '/twofold.registry.v1.UserService/DeleteUser',
             twofold_dot_registry_dot_v1_dot_user__pb2.DeleteUserRequest.SerializeToString,
             twofold_dot_registry_dot_v1_dot_user__pb2.DeleteUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndeleteUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twofold.registry.v1.UserService/UndeleteUser',
+            twofold_dot_registry_dot_v1_dot_user__pb2.UndeleteUserRequest.SerializeToString,
+            twofold_dot_registry_dot_v1_dot_user__pb2.UndeleteUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PurgeUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twofold.registry.v1.UserService/PurgeUser',
+            twofold_dot_registry_dot_v1_dot_user__pb2.PurgeUserRequest.SerializeToString,
+            twofold_dot_registry_dot_v1_dot_user__pb2.PurgeUserResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -13,7 +13,12 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class UserServiceStub:
-    """UserService keeps who belongs to a workspace, and in which role."""
+    """UserService keeps who belongs to a workspace, and in which role.
+
+    The last owner: a workspace that has an active owner keeps at least one. Its last one can be neither deleted nor suspended nor
+    given another role (REASON_LAST_OWNER): make somebody else an owner first, or delete the workspace. A workspace needs no owner
+    to begin with.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateUser: _aio.UnaryUnaryMultiCallable[_user_pb2.CreateUserRequest, _user_pb2.CreateUserResponse]
@@ -25,23 +30,43 @@ class UserServiceStub:
     """GetUser returns one user.
     Errors: NOT_FOUND (REASON_USER_UNKNOWN; the same whether the workspace or the user does not exist).
     """
+    BatchGetUsers: _aio.UnaryUnaryMultiCallable[_user_pb2.BatchGetUsersRequest, _user_pb2.BatchGetUsersResponse]
+    """BatchGetUsers returns several users of a workspace, as they were at one revision. Of an unknown workspace all are missing."""
     ListUsers: _aio.UnaryUnaryMultiCallable[_user_pb2.ListUsersRequest, _user_pb2.ListUsersResponse]
-    """ListUsers returns the users of a workspace that are not deleted, by id ascending.
+    """ListUsers returns the users of a workspace that are not deleted and pass the filters; so it also finds a user by e-mail address
+    or identity.
     Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN), INVALID_ARGUMENT (REASON_INVALID_PAGE_TOKEN).
     """
     UpdateUser: _aio.UnaryUnaryMultiCallable[_user_pb2.UpdateUserRequest, _user_pb2.UpdateUserResponse]
     """UpdateUser changes the fields named in update_mask.
     Errors: NOT_FOUND (REASON_USER_UNKNOWN), ABORTED (REASON_ETAG_MISMATCH), ALREADY_EXISTS (REASON_EMAIL_TAKEN,
-    REASON_IDENTITY_TAKEN, REASON_REQUEST_REUSED).
+    REASON_IDENTITY_TAKEN, REASON_REQUEST_REUSED), FAILED_PRECONDITION (REASON_LAST_OWNER).
     """
     DeleteUser: _aio.UnaryUnaryMultiCallable[_user_pb2.DeleteUserRequest, _user_pb2.DeleteUserResponse]
-    """DeleteUser hides the user; from the same revision on no grant of theirs counts. The row is kept; its e-mail
-    address and identity may be used again by another user.
-    Errors: NOT_FOUND (REASON_USER_UNKNOWN), ABORTED (REASON_ETAG_MISMATCH), ALREADY_EXISTS (REASON_REQUEST_REUSED).
+    """DeleteUser hides the user; from the same revision on no grant of theirs counts. Their e-mail address and identity may be used
+    again by another user.
+    Errors: NOT_FOUND (REASON_USER_UNKNOWN), ABORTED (REASON_ETAG_MISMATCH), ALREADY_EXISTS (REASON_REQUEST_REUSED),
+    FAILED_PRECONDITION (REASON_LAST_OWNER).
+    """
+    UndeleteUser: _aio.UnaryUnaryMultiCallable[_user_pb2.UndeleteUserRequest, _user_pb2.UndeleteUserResponse]
+    """UndeleteUser restores a deleted user; from the same revision on their grants count again.
+    Errors: NOT_FOUND (REASON_USER_UNKNOWN; of one that was purged, too), FAILED_PRECONDITION (REASON_NOT_DELETED), ABORTED
+    (REASON_ETAG_MISMATCH), ALREADY_EXISTS (REASON_EMAIL_TAKEN, REASON_IDENTITY_TAKEN: another user got it meanwhile;
+    REASON_REQUEST_REUSED).
+    """
+    PurgeUser: _aio.UnaryUnaryMultiCallable[_user_pb2.PurgeUserRequest, _user_pb2.PurgeUserResponse]
+    """PurgeUser forgets a deleted user at once, without waiting for the purge_time: e-mail address, identity, name, limits and grants.
+    Errors: NOT_FOUND (REASON_USER_UNKNOWN), FAILED_PRECONDITION (REASON_NOT_DELETED), ABORTED (REASON_ETAG_MISMATCH),
+    ALREADY_EXISTS (REASON_REQUEST_REUSED).
     """
 
 class UserServiceServicer(metaclass=_abc_1.ABCMeta):
-    """UserService keeps who belongs to a workspace, and in which role."""
+    """UserService keeps who belongs to a workspace, and in which role.
+
+    The last owner: a workspace that has an active owner keeps at least one. Its last one can be neither deleted nor suspended nor
+    given another role (REASON_LAST_OWNER): make somebody else an owner first, or delete the workspace. A workspace needs no owner
+    to begin with.
+    """
 
     @_abc_1.abstractmethod
     def CreateUser(
@@ -65,12 +90,21 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def BatchGetUsers(
+        self,
+        request: _user_pb2.BatchGetUsersRequest,
+        context: _aio.ServicerContext[_user_pb2.BatchGetUsersRequest, _abc.Awaitable[_user_pb2.BatchGetUsersResponse]],
+    ) -> _abc.Awaitable[_user_pb2.BatchGetUsersResponse]:
+        """BatchGetUsers returns several users of a workspace, as they were at one revision. Of an unknown workspace all are missing."""
+
+    @_abc_1.abstractmethod
     def ListUsers(
         self,
         request: _user_pb2.ListUsersRequest,
         context: _aio.ServicerContext[_user_pb2.ListUsersRequest, _abc.Awaitable[_user_pb2.ListUsersResponse]],
     ) -> _abc.Awaitable[_user_pb2.ListUsersResponse]:
-        """ListUsers returns the users of a workspace that are not deleted, by id ascending.
+        """ListUsers returns the users of a workspace that are not deleted and pass the filters; so it also finds a user by e-mail address
+        or identity.
         Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN), INVALID_ARGUMENT (REASON_INVALID_PAGE_TOKEN).
         """
 
@@ -82,7 +116,7 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_user_pb2.UpdateUserResponse]:
         """UpdateUser changes the fields named in update_mask.
         Errors: NOT_FOUND (REASON_USER_UNKNOWN), ABORTED (REASON_ETAG_MISMATCH), ALREADY_EXISTS (REASON_EMAIL_TAKEN,
-        REASON_IDENTITY_TAKEN, REASON_REQUEST_REUSED).
+        REASON_IDENTITY_TAKEN, REASON_REQUEST_REUSED), FAILED_PRECONDITION (REASON_LAST_OWNER).
         """
 
     @_abc_1.abstractmethod
@@ -91,9 +125,33 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _user_pb2.DeleteUserRequest,
         context: _aio.ServicerContext[_user_pb2.DeleteUserRequest, _abc.Awaitable[_user_pb2.DeleteUserResponse]],
     ) -> _abc.Awaitable[_user_pb2.DeleteUserResponse]:
-        """DeleteUser hides the user; from the same revision on no grant of theirs counts. The row is kept; its e-mail
-        address and identity may be used again by another user.
-        Errors: NOT_FOUND (REASON_USER_UNKNOWN), ABORTED (REASON_ETAG_MISMATCH), ALREADY_EXISTS (REASON_REQUEST_REUSED).
+        """DeleteUser hides the user; from the same revision on no grant of theirs counts. Their e-mail address and identity may be used
+        again by another user.
+        Errors: NOT_FOUND (REASON_USER_UNKNOWN), ABORTED (REASON_ETAG_MISMATCH), ALREADY_EXISTS (REASON_REQUEST_REUSED),
+        FAILED_PRECONDITION (REASON_LAST_OWNER).
+        """
+
+    @_abc_1.abstractmethod
+    def UndeleteUser(
+        self,
+        request: _user_pb2.UndeleteUserRequest,
+        context: _aio.ServicerContext[_user_pb2.UndeleteUserRequest, _abc.Awaitable[_user_pb2.UndeleteUserResponse]],
+    ) -> _abc.Awaitable[_user_pb2.UndeleteUserResponse]:
+        """UndeleteUser restores a deleted user; from the same revision on their grants count again.
+        Errors: NOT_FOUND (REASON_USER_UNKNOWN; of one that was purged, too), FAILED_PRECONDITION (REASON_NOT_DELETED), ABORTED
+        (REASON_ETAG_MISMATCH), ALREADY_EXISTS (REASON_EMAIL_TAKEN, REASON_IDENTITY_TAKEN: another user got it meanwhile;
+        REASON_REQUEST_REUSED).
+        """
+
+    @_abc_1.abstractmethod
+    def PurgeUser(
+        self,
+        request: _user_pb2.PurgeUserRequest,
+        context: _aio.ServicerContext[_user_pb2.PurgeUserRequest, _abc.Awaitable[_user_pb2.PurgeUserResponse]],
+    ) -> _abc.Awaitable[_user_pb2.PurgeUserResponse]:
+        """PurgeUser forgets a deleted user at once, without waiting for the purge_time: e-mail address, identity, name, limits and grants.
+        Errors: NOT_FOUND (REASON_USER_UNKNOWN), FAILED_PRECONDITION (REASON_NOT_DELETED), ABORTED (REASON_ETAG_MISMATCH),
+        ALREADY_EXISTS (REASON_REQUEST_REUSED).
         """
 
 def add_UserServiceServicer_to_server(servicer: UserServiceServicer, server: _aio.Server) -> None: ...

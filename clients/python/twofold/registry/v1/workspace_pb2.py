@@ -26,37 +26,57 @@ from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mas
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#twofold/registry/v1/workspace.proto\x12\x13twofold.registry.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf4\x01\n\tWorkspace\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x38\n\x08settings\x18\x04 \x01(\x0b\x32&.twofold.registry.v1.WorkspaceSettings\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x07 \x01(\t\"1\n\x11WorkspaceSettings\x12\x1c\n\x14\x61llowed_url_suffixes\x18\x01 \x03(\t\"_\n\x16\x43reateWorkspaceRequest\x12\x31\n\tworkspace\x18\x01 \x01(\x0b\x32\x1e.twofold.registry.v1.Workspace\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"d\n\x17\x43reateWorkspaceResponse\x12\x31\n\tworkspace\x18\x01 \x01(\x0b\x32\x1e.twofold.registry.v1.Workspace\x12\x16\n\x0erevision_token\x18\x02 \x01(\x0c\"+\n\x13GetWorkspaceRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\"a\n\x14GetWorkspaceResponse\x12\x31\n\tworkspace\x18\x01 \x01(\x0b\x32\x1e.twofold.registry.v1.Workspace\x12\x16\n\x0erevision_token\x18\x02 \x01(\x0c\">\n\x15ListWorkspacesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"e\n\x16ListWorkspacesResponse\x12\x32\n\nworkspaces\x18\x01 \x03(\x0b\x32\x1e.twofold.registry.v1.Workspace\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x90\x01\n\x16UpdateWorkspaceRequest\x12\x31\n\tworkspace\x18\x01 \x01(\x0b\x32\x1e.twofold.registry.v1.Workspace\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"d\n\x17UpdateWorkspaceResponse\x12\x31\n\tworkspace\x18\x01 \x01(\x0b\x32\x1e.twofold.registry.v1.Workspace\x12\x16\n\x0erevision_token\x18\x02 \x01(\x0c\"P\n\x16\x44\x65leteWorkspaceRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"1\n\x17\x44\x65leteWorkspaceResponse\x12\x16\n\x0erevision_token\x18\x01 \x01(\x0c\x32\xac\x04\n\x10WorkspaceService\x12l\n\x0f\x43reateWorkspace\x12+.twofold.registry.v1.CreateWorkspaceRequest\x1a,.twofold.registry.v1.CreateWorkspaceResponse\x12\x63\n\x0cGetWorkspace\x12(.twofold.registry.v1.GetWorkspaceRequest\x1a).twofold.registry.v1.GetWorkspaceResponse\x12i\n\x0eListWorkspaces\x12*.twofold.registry.v1.ListWorkspacesRequest\x1a+.twofold.registry.v1.ListWorkspacesResponse\x12l\n\x0fUpdateWorkspace\x12+.twofold.registry.v1.UpdateWorkspaceRequest\x1a,.twofold.registry.v1.UpdateWorkspaceResponse\x12l\n\x0f\x44\x65leteWorkspace\x12+.twofold.registry.v1.DeleteWorkspaceRequest\x1a,.twofold.registry.v1.DeleteWorkspaceResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#twofold/registry/v1/workspace.proto\x12\x13twofold.registry.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"U\n\x05Limit\x12,\n\x04kind\x18\x01 \x01(\x0e\x32\x1e.twofold.registry.v1.LimitKind\x12\x0e\n\x06\x61mount\x18\x02 \x01(\x03\x12\x0e\n\x06shadow\x18\x03 \x01(\x08\"<\n\tRetention\x12\x19\n\x11\x63onversation_days\x18\x01 \x01(\x05\x12\x14\n\x0csession_days\x18\x02 \x01(\x05\"\x97\x03\n\tWorkspace\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x38\n\x08settings\x18\x04 \x01(\x0b\x32&.twofold.registry.v1.WorkspaceSettings\x12\x0c\n\x04plan\x18\x08 \x01(\t\x12\x32\n\x05state\x18\t \x01(\x0e\x32#.twofold.registry.v1.WorkspaceState\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\npurge_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x07 \x01(\t\"\x90\x01\n\x11WorkspaceSettings\x12\x1c\n\x14\x61llowed_url_suffixes\x18\x01 \x03(\t\x12*\n\x06limits\x18\x02 \x03(\x0b\x32\x1a.twofold.registry.v1.Limit\x12\x31\n\tretention\x18\x03 \x01(\x0b\x32\x1e.twofold.registry.v1.Retention\"v\n\x16\x43reateWorkspaceRequest\x12\x31\n\tworkspace\x18\x01 \x01(\x0b\x32\x1e.twofold.registry.v1.Workspace\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"d\n\x17\x43reateWorkspaceResponse\x12\x31\n\tworkspace\x18\x01 \x01(\x0b\x32\x1e.twofold.registry.v1.Workspace\x12\x16\n\x0erevision_token\x18\x02 \x01(\x0c\"]\n\x13GetWorkspaceRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x14\n\x0cshow_deleted\x18\x02 \x01(\x08\x12\x1a\n\x12min_revision_token\x18\x03 \x01(\x0c\"a\n\x14GetWorkspaceResponse\x12\x31\n\tworkspace\x18\x01 \x01(\x0b\x32\x1e.twofold.registry.v1.Workspace\x12\x16\n\x0erevision_token\x18\x02 \x01(\x0c\"d\n\x19\x42\x61tchGetWorkspacesRequest\x12\x15\n\rworkspace_ids\x18\x01 \x03(\t\x12\x14\n\x0cshow_deleted\x18\x02 \x01(\x08\x12\x1a\n\x12min_revision_token\x18\x03 \x01(\x0c\"\x92\x01\n\x1a\x42\x61tchGetWorkspacesResponse\x12\x32\n\nworkspaces\x18\x01 \x03(\x0b\x32\x1e.twofold.registry.v1.Workspace\x12\x13\n\x0bmissing_ids\x18\x02 \x03(\t\x12\x13\n\x0bomitted_ids\x18\x03 \x03(\t\x12\x16\n\x0erevision_token\x18\x04 \x01(\x0c\"\xe1\x01\n\x15ListWorkspacesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x32\n\x05state\x18\x03 \x01(\x0e\x32#.twofold.registry.v1.WorkspaceState\x12\x0c\n\x04plan\x18\x04 \x01(\t\x12\x1b\n\x13\x64isplay_name_prefix\x18\x05 \x01(\t\x12\x14\n\x0cshow_deleted\x18\x06 \x01(\x08\x12\x10\n\x08order_by\x18\x07 \x01(\t\x12\x1a\n\x12min_revision_token\x18\x08 \x01(\x0c\"e\n\x16ListWorkspacesResponse\x12\x32\n\nworkspaces\x18\x01 \x03(\x0b\x32\x1e.twofold.registry.v1.Workspace\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa7\x01\n\x16UpdateWorkspaceRequest\x12\x31\n\tworkspace\x18\x01 \x01(\x0b\x32\x1e.twofold.registry.v1.Workspace\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"d\n\x17UpdateWorkspaceResponse\x12\x31\n\tworkspace\x18\x01 \x01(\x0b\x32\x1e.twofold.registry.v1.Workspace\x12\x16\n\x0erevision_token\x18\x02 \x01(\x0c\"g\n\x16\x44\x65leteWorkspaceRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"d\n\x17\x44\x65leteWorkspaceResponse\x12\x16\n\x0erevision_token\x18\x01 \x01(\x0c\x12\x31\n\tworkspace\x18\x02 \x01(\x0b\x32\x1e.twofold.registry.v1.Workspace\"i\n\x18UndeleteWorkspaceRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"f\n\x19UndeleteWorkspaceResponse\x12\x31\n\tworkspace\x18\x01 \x01(\x0b\x32\x1e.twofold.registry.v1.Workspace\x12\x16\n\x0erevision_token\x18\x02 \x01(\x0c\"f\n\x15PurgeWorkspaceRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"0\n\x16PurgeWorkspaceResponse\x12\x16\n\x0erevision_token\x18\x01 \x01(\x0c*l\n\x0eWorkspaceState\x12\x1f\n\x1bWORKSPACE_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16WORKSPACE_STATE_ACTIVE\x10\x01\x12\x1d\n\x19WORKSPACE_STATE_SUSPENDED\x10\x02*\x84\x02\n\tLimitKind\x12\x1a\n\x16LIMIT_KIND_UNSPECIFIED\x10\x00\x12!\n\x1dLIMIT_KIND_USER_HOUR_MESSAGES\x10\x01\x12#\n\x1fLIMIT_KIND_USER_MINUTE_MESSAGES\x10\x02\x12\"\n\x1eLIMIT_KIND_AGENT_HOUR_MESSAGES\x10\x03\x12%\n!LIMIT_KIND_WORKSPACE_DAY_MESSAGES\x10\x04\x12#\n\x1fLIMIT_KIND_WORKSPACE_DAY_TOKENS\x10\x05\x12#\n\x1fLIMIT_KIND_WORKSPACE_DAY_MICROS\x10\x06\x32\x82\x07\n\x10WorkspaceService\x12l\n\x0f\x43reateWorkspace\x12+.twofold.registry.v1.CreateWorkspaceRequest\x1a,.twofold.registry.v1.CreateWorkspaceResponse\x12\x63\n\x0cGetWorkspace\x12(.twofold.registry.v1.GetWorkspaceRequest\x1a).twofold.registry.v1.GetWorkspaceResponse\x12u\n\x12\x42\x61tchGetWorkspaces\x12..twofold.registry.v1.BatchGetWorkspacesRequest\x1a/.twofold.registry.v1.BatchGetWorkspacesResponse\x12i\n\x0eListWorkspaces\x12*.twofold.registry.v1.ListWorkspacesRequest\x1a+.twofold.registry.v1.ListWorkspacesResponse\x12l\n\x0fUpdateWorkspace\x12+.twofold.registry.v1.UpdateWorkspaceRequest\x1a,.twofold.registry.v1.UpdateWorkspaceResponse\x12l\n\x0f\x44\x65leteWorkspace\x12+.twofold.registry.v1.DeleteWorkspaceRequest\x1a,.twofold.registry.v1.DeleteWorkspaceResponse\x12r\n\x11UndeleteWorkspace\x12-.twofold.registry.v1.UndeleteWorkspaceRequest\x1a..twofold.registry.v1.UndeleteWorkspaceResponse\x12i\n\x0ePurgeWorkspace\x12*.twofold.registry.v1.PurgeWorkspaceRequest\x1a+.twofold.registry.v1.PurgeWorkspaceResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'twofold.registry.v1.workspace_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WORKSPACE']._serialized_start=128
-  _globals['_WORKSPACE']._serialized_end=372
-  _globals['_WORKSPACESETTINGS']._serialized_start=374
-  _globals['_WORKSPACESETTINGS']._serialized_end=423
-  _globals['_CREATEWORKSPACEREQUEST']._serialized_start=425
-  _globals['_CREATEWORKSPACEREQUEST']._serialized_end=520
-  _globals['_CREATEWORKSPACERESPONSE']._serialized_start=522
-  _globals['_CREATEWORKSPACERESPONSE']._serialized_end=622
-  _globals['_GETWORKSPACEREQUEST']._serialized_start=624
-  _globals['_GETWORKSPACEREQUEST']._serialized_end=667
-  _globals['_GETWORKSPACERESPONSE']._serialized_start=669
-  _globals['_GETWORKSPACERESPONSE']._serialized_end=766
-  _globals['_LISTWORKSPACESREQUEST']._serialized_start=768
-  _globals['_LISTWORKSPACESREQUEST']._serialized_end=830
-  _globals['_LISTWORKSPACESRESPONSE']._serialized_start=832
-  _globals['_LISTWORKSPACESRESPONSE']._serialized_end=933
-  _globals['_UPDATEWORKSPACEREQUEST']._serialized_start=936
-  _globals['_UPDATEWORKSPACEREQUEST']._serialized_end=1080
-  _globals['_UPDATEWORKSPACERESPONSE']._serialized_start=1082
-  _globals['_UPDATEWORKSPACERESPONSE']._serialized_end=1182
-  _globals['_DELETEWORKSPACEREQUEST']._serialized_start=1184
-  _globals['_DELETEWORKSPACEREQUEST']._serialized_end=1264
-  _globals['_DELETEWORKSPACERESPONSE']._serialized_start=1266
-  _globals['_DELETEWORKSPACERESPONSE']._serialized_end=1315
-  _globals['_WORKSPACESERVICE']._serialized_start=1318
-  _globals['_WORKSPACESERVICE']._serialized_end=1874
+  _globals['_WORKSPACESTATE']._serialized_start=2675
+  _globals['_WORKSPACESTATE']._serialized_end=2783
+  _globals['_LIMITKIND']._serialized_start=2786
+  _globals['_LIMITKIND']._serialized_end=3046
+  _globals['_LIMIT']._serialized_start=127
+  _globals['_LIMIT']._serialized_end=212
+  _globals['_RETENTION']._serialized_start=214
+  _globals['_RETENTION']._serialized_end=274
+  _globals['_WORKSPACE']._serialized_start=277
+  _globals['_WORKSPACE']._serialized_end=684
+  _globals['_WORKSPACESETTINGS']._serialized_start=687
+  _globals['_WORKSPACESETTINGS']._serialized_end=831
+  _globals['_CREATEWORKSPACEREQUEST']._serialized_start=833
+  _globals['_CREATEWORKSPACEREQUEST']._serialized_end=951
+  _globals['_CREATEWORKSPACERESPONSE']._serialized_start=953
+  _globals['_CREATEWORKSPACERESPONSE']._serialized_end=1053
+  _globals['_GETWORKSPACEREQUEST']._serialized_start=1055
+  _globals['_GETWORKSPACEREQUEST']._serialized_end=1148
+  _globals['_GETWORKSPACERESPONSE']._serialized_start=1150
+  _globals['_GETWORKSPACERESPONSE']._serialized_end=1247
+  _globals['_BATCHGETWORKSPACESREQUEST']._serialized_start=1249
+  _globals['_BATCHGETWORKSPACESREQUEST']._serialized_end=1349
+  _globals['_BATCHGETWORKSPACESRESPONSE']._serialized_start=1352
+  _globals['_BATCHGETWORKSPACESRESPONSE']._serialized_end=1498
+  _globals['_LISTWORKSPACESREQUEST']._serialized_start=1501
+  _globals['_LISTWORKSPACESREQUEST']._serialized_end=1726
+  _globals['_LISTWORKSPACESRESPONSE']._serialized_start=1728
+  _globals['_LISTWORKSPACESRESPONSE']._serialized_end=1829
+  _globals['_UPDATEWORKSPACEREQUEST']._serialized_start=1832
+  _globals['_UPDATEWORKSPACEREQUEST']._serialized_end=1999
+  _globals['_UPDATEWORKSPACERESPONSE']._serialized_start=2001
+  _globals['_UPDATEWORKSPACERESPONSE']._serialized_end=2101
+  _globals['_DELETEWORKSPACEREQUEST']._serialized_start=2103
+  _globals['_DELETEWORKSPACEREQUEST']._serialized_end=2206
+  _globals['_DELETEWORKSPACERESPONSE']._serialized_start=2208
+  _globals['_DELETEWORKSPACERESPONSE']._serialized_end=2308
+  _globals['_UNDELETEWORKSPACEREQUEST']._serialized_start=2310
+  _globals['_UNDELETEWORKSPACEREQUEST']._serialized_end=2415
+  _globals['_UNDELETEWORKSPACERESPONSE']._serialized_start=2417
+  _globals['_UNDELETEWORKSPACERESPONSE']._serialized_end=2519
+  _globals['_PURGEWORKSPACEREQUEST']._serialized_start=2521
+  _globals['_PURGEWORKSPACEREQUEST']._serialized_end=2623
+  _globals['_PURGEWORKSPACERESPONSE']._serialized_start=2625
+  _globals['_PURGEWORKSPACERESPONSE']._serialized_end=2673
+  _globals['_WORKSPACESERVICE']._serialized_start=3049
+  _globals['_WORKSPACESERVICE']._serialized_end=3947
 # @@protoc_insertion_point(module_scope)

@@ -11,7 +11,21 @@ request_id: optional on every write, up to 255 bytes, unique within the workspac
   same id with another body or rpc is refused.
 etag: opaque; changes with every change of the resource. Given with a write, it must be the current one.
 revision_token: opaque; says how new an answer is. Pass it as min_revision_token to read your writes.
-Pages: page_size 1 to 500 (default 50); page_token is opaque and bound to the other fields of its request but page_size.
+min_revision_token: optional on every read; the answer is not older. INVALID_ARGUMENT (REASON_INVALID_TOKEN: it is not a token of
+  this service), UNAVAILABLE (REASON_REVISION_NOT_REACHED), ABORTED (REASON_HISTORY_CHANGED: it is of another history).
+Pages: page_size 1 to 500 (default 50); page_token is opaque and bound to the other fields of its request but page_size and
+  min_revision_token. Listings go by ids or creation times, which never change: pages neither repeat nor skip what is there
+  all the time, whatever others write meanwhile.
+order_by of workspaces, users, agents: "id" (the default; by the bytes of their UTF-8), "id desc", "create_time",
+  "create_time desc"; those of one time are in the order of their ids.
+Batches of reads: 1 to 500 ids, each once. The answer holds what there is, in the order of the request, and names the ids of
+  what there is not; what would make it larger than 2 MiB is left out and named, to be asked for again.
+validate_only: the write is checked in full against what is there now, and not made: it takes no revision, is told to nobody,
+  and leaves its request_id free. The answer is what would be, without etag.
+Deletion: a deleted resource is hidden, is not found by any call but those that say so, and can be restored with all that hung
+  on it until its purge_time, REGISTRY__PURGE_AFTER_DAYS days (30) after its deletion. Then it is purged (or earlier, by its own
+  rpc): its values and grants are forgotten, its id stays taken. What the audit tells of it stays; copies of it in first
+  answers (24 h) and in the change stream (until it is compacted) pass by themselves.
 Any rpc may be refused with: INVALID_ARGUMENT (REASON_INVALID_FIELD), UNAVAILABLE (REASON_STORE_UNAVAILABLE,
   REASON_DRAINING), RESOURCE_EXHAUSTED (REASON_OVERLOADED), DEADLINE_EXCEEDED (REASON_DEADLINE), INTERNAL; any write also
   with ABORTED (REASON_BUSY: others held the same rows for 2 s). These are not repeated at each rpc. A call without a deadline
@@ -24,6 +38,7 @@ from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -35,6 +50,128 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _WorkspaceState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WorkspaceStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WorkspaceState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WORKSPACE_STATE_UNSPECIFIED: _WorkspaceState.ValueType  # 0
+    """On create it means ACTIVE; not allowed in an update of the state."""
+    WORKSPACE_STATE_ACTIVE: _WorkspaceState.ValueType  # 1
+    """As its grants say."""
+    WORKSPACE_STATE_SUSPENDED: _WorkspaceState.ValueType  # 2
+    """Nobody may use anything in it, whatever was granted. It can still be read and changed."""
+
+class WorkspaceState(_WorkspaceState, metaclass=_WorkspaceStateEnumTypeWrapper):
+    """WorkspaceState says whether anything in a workspace may be used."""
+
+WORKSPACE_STATE_UNSPECIFIED: WorkspaceState.ValueType  # 0
+"""On create it means ACTIVE; not allowed in an update of the state."""
+WORKSPACE_STATE_ACTIVE: WorkspaceState.ValueType  # 1
+"""As its grants say."""
+WORKSPACE_STATE_SUSPENDED: WorkspaceState.ValueType  # 2
+"""Nobody may use anything in it, whatever was granted. It can still be read and changed."""
+Global___WorkspaceState: _TypeAlias = WorkspaceState  # noqa: Y015
+
+class _LimitKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LimitKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LimitKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LIMIT_KIND_UNSPECIFIED: _LimitKind.ValueType  # 0
+    """Not allowed."""
+    LIMIT_KIND_USER_HOUR_MESSAGES: _LimitKind.ValueType  # 1
+    """Messages of one user in an hour."""
+    LIMIT_KIND_USER_MINUTE_MESSAGES: _LimitKind.ValueType  # 2
+    """Messages of one user in a minute: bursts."""
+    LIMIT_KIND_AGENT_HOUR_MESSAGES: _LimitKind.ValueType  # 3
+    """Messages to one agent in an hour, of all users."""
+    LIMIT_KIND_WORKSPACE_DAY_MESSAGES: _LimitKind.ValueType  # 4
+    """Messages of the workspace in a day."""
+    LIMIT_KIND_WORKSPACE_DAY_TOKENS: _LimitKind.ValueType  # 5
+    """Tokens of the workspace in a day, in and out together."""
+    LIMIT_KIND_WORKSPACE_DAY_MICROS: _LimitKind.ValueType  # 6
+    """Money of the workspace in a day, in micro-units (millionths of the currency's unit)."""
+
+class LimitKind(_LimitKind, metaclass=_LimitKindEnumTypeWrapper):
+    """LimitKind says what is limited: of whom, in which span, counted in what."""
+
+LIMIT_KIND_UNSPECIFIED: LimitKind.ValueType  # 0
+"""Not allowed."""
+LIMIT_KIND_USER_HOUR_MESSAGES: LimitKind.ValueType  # 1
+"""Messages of one user in an hour."""
+LIMIT_KIND_USER_MINUTE_MESSAGES: LimitKind.ValueType  # 2
+"""Messages of one user in a minute: bursts."""
+LIMIT_KIND_AGENT_HOUR_MESSAGES: LimitKind.ValueType  # 3
+"""Messages to one agent in an hour, of all users."""
+LIMIT_KIND_WORKSPACE_DAY_MESSAGES: LimitKind.ValueType  # 4
+"""Messages of the workspace in a day."""
+LIMIT_KIND_WORKSPACE_DAY_TOKENS: LimitKind.ValueType  # 5
+"""Tokens of the workspace in a day, in and out together."""
+LIMIT_KIND_WORKSPACE_DAY_MICROS: LimitKind.ValueType  # 6
+"""Money of the workspace in a day, in micro-units (millionths of the currency's unit)."""
+Global___LimitKind: _TypeAlias = LimitKind  # noqa: Y015
+
+@_typing.final
+class Limit(_message.Message):
+    """Limit says how much at most. Routers keep to it; the registry keeps it and tells them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
+    kind: Global___LimitKind.ValueType
+    """What is limited. Required; each kind once in a list."""
+    amount: _builtins.int
+    """How much, 0 to 10^15. 0 is no limit: for a user, also where the workspace has one."""
+    shadow: _builtins.bool
+    """Counted and told of, but nobody is refused: to see what a limit would do. Optional."""
+    def __init__(
+        self,
+        *,
+        kind: Global___LimitKind.ValueType = ...,
+        amount: _builtins.int = ...,
+        shadow: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "kind", b"kind", "shadow", b"shadow"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Limit: _TypeAlias = Limit  # noqa: Y015
+
+@_typing.final
+class Retention(_message.Message):
+    """Retention says how long a workspace's records are kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONVERSATION_DAYS_FIELD_NUMBER: _builtins.int
+    SESSION_DAYS_FIELD_NUMBER: _builtins.int
+    conversation_days: _builtins.int
+    """Days that conversations are kept after their last change, 0 to 36,500; 0 is for ever. This is the declaration that everybody
+    can read; the memory deletes by what was set there, with its SetRetention.
+    """
+    session_days: _builtins.int
+    """Days that the history of sessions is kept, 0 to 36,500; 0 is for as long as the registry keeps any."""
+    def __init__(
+        self,
+        *,
+        conversation_days: _builtins.int = ...,
+        session_days: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_days", b"conversation_days", "session_days", b"session_days"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Retention: _TypeAlias = Retention  # noqa: Y015
+
 @_typing.final
 class Workspace(_message.Message):
     """Workspace is a tenant."""
@@ -45,8 +182,12 @@ class Workspace(_message.Message):
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     NAMESPACE_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    DELETE_TIME_FIELD_NUMBER: _builtins.int
+    PURGE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """Id of the workspace. On create: optional, made here when empty. Unique over the whole installation."""
@@ -54,6 +195,12 @@ class Workspace(_message.Message):
     """Name for people. Required, 1 to 255 bytes, no control characters."""
     namespace: _builtins.str
     """Kubernetes namespace its agents run in. Optional; a DNS label of up to 63 characters."""
+    plan: _builtins.str
+    """The plan it is on: a name that means something to who runs the installation. 1 to 63 of a-z, 0-9, ".", "_" and "-", beginning
+    with a letter or digit. Default: "default".
+    """
+    state: Global___WorkspaceState.ValueType
+    """State. Default: ACTIVE."""
     etag: _builtins.str
     """Version of this resource. Output only; given on update it must be the current one."""
     @_builtins.property
@@ -68,6 +215,14 @@ class Workspace(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When it was last changed. Output only."""
 
+    @_builtins.property
+    def delete_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was deleted; unset while it is not. Output only."""
+
+    @_builtins.property
+    def purge_time(self) -> _timestamp_pb2.Timestamp:
+        """From when on it is purged; unset while it is not deleted. Output only."""
+
     def __init__(
         self,
         *,
@@ -75,13 +230,17 @@ class Workspace(_message.Message):
         display_name: _builtins.str = ...,
         namespace: _builtins.str = ...,
         settings: Global___WorkspaceSettings | None = ...,
+        plan: _builtins.str = ...,
+        state: Global___WorkspaceState.ValueType = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        delete_time: _timestamp_pb2.Timestamp | None = ...,
+        purge_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "settings", b"settings", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "purge_time", b"purge_time", "settings", b"settings", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "namespace", b"namespace", "settings", b"settings", "update_time", b"update_time", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "display_name", b"display_name", "etag", b"etag", "namespace", b"namespace", "plan", b"plan", "purge_time", b"purge_time", "settings", b"settings", "state", b"state", "update_time", b"update_time", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -94,20 +253,34 @@ class WorkspaceSettings(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ALLOWED_URL_SUFFIXES_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    RETENTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def allowed_url_suffixes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Host names, and parents of host names, that agent URLs may have besides the installation's own
         ("svc.cluster.local" by default). Up to 50, each a DNS name of up to 253 characters without a leading dot.
         """
 
+    @_builtins.property
+    def limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Limit]:
+        """What may be used up, besides what the plan is taken to mean by who runs the installation. Each kind at most once. Returned in
+        the order of their kinds' names.
+        """
+
+    @_builtins.property
+    def retention(self) -> Global___Retention:
+        """How long records are kept. Optional."""
+
     def __init__(
         self,
         *,
         allowed_url_suffixes: _abc.Iterable[_builtins.str] | None = ...,
+        limits: _abc.Iterable[Global___Limit] | None = ...,
+        retention: Global___Retention | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retention", b"retention"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_url_suffixes", b"allowed_url_suffixes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_url_suffixes", b"allowed_url_suffixes", "limits", b"limits", "retention", b"retention"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -121,8 +294,11 @@ class CreateWorkspaceRequest(_message.Message):
 
     WORKSPACE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes a repeat harmless; see the head of this file. Optional."""
+    validate_only: _builtins.bool
+    """Only checks; see the head of this file. Optional."""
     @_builtins.property
     def workspace(self) -> Global___Workspace:
         """The workspace. Required."""
@@ -132,10 +308,11 @@ class CreateWorkspaceRequest(_message.Message):
         *,
         workspace: Global___Workspace | None = ...,
         request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["workspace", b"workspace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "workspace", b"workspace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "validate_only", b"validate_only", "workspace", b"workspace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -176,16 +353,24 @@ class GetWorkspaceRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    SHOW_DELETED_FIELD_NUMBER: _builtins.int
+    MIN_REVISION_TOKEN_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """Id of the workspace. Required."""
+    show_deleted: _builtins.bool
+    """Finds a deleted one, too. Optional."""
+    min_revision_token: _builtins.bytes
+    """The answer is not older than this token says. Optional."""
     def __init__(
         self,
         *,
         workspace_id: _builtins.str = ...,
+        show_deleted: _builtins.bool = ...,
+        min_revision_token: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_revision_token", b"min_revision_token", "show_deleted", b"show_deleted", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -220,6 +405,78 @@ class GetWorkspaceResponse(_message.Message):
 Global___GetWorkspaceResponse: _TypeAlias = GetWorkspaceResponse  # noqa: Y015
 
 @_typing.final
+class BatchGetWorkspacesRequest(_message.Message):
+    """Request of BatchGetWorkspaces."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACE_IDS_FIELD_NUMBER: _builtins.int
+    SHOW_DELETED_FIELD_NUMBER: _builtins.int
+    MIN_REVISION_TOKEN_FIELD_NUMBER: _builtins.int
+    show_deleted: _builtins.bool
+    """Finds deleted ones, too. Optional."""
+    min_revision_token: _builtins.bytes
+    """The answer is not older than this token says. Optional."""
+    @_builtins.property
+    def workspace_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of the workspaces. Required: 1 to 500, each once."""
+
+    def __init__(
+        self,
+        *,
+        workspace_ids: _abc.Iterable[_builtins.str] | None = ...,
+        show_deleted: _builtins.bool = ...,
+        min_revision_token: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_revision_token", b"min_revision_token", "show_deleted", b"show_deleted", "workspace_ids", b"workspace_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetWorkspacesRequest: _TypeAlias = BatchGetWorkspacesRequest  # noqa: Y015
+
+@_typing.final
+class BatchGetWorkspacesResponse(_message.Message):
+    """Response of BatchGetWorkspaces. Each id of the request is in exactly one of the three lists, in the order of the request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACES_FIELD_NUMBER: _builtins.int
+    MISSING_IDS_FIELD_NUMBER: _builtins.int
+    OMITTED_IDS_FIELD_NUMBER: _builtins.int
+    REVISION_TOKEN_FIELD_NUMBER: _builtins.int
+    revision_token: _builtins.bytes
+    """The revision that the answer was read at."""
+    @_builtins.property
+    def workspaces(self) -> _containers.RepeatedCompositeFieldContainer[Global___Workspace]:
+        """The workspaces that there are."""
+
+    @_builtins.property
+    def missing_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of workspaces that there are not."""
+
+    @_builtins.property
+    def omitted_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of workspaces that did not fit into the answer any more."""
+
+    def __init__(
+        self,
+        *,
+        workspaces: _abc.Iterable[Global___Workspace] | None = ...,
+        missing_ids: _abc.Iterable[_builtins.str] | None = ...,
+        omitted_ids: _abc.Iterable[_builtins.str] | None = ...,
+        revision_token: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["missing_ids", b"missing_ids", "omitted_ids", b"omitted_ids", "revision_token", b"revision_token", "workspaces", b"workspaces"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetWorkspacesResponse: _TypeAlias = BatchGetWorkspacesResponse  # noqa: Y015
+
+@_typing.final
 class ListWorkspacesRequest(_message.Message):
     """Request of ListWorkspaces."""
 
@@ -227,19 +484,43 @@ class ListWorkspacesRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_PREFIX_FIELD_NUMBER: _builtins.int
+    SHOW_DELETED_FIELD_NUMBER: _builtins.int
+    ORDER_BY_FIELD_NUMBER: _builtins.int
+    MIN_REVISION_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """How many to return at most: 0 means 50, at most 500."""
     page_token: _builtins.str
     """The next_page_token of the page before. Empty for the first page."""
+    state: Global___WorkspaceState.ValueType
+    """Only workspaces in this state. Optional."""
+    plan: _builtins.str
+    """Only workspaces on this plan. Optional."""
+    display_name_prefix: _builtins.str
+    """Only workspaces whose display_name begins with this text, to the letter. Optional, up to 255 bytes."""
+    show_deleted: _builtins.bool
+    """Deleted ones, too. Optional."""
+    order_by: _builtins.str
+    """See the head of this file. Optional."""
+    min_revision_token: _builtins.bytes
+    """The answer is not older than this token says. Optional."""
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        state: Global___WorkspaceState.ValueType = ...,
+        plan: _builtins.str = ...,
+        display_name_prefix: _builtins.str = ...,
+        show_deleted: _builtins.bool = ...,
+        order_by: _builtins.str = ...,
+        min_revision_token: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name_prefix", b"display_name_prefix", "min_revision_token", b"min_revision_token", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "plan", b"plan", "show_deleted", b"show_deleted", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -282,15 +563,20 @@ class UpdateWorkspaceRequest(_message.Message):
     WORKSPACE_FIELD_NUMBER: _builtins.int
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes a repeat harmless. Optional."""
+    validate_only: _builtins.bool
+    """Only checks. Optional."""
     @_builtins.property
     def workspace(self) -> Global___Workspace:
         """The workspace with its new values; workspace_id says which. Required."""
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Fields to change, out of: display_name, namespace, settings, settings.allowed_url_suffixes. Required."""
+        """Fields to change, out of: display_name, namespace, plan, state, settings, settings.limits, settings.allowed_url_suffixes,
+        settings.retention, settings.retention.conversation_days, settings.retention.session_days. Required.
+        """
 
     def __init__(
         self,
@@ -298,10 +584,11 @@ class UpdateWorkspaceRequest(_message.Message):
         workspace: Global___Workspace | None = ...,
         update_mask: _field_mask_pb2.FieldMask | None = ...,
         request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["update_mask", b"update_mask", "workspace", b"workspace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "update_mask", b"update_mask", "workspace", b"workspace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "update_mask", b"update_mask", "validate_only", b"validate_only", "workspace", b"workspace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -344,22 +631,26 @@ class DeleteWorkspaceRequest(_message.Message):
     WORKSPACE_ID_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """Id of the workspace. Required."""
     etag: _builtins.str
     """If given, it must be the current etag. Optional."""
     request_id: _builtins.str
     """Makes a repeat harmless. Optional."""
+    validate_only: _builtins.bool
+    """Only checks. Optional."""
     def __init__(
         self,
         *,
         workspace_id: _builtins.str = ...,
         etag: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "request_id", b"request_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "request_id", b"request_id", "validate_only", b"validate_only", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -368,6 +659,130 @@ Global___DeleteWorkspaceRequest: _TypeAlias = DeleteWorkspaceRequest  # noqa: Y0
 @_typing.final
 class DeleteWorkspaceResponse(_message.Message):
     """Response of DeleteWorkspace."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_TOKEN_FIELD_NUMBER: _builtins.int
+    WORKSPACE_FIELD_NUMBER: _builtins.int
+    revision_token: _builtins.bytes
+    """How new a later read must be to see this write."""
+    @_builtins.property
+    def workspace(self) -> Global___Workspace:
+        """The workspace as it is kept until its purge_time."""
+
+    def __init__(
+        self,
+        *,
+        revision_token: _builtins.bytes = ...,
+        workspace: Global___Workspace | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["workspace", b"workspace"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision_token", b"revision_token", "workspace", b"workspace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteWorkspaceResponse: _TypeAlias = DeleteWorkspaceResponse  # noqa: Y015
+
+@_typing.final
+class UndeleteWorkspaceRequest(_message.Message):
+    """Request of UndeleteWorkspace."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    workspace_id: _builtins.str
+    """Id of the workspace. Required."""
+    etag: _builtins.str
+    """If given, it must be the current etag. Optional."""
+    request_id: _builtins.str
+    """Makes a repeat harmless. Optional."""
+    validate_only: _builtins.bool
+    """Only checks. Optional."""
+    def __init__(
+        self,
+        *,
+        workspace_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "request_id", b"request_id", "validate_only", b"validate_only", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndeleteWorkspaceRequest: _TypeAlias = UndeleteWorkspaceRequest  # noqa: Y015
+
+@_typing.final
+class UndeleteWorkspaceResponse(_message.Message):
+    """Response of UndeleteWorkspace."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACE_FIELD_NUMBER: _builtins.int
+    REVISION_TOKEN_FIELD_NUMBER: _builtins.int
+    revision_token: _builtins.bytes
+    """How new a later read must be to see this write."""
+    @_builtins.property
+    def workspace(self) -> Global___Workspace:
+        """The workspace as it is stored."""
+
+    def __init__(
+        self,
+        *,
+        workspace: Global___Workspace | None = ...,
+        revision_token: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["workspace", b"workspace"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision_token", b"revision_token", "workspace", b"workspace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndeleteWorkspaceResponse: _TypeAlias = UndeleteWorkspaceResponse  # noqa: Y015
+
+@_typing.final
+class PurgeWorkspaceRequest(_message.Message):
+    """Request of PurgeWorkspace."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    workspace_id: _builtins.str
+    """Id of the workspace. Required."""
+    etag: _builtins.str
+    """If given, it must be the current etag. Optional."""
+    request_id: _builtins.str
+    """Makes a repeat harmless. Optional."""
+    validate_only: _builtins.bool
+    """Only checks. Optional."""
+    def __init__(
+        self,
+        *,
+        workspace_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "request_id", b"request_id", "validate_only", b"validate_only", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PurgeWorkspaceRequest: _TypeAlias = PurgeWorkspaceRequest  # noqa: Y015
+
+@_typing.final
+class PurgeWorkspaceResponse(_message.Message):
+    """Response of PurgeWorkspace."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -385,4 +800,4 @@ class DeleteWorkspaceResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___DeleteWorkspaceResponse: _TypeAlias = DeleteWorkspaceResponse  # noqa: Y015
+Global___PurgeWorkspaceResponse: _TypeAlias = PurgeWorkspaceResponse  # noqa: Y015

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class WorkspaceServiceStub:
-    """WorkspaceService keeps the tenants.
+    """WorkspaceService keeps the tenants. It is called for the installation, not for a tenant.
     """
 
     def __init__(self, channel):
@@ -45,6 +45,11 @@ class WorkspaceServiceStub:
                 request_serializer=twofold_dot_registry_dot_v1_dot_workspace__pb2.GetWorkspaceRequest.SerializeToString,
                 response_deserializer=twofold_dot_registry_dot_v1_dot_workspace__pb2.GetWorkspaceResponse.FromString,
                 _registered_method=True)
+        self.BatchGetWorkspaces = channel.unary_unary(
+                '/twofold.registry.v1.WorkspaceService/BatchGetWorkspaces',
+                request_serializer=twofold_dot_registry_dot_v1_dot_workspace__pb2.BatchGetWorkspacesRequest.SerializeToString,
+                response_deserializer=twofold_dot_registry_dot_v1_dot_workspace__pb2.BatchGetWorkspacesResponse.FromString,
+                _registered_method=True)
         self.ListWorkspaces = channel.unary_unary(
                 '/twofold.registry.v1.WorkspaceService/ListWorkspaces',
                 request_serializer=twofold_dot_registry_dot_v1_dot_workspace__pb2.ListWorkspacesRequest.SerializeToString,
@@ -60,10 +65,20 @@ class WorkspaceServiceStub:
                 request_serializer=twofold_dot_registry_dot_v1_dot_workspace__pb2.DeleteWorkspaceRequest.SerializeToString,
                 response_deserializer=twofold_dot_registry_dot_v1_dot_workspace__pb2.DeleteWorkspaceResponse.FromString,
                 _registered_method=True)
+        self.UndeleteWorkspace = channel.unary_unary(
+                '/twofold.registry.v1.WorkspaceService/UndeleteWorkspace',
+                request_serializer=twofold_dot_registry_dot_v1_dot_workspace__pb2.UndeleteWorkspaceRequest.SerializeToString,
+                response_deserializer=twofold_dot_registry_dot_v1_dot_workspace__pb2.UndeleteWorkspaceResponse.FromString,
+                _registered_method=True)
+        self.PurgeWorkspace = channel.unary_unary(
+                '/twofold.registry.v1.WorkspaceService/PurgeWorkspace',
+                request_serializer=twofold_dot_registry_dot_v1_dot_workspace__pb2.PurgeWorkspaceRequest.SerializeToString,
+                response_deserializer=twofold_dot_registry_dot_v1_dot_workspace__pb2.PurgeWorkspaceResponse.FromString,
+                _registered_method=True)
 
 
 class WorkspaceServiceServicer:
-    """WorkspaceService keeps the tenants.
+    """WorkspaceService keeps the tenants. It is called for the installation, not for a tenant.
     """
 
     def CreateWorkspace(self, request, context):
@@ -82,8 +97,15 @@ class WorkspaceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchGetWorkspaces(self, request, context):
+        """BatchGetWorkspaces returns several workspaces, as they were at one revision.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListWorkspaces(self, request, context):
-        """ListWorkspaces returns the workspaces that are not deleted, by id ascending.
+        """ListWorkspaces returns the workspaces that are not deleted and pass the filters.
         Errors: INVALID_ARGUMENT (REASON_INVALID_PAGE_TOKEN).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -100,9 +122,27 @@ class WorkspaceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteWorkspace(self, request, context):
-        """DeleteWorkspace hides the workspace and with it, at the same revision, its users, agents and grants. Rows are kept.
+        """DeleteWorkspace hides the workspace and with it, at the same revision, its users, agents and grants.
         Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN), ABORTED (REASON_ETAG_MISMATCH), ALREADY_EXISTS
         (REASON_REQUEST_REUSED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndeleteWorkspace(self, request, context):
+        """UndeleteWorkspace restores a deleted workspace and what is in it.
+        Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN; of one that was purged, too), FAILED_PRECONDITION (REASON_NOT_DELETED), ABORTED
+        (REASON_ETAG_MISMATCH), ALREADY_EXISTS (REASON_REQUEST_REUSED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PurgeWorkspace(self, request, context):
+        """PurgeWorkspace forgets a deleted workspace at once, without waiting for its purge_time. It cannot be restored any more; the
+        values of its users and agents, and its grants, are forgotten right afterwards by the registry's sweep.
+        Errors: as UndeleteWorkspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -121,6 +161,11 @@ def add_WorkspaceServiceServicer_to_server(servicer, server):
                     request_deserializer=twofold_dot_registry_dot_v1_dot_workspace__pb2.GetWorkspaceRequest.FromString,
                     response_serializer=twofold_dot_registry_dot_v1_dot_workspace__pb2.GetWorkspaceResponse.SerializeToString,
             ),
+            'BatchGetWorkspaces': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchGetWorkspaces,
+                    request_deserializer=twofold_dot_registry_dot_v1_dot_workspace__pb2.BatchGetWorkspacesRequest.FromString,
+                    response_serializer=twofold_dot_registry_dot_v1_dot_workspace__pb2.BatchGetWorkspacesResponse.SerializeToString,
+            ),
             'ListWorkspaces': grpc.unary_unary_rpc_method_handler(
                     servicer.ListWorkspaces,
                     request_deserializer=twofold_dot_registry_dot_v1_dot_workspace__pb2.ListWorkspacesRequest.FromString,
@@ -136,6 +181,16 @@ def add_WorkspaceServiceServicer_to_server(servicer, server):
                     request_deserializer=twofold_dot_registry_dot_v1_dot_workspace__pb2.DeleteWorkspaceRequest.FromString,
                     response_serializer=twofold_dot_registry_dot_v1_dot_workspace__pb2.DeleteWorkspaceResponse.SerializeToString,
             ),
+            'UndeleteWorkspace': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeleteWorkspace,
+                    request_deserializer=twofold_dot_registry_dot_v1_dot_workspace__pb2.UndeleteWorkspaceRequest.FromString,
+                    response_serializer=twofold_dot_registry_dot_v1_dot_workspace__pb2.UndeleteWorkspaceResponse.SerializeToString,
+            ),
+            'PurgeWorkspace': grpc.unary_unary_rpc_method_handler(
+                    servicer.PurgeWorkspace,
+                    request_deserializer=twofold_dot_registry_dot_v1_dot_workspace__pb2.PurgeWorkspaceRequest.FromString,
+                    response_serializer=twofold_dot_registry_dot_v1_dot_workspace__pb2.PurgeWorkspaceResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'twofold.registry.v1.WorkspaceService', rpc_method_handlers)
@@ -145,7 +200,7 @@ def add_WorkspaceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class WorkspaceService:
-    """WorkspaceService keeps the tenants.
+    """WorkspaceService keeps the tenants. It is called for the installation, not for a tenant.
     """
 
     @staticmethod
@@ -192,6 +247,33 @@ class WorkspaceService:
             '/twofold.registry.v1.WorkspaceService/GetWorkspace',
             twofold_dot_registry_dot_v1_dot_workspace__pb2.GetWorkspaceRequest.SerializeToString,
             twofold_dot_registry_dot_v1_dot_workspace__pb2.GetWorkspaceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchGetWorkspaces(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twofold.registry.v1.WorkspaceService/BatchGetWorkspaces',
+            twofold_dot_registry_dot_v1_dot_workspace__pb2.BatchGetWorkspacesRequest.SerializeToString,
+            twofold_dot_registry_dot_v1_dot_workspace__pb2.BatchGetWorkspacesResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -273,6 +355,60 @@ class WorkspaceService:
             '/twofold.registry.v1.WorkspaceService/DeleteWorkspace',
             twofold_dot_registry_dot_v1_dot_workspace__pb2.DeleteWorkspaceRequest.SerializeToString,
             twofold_dot_registry_dot_v1_dot_workspace__pb2.DeleteWorkspaceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndeleteWorkspace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twofold.registry.v1.WorkspaceService/UndeleteWorkspace',
+            twofold_dot_registry_dot_v1_dot_workspace__pb2.UndeleteWorkspaceRequest.SerializeToString,
+            twofold_dot_registry_dot_v1_dot_workspace__pb2.UndeleteWorkspaceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PurgeWorkspace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twofold.registry.v1.WorkspaceService/PurgeWorkspace',
+            twofold_dot_registry_dot_v1_dot_workspace__pb2.PurgeWorkspaceRequest.SerializeToString,
+            twofold_dot_registry_dot_v1_dot_workspace__pb2.PurgeWorkspaceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -11,7 +11,21 @@ request_id: optional on every write, up to 255 bytes, unique within the workspac
   same id with another body or rpc is refused.
 etag: opaque; changes with every change of the resource. Given with a write, it must be the current one.
 revision_token: opaque; says how new an answer is. Pass it as min_revision_token to read your writes.
-Pages: page_size 1 to 500 (default 50); page_token is opaque and bound to the other fields of its request but page_size.
+min_revision_token: optional on every read; the answer is not older. INVALID_ARGUMENT (REASON_INVALID_TOKEN: it is not a token of
+  this service), UNAVAILABLE (REASON_REVISION_NOT_REACHED), ABORTED (REASON_HISTORY_CHANGED: it is of another history).
+Pages: page_size 1 to 500 (default 50); page_token is opaque and bound to the other fields of its request but page_size and
+  min_revision_token. Listings go by ids or creation times, which never change: pages neither repeat nor skip what is there
+  all the time, whatever others write meanwhile.
+order_by of workspaces, users, agents: "id" (the default; by the bytes of their UTF-8), "id desc", "create_time",
+  "create_time desc"; those of one time are in the order of their ids.
+Batches of reads: 1 to 500 ids, each once. The answer holds what there is, in the order of the request, and names the ids of
+  what there is not; what would make it larger than 2 MiB is left out and named, to be asked for again.
+validate_only: the write is checked in full against what is there now, and not made: it takes no revision, is told to nobody,
+  and leaves its request_id free. The answer is what would be, without etag.
+Deletion: a deleted resource is hidden, is not found by any call but those that say so, and can be restored with all that hung
+  on it until its purge_time, REGISTRY__PURGE_AFTER_DAYS days (30) after its deletion. Then it is purged (or earlier, by its own
+  rpc): its values and grants are forgotten, its id stays taken. What the audit tells of it stays; copies of it in first
+  answers (24 h) and in the change stream (until it is compacted) pass by themselves.
 Any rpc may be refused with: INVALID_ARGUMENT (REASON_INVALID_FIELD), UNAVAILABLE (REASON_STORE_UNAVAILABLE,
   REASON_DRAINING), RESOURCE_EXHAUSTED (REASON_OVERLOADED), DEADLINE_EXCEEDED (REASON_DEADLINE), INTERNAL; any write also
   with ABORTED (REASON_BUSY: others held the same rows for 2 s). These are not repeated at each rpc. A call without a deadline
@@ -28,7 +42,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class WorkspaceServiceStub:
-    """WorkspaceService keeps the tenants."""
+    """WorkspaceService keeps the tenants. It is called for the installation, not for a tenant."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateWorkspace: _aio.UnaryUnaryMultiCallable[_workspace_pb2.CreateWorkspaceRequest, _workspace_pb2.CreateWorkspaceResponse]
@@ -39,8 +53,10 @@ class WorkspaceServiceStub:
     """GetWorkspace returns one workspace.
     Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN).
     """
+    BatchGetWorkspaces: _aio.UnaryUnaryMultiCallable[_workspace_pb2.BatchGetWorkspacesRequest, _workspace_pb2.BatchGetWorkspacesResponse]
+    """BatchGetWorkspaces returns several workspaces, as they were at one revision."""
     ListWorkspaces: _aio.UnaryUnaryMultiCallable[_workspace_pb2.ListWorkspacesRequest, _workspace_pb2.ListWorkspacesResponse]
-    """ListWorkspaces returns the workspaces that are not deleted, by id ascending.
+    """ListWorkspaces returns the workspaces that are not deleted and pass the filters.
     Errors: INVALID_ARGUMENT (REASON_INVALID_PAGE_TOKEN).
     """
     UpdateWorkspace: _aio.UnaryUnaryMultiCallable[_workspace_pb2.UpdateWorkspaceRequest, _workspace_pb2.UpdateWorkspaceResponse]
@@ -49,13 +65,23 @@ class WorkspaceServiceStub:
     (REASON_REQUEST_REUSED).
     """
     DeleteWorkspace: _aio.UnaryUnaryMultiCallable[_workspace_pb2.DeleteWorkspaceRequest, _workspace_pb2.DeleteWorkspaceResponse]
-    """DeleteWorkspace hides the workspace and with it, at the same revision, its users, agents and grants. Rows are kept.
+    """DeleteWorkspace hides the workspace and with it, at the same revision, its users, agents and grants.
     Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN), ABORTED (REASON_ETAG_MISMATCH), ALREADY_EXISTS
     (REASON_REQUEST_REUSED).
     """
+    UndeleteWorkspace: _aio.UnaryUnaryMultiCallable[_workspace_pb2.UndeleteWorkspaceRequest, _workspace_pb2.UndeleteWorkspaceResponse]
+    """UndeleteWorkspace restores a deleted workspace and what is in it.
+    Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN; of one that was purged, too), FAILED_PRECONDITION (REASON_NOT_DELETED), ABORTED
+    (REASON_ETAG_MISMATCH), ALREADY_EXISTS (REASON_REQUEST_REUSED).
+    """
+    PurgeWorkspace: _aio.UnaryUnaryMultiCallable[_workspace_pb2.PurgeWorkspaceRequest, _workspace_pb2.PurgeWorkspaceResponse]
+    """PurgeWorkspace forgets a deleted workspace at once, without waiting for its purge_time. It cannot be restored any more; the
+    values of its users and agents, and its grants, are forgotten right afterwards by the registry's sweep.
+    Errors: as UndeleteWorkspace.
+    """
 
 class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
-    """WorkspaceService keeps the tenants."""
+    """WorkspaceService keeps the tenants. It is called for the installation, not for a tenant."""
 
     @_abc_1.abstractmethod
     def CreateWorkspace(
@@ -78,12 +104,20 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def BatchGetWorkspaces(
+        self,
+        request: _workspace_pb2.BatchGetWorkspacesRequest,
+        context: _aio.ServicerContext[_workspace_pb2.BatchGetWorkspacesRequest, _abc.Awaitable[_workspace_pb2.BatchGetWorkspacesResponse]],
+    ) -> _abc.Awaitable[_workspace_pb2.BatchGetWorkspacesResponse]:
+        """BatchGetWorkspaces returns several workspaces, as they were at one revision."""
+
+    @_abc_1.abstractmethod
     def ListWorkspaces(
         self,
         request: _workspace_pb2.ListWorkspacesRequest,
         context: _aio.ServicerContext[_workspace_pb2.ListWorkspacesRequest, _abc.Awaitable[_workspace_pb2.ListWorkspacesResponse]],
     ) -> _abc.Awaitable[_workspace_pb2.ListWorkspacesResponse]:
-        """ListWorkspaces returns the workspaces that are not deleted, by id ascending.
+        """ListWorkspaces returns the workspaces that are not deleted and pass the filters.
         Errors: INVALID_ARGUMENT (REASON_INVALID_PAGE_TOKEN).
         """
 
@@ -104,9 +138,31 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _workspace_pb2.DeleteWorkspaceRequest,
         context: _aio.ServicerContext[_workspace_pb2.DeleteWorkspaceRequest, _abc.Awaitable[_workspace_pb2.DeleteWorkspaceResponse]],
     ) -> _abc.Awaitable[_workspace_pb2.DeleteWorkspaceResponse]:
-        """DeleteWorkspace hides the workspace and with it, at the same revision, its users, agents and grants. Rows are kept.
+        """DeleteWorkspace hides the workspace and with it, at the same revision, its users, agents and grants.
         Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN), ABORTED (REASON_ETAG_MISMATCH), ALREADY_EXISTS
         (REASON_REQUEST_REUSED).
+        """
+
+    @_abc_1.abstractmethod
+    def UndeleteWorkspace(
+        self,
+        request: _workspace_pb2.UndeleteWorkspaceRequest,
+        context: _aio.ServicerContext[_workspace_pb2.UndeleteWorkspaceRequest, _abc.Awaitable[_workspace_pb2.UndeleteWorkspaceResponse]],
+    ) -> _abc.Awaitable[_workspace_pb2.UndeleteWorkspaceResponse]:
+        """UndeleteWorkspace restores a deleted workspace and what is in it.
+        Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN; of one that was purged, too), FAILED_PRECONDITION (REASON_NOT_DELETED), ABORTED
+        (REASON_ETAG_MISMATCH), ALREADY_EXISTS (REASON_REQUEST_REUSED).
+        """
+
+    @_abc_1.abstractmethod
+    def PurgeWorkspace(
+        self,
+        request: _workspace_pb2.PurgeWorkspaceRequest,
+        context: _aio.ServicerContext[_workspace_pb2.PurgeWorkspaceRequest, _abc.Awaitable[_workspace_pb2.PurgeWorkspaceResponse]],
+    ) -> _abc.Awaitable[_workspace_pb2.PurgeWorkspaceResponse]:
+        """PurgeWorkspace forgets a deleted workspace at once, without waiting for its purge_time. It cannot be restored any more; the
+        values of its users and agents, and its grants, are forgotten right afterwards by the registry's sweep.
+        Errors: as UndeleteWorkspace.
         """
 
 def add_WorkspaceServiceServicer_to_server(servicer: WorkspaceServiceServicer, server: _aio.Server) -> None: ...

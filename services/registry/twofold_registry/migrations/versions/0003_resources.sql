@@ -47,14 +47,6 @@ ALTER TABLE registry.users
         AND cardinality(limit_shadows) = cardinality(limit_kinds) AND 0 <= ALL (limit_amounts)
     );
 
-ALTER TABLE registry.agents
-    ADD CONSTRAINT agents_are_purged_when_deleted
-        CHECK ((deleted_at IS NULL) = (purge_at IS NULL) AND (purged_at IS NULL OR deleted_at IS NOT NULL)),
-    DROP CONSTRAINT agents_have_names,
-    ADD CONSTRAINT agents_have_names CHECK (octet_length(display_name) BETWEEN 1 AND 255 OR purged_at IS NOT NULL),
-    DROP CONSTRAINT urls_fit,
-    ADD CONSTRAINT urls_fit CHECK (octet_length(url) BETWEEN 1 AND 2048 OR purged_at IS NOT NULL);
-
 -- Listings by time; those by id have the primary key. Filters that few pass have an index of their own.
 CREATE INDEX workspaces_by_time ON registry.workspaces (created_at, workspace_id);
 CREATE INDEX workspaces_of_a_plan ON registry.workspaces (plan, workspace_id);
@@ -70,3 +62,51 @@ CREATE INDEX workspaces_to_purge ON registry.workspaces (purge_at) WHERE purged_
 CREATE INDEX workspaces_to_empty ON registry.workspaces (purged_at) WHERE purged_at IS NOT NULL AND emptied_at IS NULL;
 CREATE INDEX users_to_purge ON registry.users (purge_at) WHERE purged_at IS NULL AND deleted_at IS NOT NULL;
 CREATE INDEX agents_to_purge ON registry.agents (purge_at) WHERE purged_at IS NULL AND deleted_at IS NOT NULL;
+
+-- agents
+ALTER TABLE registry.agents
+    -- One target in each place of the three.
+    ADD COLUMN target_names text[] NOT NULL DEFAULT '{}',
+    ADD COLUMN target_urls text[] NOT NULL DEFAULT '{}',
+    ADD COLUMN target_weights integer[] NOT NULL DEFAULT '{}',
+    -- Of url and targets.
+    ADD COLUMN generation bigint NOT NULL DEFAULT 1,
+    -- For a message, and for 1,000 tokens in and out, in millionths of the currency's unit.
+    ADD COLUMN price_message_micros bigint NOT NULL DEFAULT 0,
+    ADD COLUMN price_input_micros bigint NOT NULL DEFAULT 0,
+    ADD COLUMN price_output_micros bigint NOT NULL DEFAULT 0,
+    ADD COLUMN currency text NOT NULL DEFAULT 'USD',
+    ADD CONSTRAINT agents_are_purged_when_deleted
+        CHECK ((deleted_at IS NULL) = (purge_at IS NULL) AND (purged_at IS NULL OR deleted_at IS NOT NULL)),
+    DROP CONSTRAINT agents_have_names,
+    ADD CONSTRAINT agents_have_names CHECK (octet_length(display_name) BETWEEN 1 AND 255 OR purged_at IS NOT NULL),
+    DROP CONSTRAINT urls_fit,
+    ADD CONSTRAINT urls_fit CHECK (octet_length(url) BETWEEN 1 AND 2048 OR purged_at IS NOT NULL),
+    DROP CONSTRAINT states_are_known,
+    ADD CONSTRAINT states_are_known CHECK (state IN ('draft', 'published', 'paused', 'gone')),
+    ADD CONSTRAINT targets_are_whole CHECK (
+        cardinality(target_names) <= 16 AND cardinality(target_urls) = cardinality(target_names)
+        AND cardinality(target_weights) = cardinality(target_names)
+        AND 0 <= ALL (target_weights) AND 1000 >= ALL (target_weights)
+    ),
+    ADD CONSTRAINT generations_begin_with_one CHECK (generation >= 1),
+    ADD CONSTRAINT prices_are_bounded CHECK (
+        price_message_micros BETWEEN 0 AND 1000000000000 AND price_input_micros BETWEEN 0 AND 1000000000000
+        AND price_output_micros BETWEEN 0 AND 1000000000000
+    ),
+    ADD CONSTRAINT currencies_are_codes CHECK (currency ~ '^[A-Z]{3}$');
+
+-- What was seen of a target, last; it counts while the agent is in that generation. The target is empty for the agent's url.
+CREATE TABLE registry.agent_observations (
+    workspace_id text COLLATE "C" NOT NULL,
+    agent_id text COLLATE "C" NOT NULL,
+    target text COLLATE "C" NOT NULL,
+    state text NOT NULL,
+    generation bigint NOT NULL,
+    observed_at timestamptz NOT NULL,
+    message text NOT NULL,
+    PRIMARY KEY (workspace_id, agent_id, target),
+    FOREIGN KEY (workspace_id, agent_id) REFERENCES registry.agents,
+    CONSTRAINT observed_states_are_known CHECK (state IN ('ready', 'cold', 'starting', 'draining', 'failing')),
+    CONSTRAINT observed_messages_fit CHECK (octet_length(message) <= 255)
+);

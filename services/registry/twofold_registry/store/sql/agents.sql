@@ -1,29 +1,62 @@
 -- name: get_agent
 SELECT CASE WHEN h.fingerprint = registry.fingerprint() THEN h.epoch END AS epoch, h.revision AS head_revision,
-    a.workspace_id, a.agent_id, a.display_name, a.url, a.state, a.instructions, a.model, a.context_delivery,
-    a.context_messages_max, a.context_tokens_max, a.first_token_timeout_us, a.turn_timeout_us,
-    a.created_at, a.updated_at, a.deleted_at, a.purge_at, a.revision
+    a.workspace_id, a.agent_id, a.display_name, a.url, a.target_names, a.target_urls, a.target_weights, a.generation,
+    a.price_message_micros, a.price_input_micros, a.price_output_micros, a.currency, a.state, a.instructions, a.model,
+    a.context_delivery, a.context_messages_max, a.context_tokens_max, a.first_token_timeout_us, a.turn_timeout_us,
+    a.created_at, a.updated_at, a.deleted_at, a.purge_at, a.revision,
+    o.observed_targets, o.observed_states, o.observed_generations, o.observed_times, o.observed_messages
 FROM registry.registry_head h
 CROSS JOIN registry.agents a
 JOIN registry.workspaces w ON w.workspace_id = a.workspace_id AND w.deleted_at IS NULL
+CROSS JOIN LATERAL (
+    SELECT coalesce(array_agg(target ORDER BY target), '{}') AS observed_targets,
+        coalesce(array_agg(state ORDER BY target), '{}') AS observed_states,
+        coalesce(array_agg(generation ORDER BY target), '{}') AS observed_generations,
+        coalesce(array_agg(observed_at ORDER BY target), '{}') AS observed_times,
+        coalesce(array_agg(message ORDER BY target), '{}') AS observed_messages
+    FROM registry.agent_observations
+    WHERE workspace_id = a.workspace_id AND agent_id = a.agent_id AND generation = a.generation
+) o
 WHERE a.workspace_id = $1 AND a.agent_id = $2 AND a.purged_at IS NULL AND (a.deleted_at IS NULL OR $3::boolean);
 
 -- name: batch_get_agents
 SELECT CASE WHEN h.fingerprint = registry.fingerprint() THEN h.epoch END AS epoch, h.revision AS head_revision,
-    a.workspace_id, a.agent_id, a.display_name, a.url, a.state, a.instructions, a.model, a.context_delivery,
-    a.context_messages_max, a.context_tokens_max, a.first_token_timeout_us, a.turn_timeout_us,
-    a.created_at, a.updated_at, a.deleted_at, a.purge_at, a.revision
+    a.workspace_id, a.agent_id, a.display_name, a.url, a.target_names, a.target_urls, a.target_weights, a.generation,
+    a.price_message_micros, a.price_input_micros, a.price_output_micros, a.currency, a.state, a.instructions, a.model,
+    a.context_delivery, a.context_messages_max, a.context_tokens_max, a.first_token_timeout_us, a.turn_timeout_us,
+    a.created_at, a.updated_at, a.deleted_at, a.purge_at, a.revision,
+    o.observed_targets, o.observed_states, o.observed_generations, o.observed_times, o.observed_messages
 FROM registry.registry_head h
 LEFT JOIN (registry.agents a JOIN registry.workspaces w ON w.workspace_id = a.workspace_id AND w.deleted_at IS NULL)
     ON a.workspace_id = $1 AND a.agent_id = ANY ($2::text[]) AND a.purged_at IS NULL
-    AND (a.deleted_at IS NULL OR $3::boolean);
+    AND (a.deleted_at IS NULL OR $3::boolean)
+CROSS JOIN LATERAL (
+    SELECT coalesce(array_agg(target ORDER BY target), '{}') AS observed_targets,
+        coalesce(array_agg(state ORDER BY target), '{}') AS observed_states,
+        coalesce(array_agg(generation ORDER BY target), '{}') AS observed_generations,
+        coalesce(array_agg(observed_at ORDER BY target), '{}') AS observed_times,
+        coalesce(array_agg(message ORDER BY target), '{}') AS observed_messages
+    FROM registry.agent_observations
+    WHERE workspace_id = a.workspace_id AND agent_id = a.agent_id AND generation = a.generation
+) o;
 
 -- name: list_agents
-SELECT a.workspace_id, a.agent_id, a.display_name, a.url, a.state, a.instructions, a.model, a.context_delivery,
-    a.context_messages_max, a.context_tokens_max, a.first_token_timeout_us, a.turn_timeout_us,
-    a.created_at, a.updated_at, a.deleted_at, a.purge_at, a.revision
+SELECT a.workspace_id, a.agent_id, a.display_name, a.url, a.target_names, a.target_urls, a.target_weights, a.generation,
+    a.price_message_micros, a.price_input_micros, a.price_output_micros, a.currency, a.state, a.instructions, a.model,
+    a.context_delivery, a.context_messages_max, a.context_tokens_max, a.first_token_timeout_us, a.turn_timeout_us,
+    a.created_at, a.updated_at, a.deleted_at, a.purge_at, a.revision,
+    o.observed_targets, o.observed_states, o.observed_generations, o.observed_times, o.observed_messages
 FROM registry.agents a
 JOIN registry.workspaces w ON w.workspace_id = a.workspace_id AND w.deleted_at IS NULL
+CROSS JOIN LATERAL (
+    SELECT coalesce(array_agg(target ORDER BY target), '{}') AS observed_targets,
+        coalesce(array_agg(state ORDER BY target), '{}') AS observed_states,
+        coalesce(array_agg(generation ORDER BY target), '{}') AS observed_generations,
+        coalesce(array_agg(observed_at ORDER BY target), '{}') AS observed_times,
+        coalesce(array_agg(message ORDER BY target), '{}') AS observed_messages
+    FROM registry.agent_observations
+    WHERE workspace_id = a.workspace_id AND agent_id = a.agent_id AND generation = a.generation
+) o
 WHERE a.workspace_id = $1 AND a.purged_at IS NULL AND (a.deleted_at IS NULL OR $3::boolean)
     AND ($4::text IS NULL OR a.state = $4)
     AND a.agent_id > $5
@@ -31,11 +64,22 @@ ORDER BY a.agent_id
 LIMIT $2;
 
 -- name: list_agents_desc
-SELECT a.workspace_id, a.agent_id, a.display_name, a.url, a.state, a.instructions, a.model, a.context_delivery,
-    a.context_messages_max, a.context_tokens_max, a.first_token_timeout_us, a.turn_timeout_us,
-    a.created_at, a.updated_at, a.deleted_at, a.purge_at, a.revision
+SELECT a.workspace_id, a.agent_id, a.display_name, a.url, a.target_names, a.target_urls, a.target_weights, a.generation,
+    a.price_message_micros, a.price_input_micros, a.price_output_micros, a.currency, a.state, a.instructions, a.model,
+    a.context_delivery, a.context_messages_max, a.context_tokens_max, a.first_token_timeout_us, a.turn_timeout_us,
+    a.created_at, a.updated_at, a.deleted_at, a.purge_at, a.revision,
+    o.observed_targets, o.observed_states, o.observed_generations, o.observed_times, o.observed_messages
 FROM registry.agents a
 JOIN registry.workspaces w ON w.workspace_id = a.workspace_id AND w.deleted_at IS NULL
+CROSS JOIN LATERAL (
+    SELECT coalesce(array_agg(target ORDER BY target), '{}') AS observed_targets,
+        coalesce(array_agg(state ORDER BY target), '{}') AS observed_states,
+        coalesce(array_agg(generation ORDER BY target), '{}') AS observed_generations,
+        coalesce(array_agg(observed_at ORDER BY target), '{}') AS observed_times,
+        coalesce(array_agg(message ORDER BY target), '{}') AS observed_messages
+    FROM registry.agent_observations
+    WHERE workspace_id = a.workspace_id AND agent_id = a.agent_id AND generation = a.generation
+) o
 WHERE a.workspace_id = $1 AND a.purged_at IS NULL AND (a.deleted_at IS NULL OR $3::boolean)
     AND ($4::text IS NULL OR a.state = $4)
     AND a.agent_id < $5
@@ -43,11 +87,22 @@ ORDER BY a.agent_id DESC
 LIMIT $2;
 
 -- name: list_agents_by_time
-SELECT a.workspace_id, a.agent_id, a.display_name, a.url, a.state, a.instructions, a.model, a.context_delivery,
-    a.context_messages_max, a.context_tokens_max, a.first_token_timeout_us, a.turn_timeout_us,
-    a.created_at, a.updated_at, a.deleted_at, a.purge_at, a.revision
+SELECT a.workspace_id, a.agent_id, a.display_name, a.url, a.target_names, a.target_urls, a.target_weights, a.generation,
+    a.price_message_micros, a.price_input_micros, a.price_output_micros, a.currency, a.state, a.instructions, a.model,
+    a.context_delivery, a.context_messages_max, a.context_tokens_max, a.first_token_timeout_us, a.turn_timeout_us,
+    a.created_at, a.updated_at, a.deleted_at, a.purge_at, a.revision,
+    o.observed_targets, o.observed_states, o.observed_generations, o.observed_times, o.observed_messages
 FROM registry.agents a
 JOIN registry.workspaces w ON w.workspace_id = a.workspace_id AND w.deleted_at IS NULL
+CROSS JOIN LATERAL (
+    SELECT coalesce(array_agg(target ORDER BY target), '{}') AS observed_targets,
+        coalesce(array_agg(state ORDER BY target), '{}') AS observed_states,
+        coalesce(array_agg(generation ORDER BY target), '{}') AS observed_generations,
+        coalesce(array_agg(observed_at ORDER BY target), '{}') AS observed_times,
+        coalesce(array_agg(message ORDER BY target), '{}') AS observed_messages
+    FROM registry.agent_observations
+    WHERE workspace_id = a.workspace_id AND agent_id = a.agent_id AND generation = a.generation
+) o
 WHERE a.workspace_id = $1 AND a.purged_at IS NULL AND (a.deleted_at IS NULL OR $3::boolean)
     AND ($4::text IS NULL OR a.state = $4)
     AND (a.created_at, a.agent_id) > ($5, $6)
@@ -55,11 +110,22 @@ ORDER BY a.created_at, a.agent_id
 LIMIT $2;
 
 -- name: list_agents_by_time_desc
-SELECT a.workspace_id, a.agent_id, a.display_name, a.url, a.state, a.instructions, a.model, a.context_delivery,
-    a.context_messages_max, a.context_tokens_max, a.first_token_timeout_us, a.turn_timeout_us,
-    a.created_at, a.updated_at, a.deleted_at, a.purge_at, a.revision
+SELECT a.workspace_id, a.agent_id, a.display_name, a.url, a.target_names, a.target_urls, a.target_weights, a.generation,
+    a.price_message_micros, a.price_input_micros, a.price_output_micros, a.currency, a.state, a.instructions, a.model,
+    a.context_delivery, a.context_messages_max, a.context_tokens_max, a.first_token_timeout_us, a.turn_timeout_us,
+    a.created_at, a.updated_at, a.deleted_at, a.purge_at, a.revision,
+    o.observed_targets, o.observed_states, o.observed_generations, o.observed_times, o.observed_messages
 FROM registry.agents a
 JOIN registry.workspaces w ON w.workspace_id = a.workspace_id AND w.deleted_at IS NULL
+CROSS JOIN LATERAL (
+    SELECT coalesce(array_agg(target ORDER BY target), '{}') AS observed_targets,
+        coalesce(array_agg(state ORDER BY target), '{}') AS observed_states,
+        coalesce(array_agg(generation ORDER BY target), '{}') AS observed_generations,
+        coalesce(array_agg(observed_at ORDER BY target), '{}') AS observed_times,
+        coalesce(array_agg(message ORDER BY target), '{}') AS observed_messages
+    FROM registry.agent_observations
+    WHERE workspace_id = a.workspace_id AND agent_id = a.agent_id AND generation = a.generation
+) o
 WHERE a.workspace_id = $1 AND a.purged_at IS NULL AND (a.deleted_at IS NULL OR $3::boolean)
     AND ($4::text IS NULL OR a.state = $4)
     AND (a.created_at, a.agent_id) < ($5, $6)
@@ -90,9 +156,18 @@ UPDATE registry.agents SET deleted_at = NULL, purge_at = NULL, updated_at = $3, 
 WHERE workspace_id = $1 AND agent_id = $2;
 
 -- name: purge_agent
-WITH gone AS (
+WITH grants AS (
     DELETE FROM registry.grants WHERE workspace_id = $1 AND agent_id = $2
+), observations AS (
+    DELETE FROM registry.agent_observations WHERE workspace_id = $1 AND agent_id = $2
 )
 UPDATE registry.agents
-SET purged_at = $3, updated_at = $3, revision = $4, display_name = '', url = '', instructions = '', model = ''
+SET purged_at = $3, updated_at = $3, revision = $4, display_name = '', url = '', target_names = '{}', target_urls = '{}',
+    target_weights = '{}', instructions = '', model = ''
 WHERE workspace_id = $1 AND agent_id = $2;
+
+-- name: keep_observation
+INSERT INTO registry.agent_observations (workspace_id, agent_id, target, state, generation, observed_at, message)
+VALUES ($1, $2, $3, $4, $5, $6, $7)
+ON CONFLICT (workspace_id, agent_id, target) DO UPDATE
+SET state = excluded.state, generation = excluded.generation, observed_at = excluded.observed_at, message = excluded.message;

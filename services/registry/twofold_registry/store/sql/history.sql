@@ -22,12 +22,22 @@ RETURNING h.epoch, h.revision, h.tag, clock_timestamp() AS at;
 -- name: lock_workspace
 -- The first lock of a change inside a workspace: what it reads afterwards nobody else changes. The end of the audit chain has a
 -- row of its own, so that a reader of the workspace is not in the way.
-SELECT w.workspace_id, w.display_name, w.namespace, w.allowed_url_suffixes, w.created_at, w.updated_at, w.revision,
-    c.seq AS chain_seq, c.hash AS chain_hash
+SELECT w.workspace_id, w.display_name, w.namespace, w.plan, w.state, w.limit_kinds, w.limit_amounts, w.limit_shadows,
+    w.allowed_url_suffixes, w.conversation_days, w.session_days,
+    w.created_at, w.updated_at, w.deleted_at, w.purge_at, w.revision, c.seq AS chain_seq, c.hash AS chain_hash
 FROM registry.workspaces w
 JOIN registry.audit_heads c ON c.workspace_id = w.workspace_id
-WHERE w.workspace_id = $1 AND w.deleted_at IS NULL
+WHERE w.workspace_id = $1 AND (w.deleted_at IS NULL OR $2::boolean AND w.purged_at IS NULL)
 FOR NO KEY UPDATE;
+
+-- name: rehearse_revision
+-- For a change that is only tried: nobody waits for it.
+SELECT CASE WHEN fingerprint = registry.fingerprint() THEN epoch END AS epoch, clock_timestamp() AS at
+FROM registry.registry_head;
+
+-- name: plan_for_the_values
+-- Until the end of the transaction: which index serves a listing depends on which filters are set.
+SELECT set_config('plan_cache_mode', 'force_custom_plan', true);
 
 -- name: insert_audit_head
 INSERT INTO registry.audit_heads (workspace_id) VALUES ($1);
