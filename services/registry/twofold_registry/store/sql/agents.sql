@@ -167,6 +167,11 @@ SET purged_at = $3, updated_at = $3, revision = $4, display_name = '', url = '',
 WHERE workspace_id = $1 AND agent_id = $2;
 
 -- name: keep_observation
+-- Those of generations that have passed go.
+WITH passed AS (
+    DELETE FROM registry.agent_observations
+    WHERE workspace_id = $1 AND agent_id = $2 AND target <> $3 AND generation < $5
+)
 INSERT INTO registry.agent_observations (workspace_id, agent_id, target, state, generation, observed_at, message)
 VALUES ($1, $2, $3, $4, $5, $6, $7)
 ON CONFLICT (workspace_id, agent_id, target) DO UPDATE
