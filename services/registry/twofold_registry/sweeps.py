@@ -28,10 +28,14 @@ class SweepSettings(Protocol):
 
 
 class Sweep(NamedTuple):
-    """Clears something away, at most so many; says how many it were. Several processes may do it at once."""
+    """Clears something away, at most so many; says how many it were. Several processes may do it at once.
+
+    `every`: in each so many-th round.
+    """
 
     what: str
     run: Callable[[int], Awaitable[int]]
+    every: int = 1
 
 
 class Sweeps:
@@ -40,6 +44,7 @@ class Sweeps:
     def __init__(self, sweeps: Sequence[Sweep], metrics: CollectorRegistry, *, period_s: float = 10.0) -> None:
         self._sweeps = sweeps
         self._period_s = period_s
+        self._rounds = 0
         self._failing: set[str] = set()
         self._swept = Counter("twofold_registry_swept", "Rows that were swept away.", ("what",), registry=metrics)
         for sweep in sweeps:
@@ -48,7 +53,9 @@ class Sweeps:
 
     async def round(self) -> None:
         """Each sweep until nothing is left for it, or it had its share. One that fails is none of the others' business."""
-        for sweep in self._sweeps:
+        due = [sweep for sweep in self._sweeps if self._rounds % sweep.every == 0]
+        self._rounds += 1
+        for sweep in due:
             try:
                 await self._run(sweep)
             except Refusal as refusal:

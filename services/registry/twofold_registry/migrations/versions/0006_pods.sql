@@ -57,6 +57,8 @@ CREATE INDEX sessions_of_an_agent ON registry.sessions (workspace_id, agent_id, 
 CREATE INDEX sessions_of_a_pod ON registry.sessions (workspace_id, pod_id, began_at, session_id, fence);
 CREATE INDEX open_sessions ON registry.sessions (workspace_id, began_at, session_id, fence) WHERE closed_at IS NULL;
 CREATE INDEX sessions_by_age ON registry.sessions (heard_at);
+CREATE INDEX sessions_of_a_workspace_by_age ON registry.sessions (workspace_id, heard_at);
+CREATE INDEX workspaces_with_session_retention ON registry.workspaces (workspace_id) WHERE session_days > 0;
 
 -- What sweeps look for.
 CREATE INDEX watchers_by_expiry ON registry.watchers (expires_at);

@@ -43,6 +43,24 @@ WITH gone AS (
 )
 SELECT count(*) FROM gone;
 
+-- name: forget_sessions_by_retention
+-- Of workspaces that have a retention of their own.
+WITH gone AS (
+    DELETE FROM registry.sessions WHERE (workspace_id, session_id, fence) IN (
+        SELECT s.workspace_id, s.session_id, s.fence
+        FROM registry.workspaces w
+        CROSS JOIN LATERAL (
+            SELECT workspace_id, session_id, fence FROM registry.sessions
+            WHERE workspace_id = w.workspace_id AND heard_at < now() - make_interval(days => w.session_days)
+            ORDER BY heard_at LIMIT $1
+            FOR UPDATE SKIP LOCKED
+        ) s
+        WHERE w.session_days > 0
+        LIMIT $1)
+    RETURNING session_id
+)
+SELECT count(*) FROM gone;
+
 -- name: give_up_silent_pods
 -- Whoever holds a pod's lease asks about it; of one that nobody asks about nobody will tell that it died.
 WITH given_up AS (
