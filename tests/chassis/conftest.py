@@ -1,7 +1,6 @@
 """A schema of the chassis' own tests."""
 
 from collections.abc import AsyncIterator
-from typing import Any
 
 import asyncpg
 import pytest
@@ -31,7 +30,7 @@ async def chassis_urls(postgres_server: EmbeddedPostgres) -> DatabaseUrls:
 
 
 @pytest.fixture
-async def pool(chassis_urls: DatabaseUrls) -> AsyncIterator["asyncpg.Pool[Any]"]:
+async def pool(chassis_urls: DatabaseUrls) -> AsyncIterator[postgres.Pool]:
     settings = DatabaseSettings.model_validate({"url": chassis_urls.owner, "command_timeout_s": 2})
     pool = await postgres.open_pool(settings, name="test")
     yield pool

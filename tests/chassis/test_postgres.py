@@ -1,28 +1,30 @@
 """Postgres for a room: what a driver error becomes, and that nothing of a failed call stays behind."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
+from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 import twofold_memory
-from twofold_chassis import migrations, postgres
+from twofold_chassis import call, migrations, postgres
+from twofold_chassis.pools import PoolMetrics
+from twofold_chassis.postgres import Pool
 from twofold_chassis.refusals import Busy, Overloaded, RequestReused, StoreUnavailable
 from twofold_chassis.requests import Attempt, Requests
 from twofold_chassis.settings import DatabaseSettings
 from twofold_chassis.start import StartError
 from twofold_cli.embedded.postgres import DatabaseUrls, EmbeddedPostgres
 
-Pool = asyncpg.Pool
 
-
-async def answers(pool: "Pool[Any]") -> bool:
+async def answers(pool: Pool) -> bool:
     pulse = postgres.Pulse(pool, "SELECT 1")
     try:
         return await pulse.beats()
@@ -30,7 +32,7 @@ async def answers(pool: "Pool[Any]") -> bool:
         await pulse.close()
 
 
-async def test_a_lock_that_others_hold_is_busy(pool: "Pool[Any]") -> None:
+async def test_a_lock_that_others_hold_is_busy(pool: Pool) -> None:
     async with postgres.transaction(pool) as holder:
         await holder.execute("SELECT 1 FROM room.things WHERE id = 1 FOR UPDATE")
 
@@ -43,12 +45,78 @@ async def test_a_lock_that_others_hold_is_busy(pool: "Pool[Any]") -> None:
             await wait()
 
 
-async def test_a_statement_that_takes_too_long_means_not_now_and_leaves_the_pool_fit(pool: "Pool[Any]") -> None:
+async def test_a_statement_that_takes_too_long_means_not_now_and_leaves_the_pool_fit(pool: Pool) -> None:
     with pytest.raises(StoreUnavailable) as told:
         async with postgres.connection(pool) as connection:
             await connection.execute("SELECT pg_sleep(20)", timeout=0.05)
     assert told.value.metadata["outcome"] == "NOT_STORED"
     assert await answers(pool)
+
+
+async def for_caller(left_s: float | None, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Does it for a caller who waits for so long, or for none."""
+
+    async def served() -> None:
+        if left_s is not None:
+            call.enter(call.Call(call.Identity("ann"), "request-1", deadline=time.monotonic() + left_s))
+        await work()
+
+    await asyncio.create_task(served())
+
+
+async def test_postgres_itself_ends_what_nobody_waits_for_any_more(pool: Pool) -> None:
+    async def outlast() -> None:
+        async with postgres.transaction(pool) as connection:
+            await connection.execute("SELECT pg_sleep(60)", timeout=30)
+
+    with pytest.raises(StoreUnavailable) as told:
+        await for_caller(0.1, outlast)
+    assert isinstance(told.value.__cause__, asyncpg.QueryCanceledError)
+    assert "statement timeout" in str(told.value.__cause__)
+    assert await answers(pool)
+
+
+@pytest.mark.parametrize(("left_s", "at_least_ms", "at_most_ms"), [(1.0, 250, 1250), (60.0, 2000, 2000), (None, 2000, 2000)])
+async def test_a_statement_may_take_what_the_caller_has_left_and_never_more_than_the_setting(
+    pool: Pool, left_s: float | None, at_least_ms: int, at_most_ms: int
+) -> None:
+    row = "SELECT setting::int FROM pg_settings WHERE name = 'statement_timeout'"
+
+    async def look() -> None:
+        for begun in (postgres.transaction(pool), postgres.reading(pool, ()), postgres.snapshot(pool)):
+            async with begun as connection:
+                assert at_least_ms <= await connection.fetchval(row) <= at_most_ms
+
+    await for_caller(left_s, look)
+    async with postgres.connection(pool) as connection:
+        assert await connection.fetchval(row) == 0, "nothing of it stays on the connection"
+
+
+async def test_a_pool_tells_who_uses_it_who_waits_and_how_long(chassis_urls: DatabaseUrls) -> None:
+    metrics = CollectorRegistry()
+    settings = DatabaseSettings(url=SecretStr(chassis_urls.owner), pool_size_max=2)
+    pool = await postgres.open_pool(settings, name="test", metrics=PoolMetrics(metrics))
+
+    def told() -> list[float | None]:
+        in_use, idle = (
+            metrics.get_sample_value("twofold_postgres_connections", {"pool": "test", "state": state})
+            for state in ("in_use", "idle")
+        )
+        waiting = metrics.get_sample_value("twofold_postgres_waiting", {"pool": "test"})
+        return [in_use, idle, waiting, metrics.get_sample_value("twofold_postgres_acquire_seconds_count", {"pool": "test"})]
+
+    async def use() -> None:
+        async with postgres.connection(pool):
+            pass
+
+    assert told() == [0, 1, 0, 0]
+    async with postgres.connection(pool), postgres.connection(pool):
+        waiting = asyncio.create_task(use())
+        await asyncio.sleep(0)
+        assert told() == [2, 0, 1, 2]
+    await waiting
+    assert told() == [0, 2, 0, 3]
+    await postgres.close_pool(pool)
 
 
 async def test_a_connection_that_breaks_says_whether_something_can_have_been_kept(
@@ -136,7 +204,7 @@ async def test_a_lane_keeps_at_most_a_quarter_of_the_pool(chassis_urls: Database
 
 
 @pytest.mark.parametrize("ended_by", ["error", "cancellation"])
-async def test_what_ends_in_an_error_or_a_cancellation_is_rolled_back(pool: "Pool[Any]", ended_by: str) -> None:
+async def test_what_ends_in_an_error_or_a_cancellation_is_rolled_back(pool: Pool, ended_by: str) -> None:
     async def change() -> None:
         async with postgres.transaction(pool) as connection:
             await connection.execute("UPDATE room.things SET value = 99 WHERE id = 2")
@@ -201,7 +269,7 @@ async def test_what_the_owner_may_not_do_ends_a_migration_in_the_words_of_postgr
 
 
 async def test_a_postgres_that_is_too_old_ends_the_start_and_is_not_migrated(
-    chassis_urls: DatabaseUrls, pool: "Pool[Any]", monkeypatch: pytest.MonkeyPatch
+    chassis_urls: DatabaseUrls, pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres, "_VERSION_MIN", 99)
     with pytest.raises(StartError, match=r"Postgres \d+ is too old \(DATABASE__URL\): 99 or newer is needed"):
@@ -215,7 +283,7 @@ def attempt(request_id: str | None, *, rpc: str = "Change", body: bytes = b"body
     return Attempt("w", rpc, request_id, body)
 
 
-async def test_of_repeats_at_once_one_makes_the_change_and_all_get_its_answer(pool: "Pool[Any]") -> None:
+async def test_of_repeats_at_once_one_makes_the_change_and_all_get_its_answer(pool: Pool) -> None:
     made = 0
 
     async def once() -> bytes:
@@ -232,7 +300,7 @@ async def test_of_repeats_at_once_one_makes_the_change_and_all_get_its_answer(po
     assert made == 1
 
 
-async def test_a_change_that_fails_leaves_no_answer_and_the_repeat_makes_it(pool: "Pool[Any]") -> None:
+async def test_a_change_that_fails_leaves_no_answer_and_the_repeat_makes_it(pool: Pool) -> None:
     async def fail() -> bytes:
         raise KeyError
 
@@ -251,7 +319,7 @@ async def test_a_change_that_fails_leaves_no_answer_and_the_repeat_makes_it(pool
                 await Requests("room").once(connection, other, succeed)
 
 
-async def test_without_a_request_id_each_call_makes_its_change_and_old_answers_are_forgotten(pool: "Pool[Any]") -> None:
+async def test_without_a_request_id_each_call_makes_its_change_and_old_answers_are_forgotten(pool: Pool) -> None:
     calls = 0
 
     async def change() -> bytes:
@@ -301,7 +369,7 @@ async def test_a_pool_that_is_all_in_use_is_no_sign_of_death_and_silence_is_and_
     await postgres.close_pool(pool)
 
 
-async def test_a_transaction_waits_briefly_for_locks_and_loses_them_when_it_sleeps(pool: "Pool[Any]") -> None:
+async def test_a_transaction_waits_briefly_for_locks_and_loses_them_when_it_sleeps(pool: Pool) -> None:
     async with postgres.transaction(pool) as connection:
         assert await connection.fetchval("SHOW lock_timeout") == "2s"
         assert await connection.fetchval("SHOW idle_in_transaction_session_timeout") == "2s"
@@ -310,7 +378,7 @@ async def test_a_transaction_waits_briefly_for_locks_and_loses_them_when_it_slee
         assert not connection.is_in_transaction()
 
 
-async def test_what_raises_inside_a_transaction_undoes_it(pool: "Pool[Any]") -> None:
+async def test_what_raises_inside_a_transaction_undoes_it(pool: Pool) -> None:
     async def deletes_and_fails() -> None:
         async with postgres.transaction(pool) as connection:
             await connection.execute("DELETE FROM room.things")
@@ -322,7 +390,7 @@ async def test_what_raises_inside_a_transaction_undoes_it(pool: "Pool[Any]") -> 
         assert await connection.fetchval("SELECT count(*) FROM room.things") > 0
 
 
-async def test_a_schema_that_is_not_there_ends_the_start_with_a_sentence(pool: "Pool[Any]") -> None:
+async def test_a_schema_that_is_not_there_ends_the_start_with_a_sentence(pool: Pool) -> None:
     await postgres.require(pool, "SELECT 1 FROM room.things", schema="room")
     with pytest.raises(StartError, match="the schema room is not ready"):
         await postgres.require(pool, "SELECT 1 FROM room.nothing", schema="room")

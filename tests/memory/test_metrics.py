@@ -110,7 +110,9 @@ async def test_calls_that_last_are_counted_while_they_do(measured: tuple[Memory,
 
 async def test_every_metric_of_the_room_is_explained_to_operators(measured: tuple[Memory, Scrape]) -> None:
     _, scrape = measured
-    told = set(re.findall(r"^# TYPE (twofold_memory_\w+) ", await scrape(), re.MULTILINE))
+    told = set(re.findall(r"^# TYPE (twofold_(?:memory|postgres)_\w+) ", await scrape(), re.MULTILINE))
     told = {name for name in told if not name.endswith("_created")}
-    explained = set(re.findall(r"^\| `(twofold_memory_\w+)", OPERATIONS.read_text(encoding="utf-8"), re.MULTILINE))
+    explained = set(
+        re.findall(r"^\| `(twofold_(?:memory|postgres)_\w+)", OPERATIONS.read_text(encoding="utf-8"), re.MULTILINE)
+    )
     assert told == explained

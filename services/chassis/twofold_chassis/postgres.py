@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -11,16 +12,18 @@ import asyncpg
 import structlog
 from asyncpg.pool import PoolConnectionProxy
 
+from twofold_chassis import call
+from twofold_chassis.pools import PoolMetrics
 from twofold_chassis.refusals import Busy, Overloaded, Refusal, StoreUnavailable
 from twofold_chassis.settings import DatabaseSettings
 from twofold_chassis.start import StartError
 
 if TYPE_CHECKING:
     Connection = PoolConnectionProxy[asyncpg.Record]
-    Pool = asyncpg.Pool[asyncpg.Record]
+    _DriversPool = asyncpg.Pool[asyncpg.Record]
 else:  # generic for the type checker only
     Connection = PoolConnectionProxy
-    Pool = asyncpg.Pool
+    _DriversPool = asyncpg.Pool
 Outcome = Literal["NOT_STORED", "UNKNOWN"]
 
 CANNOT_CONNECT = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError, TimeoutError)
@@ -28,6 +31,7 @@ CANNOT_CONNECT = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueE
 _VERSION_MIN = 16
 _ACQUIRE_S = 1.0
 _PULSE_S = 1.5
+_GRACE_S = 0.25
 _GONE = (
     asyncpg.PostgresConnectionError,  # class 08
     asyncpg.InsufficientResourcesError,  # class 53: disk full, too many connections
@@ -59,21 +63,52 @@ _SENTENCES: tuple[tuple[type[BaseException], str], ...] = (
 )
 
 
-async def open_pool(settings: DatabaseSettings, *, name: str) -> Pool:
-    """A pool of connections of the application role. Raises StartError if Postgres cannot be reached now."""
-    try:
-        return await asyncpg.create_pool(
+class Pool(_DriversPool):
+    """The driver's pool, which knows how long its statements may take, and how many wait for one of its connections."""
+
+    def __init__(self, settings: DatabaseSettings, name: str, metrics: PoolMetrics | None) -> None:
+        super().__init__(
             settings.url.get_secret_value(),
             min_size=1,
             max_size=settings.pool_size_max,
+            max_queries=50_000,
+            max_inactive_connection_lifetime=300.0,
+            setup=None,
+            init=None,
+            reset=_nothing_to_reset,  # type: ignore[arg-type]  # the stubs name the wrong kind of connection
+            loop=asyncio.get_running_loop(),
+            connection_class=asyncpg.Connection,
+            record_class=asyncpg.Record,
             timeout=settings.connect_timeout_s,
             command_timeout=settings.command_timeout_s,
             statement_cache_size=200 if settings.prepared_statements else 0,
-            reset=_nothing_to_reset,  # type: ignore[arg-type]  # the stubs name the wrong kind of connection
             server_settings={"application_name": f"twofold-{name}"} if settings.prepared_statements else {},
         )
+        self.command_timeout_s = settings.command_timeout_s
+        self.waiting = 0
+        self._acquired = metrics.watch(name, self) if metrics else None
+
+    async def take(self) -> Connection:
+        """A connection, when there is one; the time until then is counted."""
+        began = time.perf_counter()
+        self.waiting += 1
+        try:
+            acquired = await self.acquire()
+        finally:
+            self.waiting -= 1
+        if self._acquired is not None:
+            self._acquired.observe(time.perf_counter() - began)
+        return acquired
+
+
+async def open_pool(settings: DatabaseSettings, *, name: str, metrics: PoolMetrics | None = None) -> Pool:
+    """A pool of connections of the application role. Raises StartError if Postgres cannot be reached now."""
+    try:
+        pool = Pool(settings, name, metrics)
+        await pool
     except CANNOT_CONNECT as error:
         raise unreachable(error, "DATABASE__URL") from None
+    return pool
 
 
 async def _nothing_to_reset(_: Connection) -> None:
@@ -161,13 +196,22 @@ _BEGIN_READING = "BEGIN READ ONLY; SET LOCAL idle_in_transaction_session_timeout
 _BEGIN_SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL idle_in_transaction_session_timeout = '30s'"
 
 
+def _limited(pool: Pool) -> str:
+    """The part of BEGIN that has Postgres itself end a statement soon after nobody waits for it any more.
+
+    We cancel what we give up; this is for when that does not arrive, as we are paused, gone, or cut off.
+    """
+    left_s = min(call.current().left_s() + _GRACE_S, pool.command_timeout_s)
+    return f"; SET LOCAL statement_timeout = {round(left_s * 1000)}"
+
+
 @contextlib.asynccontextmanager
 async def transaction(pool: Pool, tenants: Sequence[str] = ()) -> AsyncIterator[Connection]:
     """A connection in a READ COMMITTED transaction that commits when the block ends and rolls back when it raises.
 
     `tenants` are the workspaces that row-level security lets it see; it matters where a schema has that switched on.
     A store failure inside the block says NOT_STORED; one during COMMIT says UNKNOWN, because the commit may have happened.
-    Waiting longer than 2 s for a lock is Busy.
+    Waiting longer than 2 s for a lock is Busy; a statement that outlasts the caller's deadline is ended by Postgres.
     """
     async with _transaction(pool, _BEGIN + _seeing(tenants), outcome="UNKNOWN") as acquired:
         yield acquired
@@ -184,7 +228,8 @@ async def reading(pool: Pool, tenants: Sequence[str]) -> AsyncIterator[Connectio
 async def snapshot(pool: Pool) -> AsyncIterator[Connection]:
     """A connection whose statements all see the database as it was at the first of them.
 
-    For reading more than fits into one, on a pool that sees it. Its caller may take its time between two of them: up to half a minute.
+    For reading more than fits into one, on a pool that sees it. Its caller may take its time between two of them: up to half
+    a minute.
     """
     async with _transaction(pool, _BEGIN_SNAPSHOT, outcome="NOT_STORED") as acquired:
         yield acquired
@@ -196,7 +241,7 @@ async def _transaction(pool: Pool, begin: str, *, outcome: Outcome) -> AsyncIter
         acquired = await _acquire(pool)
         try:
             try:
-                await acquired.execute(begin)
+                await acquired.execute(begin + _limited(pool))
                 yield acquired
             except BaseException:
                 await _rollback(acquired)
@@ -290,7 +335,7 @@ class Pulse:
 async def _acquire(pool: Pool) -> Connection:
     try:
         async with asyncio.timeout(_ACQUIRE_S):
-            return await pool.acquire()
+            return await pool.take()
     except TimeoutError:
         if pool.get_idle_size() == 0 and pool.get_size() == pool.get_max_size():
             raise Overloaded("all connections to the durable store are in use", retry_after_s=0.5) from None

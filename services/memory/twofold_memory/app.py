@@ -28,6 +28,7 @@ from twofold.memory.v1 import (
 )
 from twofold_chassis import postgres
 from twofold_chassis.breaker import Breaker
+from twofold_chassis.pools import PoolMetrics
 from twofold_chassis.postgres import Pool
 from twofold_chassis.redis import RedisLink, RedisUnavailable, open_link
 from twofold_chassis.requests import Requests
@@ -149,7 +150,7 @@ async def memory(settings: Settings) -> AsyncIterator[Running]:
     if settings.database.migrate:
         await migrate(settings.database)
     async with contextlib.AsyncExitStack() as cleanup:
-        stores = await _stores(settings, cleanup)
+        stores = await _stores(settings, metrics, cleanup)
         core = await _core(service, stores, metrics, cleanup)
         copies = _Copies(
             RedisPreferences(stores.link, ttl_s=service.user_ttl_days * 86400),
@@ -178,11 +179,11 @@ async def memory(settings: Settings) -> AsyncIterator[Running]:
         yield running
 
 
-async def _stores(settings: Settings, cleanup: contextlib.AsyncExitStack) -> _Stores:
-    service = settings.memory
+async def _stores(settings: Settings, metrics: CollectorRegistry, cleanup: contextlib.AsyncExitStack) -> _Stores:
+    service, pool_metrics = settings.memory, PoolMetrics(metrics)
 
     async def pool_of(name: str, **changes: object) -> Pool:
-        pool = await postgres.open_pool(settings.database.model_copy(update=changes), name=name)
+        pool = await postgres.open_pool(settings.database.model_copy(update=changes), name=name, metrics=pool_metrics)
         cleanup.push_async_callback(postgres.close_pool, pool)
         return pool
 

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from twofold.registry.v1.agent_pb2_grpc import add_AgentServiceServicer_to_server
 from twofold.registry.v1.audit_pb2_grpc import add_AuditServiceServicer_to_server
+from twofold.registry.v1.billing_pb2_grpc import add_BillingServiceServicer_to_server
 from twofold.registry.v1.change_pb2_grpc import add_ChangeServiceServicer_to_server
 from twofold.registry.v1.permission_pb2_grpc import add_PermissionServiceServicer_to_server
 from twofold.registry.v1.pod_pb2_grpc import add_PodServiceServicer_to_server
@@ -18,12 +19,14 @@ from twofold.registry.v1.usage_pb2_grpc import add_UsageServiceServicer_to_serve
 from twofold.registry.v1.user_pb2_grpc import add_UserServiceServicer_to_server
 from twofold.registry.v1.workspace_pb2_grpc import add_WorkspaceServiceServicer_to_server
 from twofold_chassis import postgres
+from twofold_chassis.pools import PoolMetrics
 from twofold_chassis.requests import Requests
 from twofold_chassis.server import Face, Running, serving
 from twofold_chassis.settings import DatabaseSettings
 from twofold_registry.agent_service import AgentService
 from twofold_registry.audit_chains import Chains
 from twofold_registry.audit_service import AuditService
+from twofold_registry.billing_service import BillingService
 from twofold_registry.change_service import ChangeService
 from twofold_registry.migrate import migrate
 from twofold_registry.permission_service import PermissionService
@@ -33,6 +36,8 @@ from twofold_registry.session_service import SessionHistoryService
 from twofold_registry.settings import Settings
 from twofold_registry.store.agents import PostgresAgents
 from twofold_registry.store.audit import PostgresAudit, PostgresChains
+from twofold_registry.store.billing import PostgresBilling
+from twofold_registry.store.caps import PostgresCaps
 from twofold_registry.store.changes import Changes
 from twofold_registry.store.checks import PostgresChecks
 from twofold_registry.store.feed import PostgresFeed, PostgresRegistrations, listening
@@ -62,9 +67,11 @@ async def registry(settings: Settings) -> AsyncIterator[Running]:
         )
     if settings.database.migrate:
         await migrate(settings.database)
-    pool = await postgres.open_pool(settings.database, name="registry")
-    system = await postgres.open_pool(settings.database.system, name="registry-system")
-    long_pool = await postgres.open_pool(_long(settings), name="registry-long")
+    metrics = CollectorRegistry()
+    pools = PoolMetrics(metrics)
+    pool = await postgres.open_pool(settings.database, name="registry", metrics=pools)
+    system = await postgres.open_pool(settings.database.system, name="registry-system", metrics=pools)
+    long_pool = await postgres.open_pool(_long(settings), name="registry-long", metrics=pools)
     pulse = postgres.Pulse(pool, STATEMENTS["read_head"])
     try:
         await postgres.require(pool, STATEMENTS["read_head"], schema="registry")
@@ -80,7 +87,6 @@ async def registry(settings: Settings) -> AsyncIterator[Running]:
         requests = Requests("registry", is_swept=True)
         grace = timedelta(days=settings.registry.purge_after_days)
         changes = Changes(pool, requests, made=watching.wake)
-        metrics = CollectorRegistry()
         sweeps = Sweeps(
             postgres_sweeps(system, settings.registry, requests), metrics, period_s=settings.registry.sweep_period_s
         )
@@ -98,7 +104,12 @@ async def registry(settings: Settings) -> AsyncIterator[Running]:
                 PermissionService(PostgresPermissions(reads, changes), checks, routers),
                 add_PermissionServiceServicer_to_server,
             ),
-            _face("Usage", UsageService(PostgresUsage(pool)), add_UsageServiceServicer_to_server),
+            _face("Usage", UsageService(PostgresUsage(pool, reads, changes, system)), add_UsageServiceServicer_to_server),
+            _face(
+                "Billing",
+                BillingService(PostgresBilling(reads, changes), PostgresCaps(reads, changes, system)),
+                add_BillingServiceServicer_to_server,
+            ),
             _face(
                 "Audit",
                 AuditService(PostgresAudit(reads), Chains(PostgresChains(long_pool)), settings.registry.audit_keys),
