@@ -70,7 +70,7 @@ class Watcher:
         """Applies what is told up to the first of this kind."""
         async with asyncio.timeout(WAIT_S):
             while True:
-                told = await self.call.read()
+                told: Any = await self.call.read()
                 assert told is not grpc.aio.EOF, await self.call.details()
                 self._apply(told)
                 met = told.WhichOneof("told")
@@ -82,9 +82,10 @@ class Watcher:
     async def caught_up(self, nonce: int = 7) -> change_pb2.WatchCheckpoint:
         """Everything that was committed before is applied."""
         await self.say(ping=change_pb2.WatchPing(nonce=nonce))
-        while (checkpoint := await self.until("checkpoint")).nonce != nonce:
-            pass
-        return checkpoint
+        while True:
+            checkpoint: change_pb2.WatchCheckpoint = await self.until("checkpoint")
+            if checkpoint.nonce == nonce:
+                return checkpoint
 
     def _apply(self, told: change_pb2.WatchResponse) -> None:
         match told.WhichOneof("told"):
