@@ -224,6 +224,7 @@ class AgentFilters(NamedTuple):
     """Which agents of a workspace to list; None lets all pass."""
 
     state: str | None
+    display_name_prefix: str | None
 
 
 class Agents(Resources[Agent], Protocol):

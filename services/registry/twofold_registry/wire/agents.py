@@ -110,7 +110,11 @@ def report_attempt(request: pb.ReportAgentStateRequest) -> Attempt:
 
 
 def listing(request: pb.ListAgentsRequest) -> Listing:
-    filters = AgentFilters(state=_state(request.state, "state").value if request.state else None)
+    prefix = fields.line(request.display_name_prefix, "display_name_prefix", bytes_max=_NAME_BYTES_MAX)
+    filters = AgentFilters(
+        state=_state(request.state, "state").value if request.state else None,
+        display_name_prefix=prefix or None,
+    )
     return pages.listing(request, fields.identifier(request.workspace_id, "workspace_id"), filters)
 
 

@@ -622,6 +622,7 @@ class ListAgentsRequest(_message.Message):
     SHOW_DELETED_FIELD_NUMBER: _builtins.int
     ORDER_BY_FIELD_NUMBER: _builtins.int
     MIN_REVISION_TOKEN_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_PREFIX_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """The workspace. Required."""
     page_size: _builtins.int
@@ -636,6 +637,8 @@ class ListAgentsRequest(_message.Message):
     """See the head of workspace.proto. Optional."""
     min_revision_token: _builtins.bytes
     """The answer is not older than this token says. Optional."""
+    display_name_prefix: _builtins.str
+    """Only agents whose display_name begins with this text, to the letter. Optional, up to 255 bytes."""
     def __init__(
         self,
         *,
@@ -646,10 +649,11 @@ class ListAgentsRequest(_message.Message):
         show_deleted: _builtins.bool = ...,
         order_by: _builtins.str = ...,
         min_revision_token: _builtins.bytes = ...,
+        display_name_prefix: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_revision_token", b"min_revision_token", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "show_deleted", b"show_deleted", "state", b"state", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name_prefix", b"display_name_prefix", "min_revision_token", b"min_revision_token", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "show_deleted", b"show_deleted", "state", b"state", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

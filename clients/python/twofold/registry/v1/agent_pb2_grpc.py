@@ -119,7 +119,8 @@ class AgentServiceServicer:
 
     def UpdateAgent(self, request, context):
         """UpdateAgent changes the fields named in update_mask.
-        Errors: NOT_FOUND (REASON_AGENT_UNKNOWN), ABORTED (REASON_ETAG_MISMATCH), ALREADY_EXISTS (REASON_REQUEST_REUSED).
+        Errors: NOT_FOUND (REASON_AGENT_UNKNOWN), FAILED_PRECONDITION (REASON_AGENT_STATE), ABORTED (REASON_ETAG_MISMATCH),
+        ALREADY_EXISTS (REASON_REQUEST_REUSED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -32,7 +32,8 @@ class AgentServiceStub:
     """
     UpdateAgent: _aio.UnaryUnaryMultiCallable[_agent_pb2.UpdateAgentRequest, _agent_pb2.UpdateAgentResponse]
     """UpdateAgent changes the fields named in update_mask.
-    Errors: NOT_FOUND (REASON_AGENT_UNKNOWN), ABORTED (REASON_ETAG_MISMATCH), ALREADY_EXISTS (REASON_REQUEST_REUSED).
+    Errors: NOT_FOUND (REASON_AGENT_UNKNOWN), FAILED_PRECONDITION (REASON_AGENT_STATE), ABORTED (REASON_ETAG_MISMATCH),
+    ALREADY_EXISTS (REASON_REQUEST_REUSED).
     """
     DeleteAgent: _aio.UnaryUnaryMultiCallable[_agent_pb2.DeleteAgentRequest, _agent_pb2.DeleteAgentResponse]
     """DeleteAgent hides the agent; from the same revision on nobody may use it.
@@ -103,7 +104,8 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_agent_pb2.UpdateAgentRequest, _abc.Awaitable[_agent_pb2.UpdateAgentResponse]],
     ) -> _abc.Awaitable[_agent_pb2.UpdateAgentResponse]:
         """UpdateAgent changes the fields named in update_mask.
-        Errors: NOT_FOUND (REASON_AGENT_UNKNOWN), ABORTED (REASON_ETAG_MISMATCH), ALREADY_EXISTS (REASON_REQUEST_REUSED).
+        Errors: NOT_FOUND (REASON_AGENT_UNKNOWN), FAILED_PRECONDITION (REASON_AGENT_STATE), ABORTED (REASON_ETAG_MISMATCH),
+        ALREADY_EXISTS (REASON_REQUEST_REUSED).
         """
 
     @_abc_1.abstractmethod

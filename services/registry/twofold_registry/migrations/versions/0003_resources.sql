@@ -56,6 +56,8 @@ CREATE INDEX users_by_time ON registry.users (workspace_id, created_at, user_id)
 CREATE INDEX users_of_a_role ON registry.users (workspace_id, role, user_id);
 CREATE INDEX suspended_users ON registry.users (workspace_id, user_id) WHERE state = 'suspended';
 CREATE INDEX agents_by_time ON registry.agents (workspace_id, created_at, agent_id);
+CREATE INDEX agents_in_a_state ON registry.agents (workspace_id, state, agent_id);
+CREATE INDEX agents_by_name ON registry.agents (workspace_id, display_name COLLATE "C", agent_id);
 
 -- What the sweep looks for.
 CREATE INDEX workspaces_to_purge ON registry.workspaces (purge_at) WHERE purged_at IS NULL AND deleted_at IS NOT NULL;
@@ -110,3 +112,16 @@ CREATE TABLE registry.agent_observations (
     CONSTRAINT observed_states_are_known CHECK (state IN ('ready', 'cold', 'starting', 'draining', 'failing')),
     CONSTRAINT observed_messages_fit CHECK (octet_length(message) <= 255)
 );
+
+-- What was seen of an agent in this generation, as one row: the nth of each column belong together.
+CREATE FUNCTION registry.observations_of(the_workspace text, the_agent text, the_generation bigint)
+RETURNS TABLE (
+    observed_targets text[], observed_states text[], observed_generations bigint[], observed_times timestamptz[],
+    observed_messages text[]
+) LANGUAGE sql STABLE AS $$
+    SELECT coalesce(array_agg(target ORDER BY target), '{}'), coalesce(array_agg(state ORDER BY target), '{}'),
+        coalesce(array_agg(generation ORDER BY target), '{}'), coalesce(array_agg(observed_at ORDER BY target), '{}'),
+        coalesce(array_agg(message ORDER BY target), '{}')
+    FROM registry.agent_observations
+    WHERE workspace_id = the_workspace AND agent_id = the_agent AND generation = the_generation
+$$;

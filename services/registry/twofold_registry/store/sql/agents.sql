@@ -8,15 +8,7 @@ SELECT CASE WHEN h.fingerprint = registry.fingerprint() THEN h.epoch END AS epoc
 FROM registry.registry_head h
 CROSS JOIN registry.agents a
 JOIN registry.workspaces w ON w.workspace_id = a.workspace_id AND w.deleted_at IS NULL
-CROSS JOIN LATERAL (
-    SELECT coalesce(array_agg(target ORDER BY target), '{}') AS observed_targets,
-        coalesce(array_agg(state ORDER BY target), '{}') AS observed_states,
-        coalesce(array_agg(generation ORDER BY target), '{}') AS observed_generations,
-        coalesce(array_agg(observed_at ORDER BY target), '{}') AS observed_times,
-        coalesce(array_agg(message ORDER BY target), '{}') AS observed_messages
-    FROM registry.agent_observations
-    WHERE workspace_id = a.workspace_id AND agent_id = a.agent_id AND generation = a.generation
-) o
+CROSS JOIN LATERAL registry.observations_of(a.workspace_id, a.agent_id, a.generation) o
 WHERE a.workspace_id = $1 AND a.agent_id = $2 AND a.purged_at IS NULL AND (a.deleted_at IS NULL OR $3::boolean);
 
 -- name: batch_get_agents
@@ -30,15 +22,7 @@ FROM registry.registry_head h
 LEFT JOIN (registry.agents a JOIN registry.workspaces w ON w.workspace_id = a.workspace_id AND w.deleted_at IS NULL)
     ON a.workspace_id = $1 AND a.agent_id = ANY ($2::text[]) AND a.purged_at IS NULL
     AND (a.deleted_at IS NULL OR $3::boolean)
-CROSS JOIN LATERAL (
-    SELECT coalesce(array_agg(target ORDER BY target), '{}') AS observed_targets,
-        coalesce(array_agg(state ORDER BY target), '{}') AS observed_states,
-        coalesce(array_agg(generation ORDER BY target), '{}') AS observed_generations,
-        coalesce(array_agg(observed_at ORDER BY target), '{}') AS observed_times,
-        coalesce(array_agg(message ORDER BY target), '{}') AS observed_messages
-    FROM registry.agent_observations
-    WHERE workspace_id = a.workspace_id AND agent_id = a.agent_id AND generation = a.generation
-) o;
+CROSS JOIN LATERAL registry.observations_of(a.workspace_id, a.agent_id, a.generation) o;
 
 -- name: list_agents
 SELECT a.workspace_id, a.agent_id, a.display_name, a.url, a.target_names, a.target_urls, a.target_weights, a.generation,
@@ -48,18 +32,12 @@ SELECT a.workspace_id, a.agent_id, a.display_name, a.url, a.target_names, a.targ
     o.observed_targets, o.observed_states, o.observed_generations, o.observed_times, o.observed_messages
 FROM registry.agents a
 JOIN registry.workspaces w ON w.workspace_id = a.workspace_id AND w.deleted_at IS NULL
-CROSS JOIN LATERAL (
-    SELECT coalesce(array_agg(target ORDER BY target), '{}') AS observed_targets,
-        coalesce(array_agg(state ORDER BY target), '{}') AS observed_states,
-        coalesce(array_agg(generation ORDER BY target), '{}') AS observed_generations,
-        coalesce(array_agg(observed_at ORDER BY target), '{}') AS observed_times,
-        coalesce(array_agg(message ORDER BY target), '{}') AS observed_messages
-    FROM registry.agent_observations
-    WHERE workspace_id = a.workspace_id AND agent_id = a.agent_id AND generation = a.generation
-) o
+CROSS JOIN LATERAL registry.observations_of(a.workspace_id, a.agent_id, a.generation) o
 WHERE a.workspace_id = $1 AND a.purged_at IS NULL AND (a.deleted_at IS NULL OR $3::boolean)
     AND ($4::text IS NULL OR a.state = $4)
-    AND a.agent_id > $5
+    -- All that begin with it, said with operators that may be asked before row-level security: so an index can answer.
+    AND ($5::text IS NULL OR a.display_name COLLATE "C" >= $5 AND a.display_name COLLATE "C" < $5 || repeat(U&'\+10FFFF', 64))
+    AND a.agent_id > $6
 ORDER BY a.agent_id
 LIMIT $2;
 
@@ -71,18 +49,12 @@ SELECT a.workspace_id, a.agent_id, a.display_name, a.url, a.target_names, a.targ
     o.observed_targets, o.observed_states, o.observed_generations, o.observed_times, o.observed_messages
 FROM registry.agents a
 JOIN registry.workspaces w ON w.workspace_id = a.workspace_id AND w.deleted_at IS NULL
-CROSS JOIN LATERAL (
-    SELECT coalesce(array_agg(target ORDER BY target), '{}') AS observed_targets,
-        coalesce(array_agg(state ORDER BY target), '{}') AS observed_states,
-        coalesce(array_agg(generation ORDER BY target), '{}') AS observed_generations,
-        coalesce(array_agg(observed_at ORDER BY target), '{}') AS observed_times,
-        coalesce(array_agg(message ORDER BY target), '{}') AS observed_messages
-    FROM registry.agent_observations
-    WHERE workspace_id = a.workspace_id AND agent_id = a.agent_id AND generation = a.generation
-) o
+CROSS JOIN LATERAL registry.observations_of(a.workspace_id, a.agent_id, a.generation) o
 WHERE a.workspace_id = $1 AND a.purged_at IS NULL AND (a.deleted_at IS NULL OR $3::boolean)
     AND ($4::text IS NULL OR a.state = $4)
-    AND a.agent_id < $5
+    -- All that begin with it, said with operators that may be asked before row-level security: so an index can answer.
+    AND ($5::text IS NULL OR a.display_name COLLATE "C" >= $5 AND a.display_name COLLATE "C" < $5 || repeat(U&'\+10FFFF', 64))
+    AND a.agent_id < $6
 ORDER BY a.agent_id DESC
 LIMIT $2;
 
@@ -94,18 +66,12 @@ SELECT a.workspace_id, a.agent_id, a.display_name, a.url, a.target_names, a.targ
     o.observed_targets, o.observed_states, o.observed_generations, o.observed_times, o.observed_messages
 FROM registry.agents a
 JOIN registry.workspaces w ON w.workspace_id = a.workspace_id AND w.deleted_at IS NULL
-CROSS JOIN LATERAL (
-    SELECT coalesce(array_agg(target ORDER BY target), '{}') AS observed_targets,
-        coalesce(array_agg(state ORDER BY target), '{}') AS observed_states,
-        coalesce(array_agg(generation ORDER BY target), '{}') AS observed_generations,
-        coalesce(array_agg(observed_at ORDER BY target), '{}') AS observed_times,
-        coalesce(array_agg(message ORDER BY target), '{}') AS observed_messages
-    FROM registry.agent_observations
-    WHERE workspace_id = a.workspace_id AND agent_id = a.agent_id AND generation = a.generation
-) o
+CROSS JOIN LATERAL registry.observations_of(a.workspace_id, a.agent_id, a.generation) o
 WHERE a.workspace_id = $1 AND a.purged_at IS NULL AND (a.deleted_at IS NULL OR $3::boolean)
     AND ($4::text IS NULL OR a.state = $4)
-    AND (a.created_at, a.agent_id) > ($5, $6)
+    -- All that begin with it, said with operators that may be asked before row-level security: so an index can answer.
+    AND ($5::text IS NULL OR a.display_name COLLATE "C" >= $5 AND a.display_name COLLATE "C" < $5 || repeat(U&'\+10FFFF', 64))
+    AND (a.created_at, a.agent_id) > ($6, $7)
 ORDER BY a.created_at, a.agent_id
 LIMIT $2;
 
@@ -117,18 +83,12 @@ SELECT a.workspace_id, a.agent_id, a.display_name, a.url, a.target_names, a.targ
     o.observed_targets, o.observed_states, o.observed_generations, o.observed_times, o.observed_messages
 FROM registry.agents a
 JOIN registry.workspaces w ON w.workspace_id = a.workspace_id AND w.deleted_at IS NULL
-CROSS JOIN LATERAL (
-    SELECT coalesce(array_agg(target ORDER BY target), '{}') AS observed_targets,
-        coalesce(array_agg(state ORDER BY target), '{}') AS observed_states,
-        coalesce(array_agg(generation ORDER BY target), '{}') AS observed_generations,
-        coalesce(array_agg(observed_at ORDER BY target), '{}') AS observed_times,
-        coalesce(array_agg(message ORDER BY target), '{}') AS observed_messages
-    FROM registry.agent_observations
-    WHERE workspace_id = a.workspace_id AND agent_id = a.agent_id AND generation = a.generation
-) o
+CROSS JOIN LATERAL registry.observations_of(a.workspace_id, a.agent_id, a.generation) o
 WHERE a.workspace_id = $1 AND a.purged_at IS NULL AND (a.deleted_at IS NULL OR $3::boolean)
     AND ($4::text IS NULL OR a.state = $4)
-    AND (a.created_at, a.agent_id) < ($5, $6)
+    -- All that begin with it, said with operators that may be asked before row-level security: so an index can answer.
+    AND ($5::text IS NULL OR a.display_name COLLATE "C" >= $5 AND a.display_name COLLATE "C" < $5 || repeat(U&'\+10FFFF', 64))
+    AND (a.created_at, a.agent_id) < ($6, $7)
 ORDER BY a.created_at DESC, a.agent_id DESC
 LIMIT $2;
 
