@@ -31,7 +31,16 @@ from twofold.memory.v1 import (
 )
 from twofold.memory.v1 import message_pb2 as said
 from twofold.memory.v1 import turn_pb2 as memory_turn_pb2
-from twofold.registry.v1 import agent_pb2, audit_pb2, permission_pb2, usage_pb2, user_pb2, workspace_pb2
+from twofold.registry.v1 import (
+    agent_pb2,
+    audit_pb2,
+    permission_pb2,
+    pod_pb2,
+    session_pb2,
+    usage_pb2,
+    user_pb2,
+    workspace_pb2,
+)
 from twofold.router.v1 import routing_pb2, turn_pb2
 
 
@@ -133,6 +142,10 @@ def _asked() -> said.Message:
     return said.Message(
         role=said.Role.ROLE_USER, content="What is the time?", name="ada", author="ada", token_count=4, metadata={"a": "b"}
     )
+
+
+def _checked_pod() -> pod_pb2.CheckPodRequest:
+    return pod_pb2.CheckPodRequest(pod_id="pod-1", incarnation=pod_pb2.PodIncarnation(epoch=1, number=1))
 
 
 def _called() -> said.Message:
@@ -252,6 +265,40 @@ _REGISTRY: dict[str, Callable[[World], ProtoMessage]] = {
         end_time=_time(timedelta()),
         user_id=world.user_id,
         agent_id=world.agent_id,
+    ),
+    "PodService.RegisterPod": lambda world: pod_pb2.RegisterPodRequest(
+        pod_id="pod-1", address="10.0.0.7:8080", request_id=f"{world.request_id}/pod"
+    ),
+    "PodService.CheckPod": lambda _: _checked_pod(),
+    "PodService.BatchCheckPods": lambda _: pod_pb2.BatchCheckPodsRequest(pods=[_checked_pod()]),
+    "PodService.MarkPodDead": lambda _: pod_pb2.MarkPodDeadRequest(
+        pod_id="pod-2", incarnation=pod_pb2.PodIncarnation(epoch=1, number=1), reason="lease ended"
+    ),
+    "PodService.ListPods": lambda _: pod_pb2.ListPodsRequest(state=pod_pb2.PodState.POD_STATE_LIVE, page_size=5),
+    "SessionHistoryService.RecordSessions": lambda world: session_pb2.RecordSessionsRequest(
+        workspace_id=world.workspace_id,
+        events=[
+            session_pb2.SessionEvent(
+                session_id="session-1",
+                fence=1,
+                kind=session_pb2.SessionEventKind.SESSION_EVENT_KIND_CLOSED,
+                user_id=world.user_id,
+                agent_id=world.agent_id,
+                pod_id="pod-1",
+                incarnation=pod_pb2.PodIncarnation(epoch=1, number=1),
+                event_time=_time(timedelta()),
+                close_reason=session_pb2.SessionCloseReason.SESSION_CLOSE_REASON_IDLE,
+            )
+        ],
+    ),
+    "SessionHistoryService.ListSessions": lambda world: session_pb2.ListSessionsRequest(
+        workspace_id=world.workspace_id,
+        user_id=world.user_id,
+        agent_id=world.agent_id,
+        pod_id="pod-1",
+        start_time=_time(-timedelta(days=1)),
+        end_time=_time(timedelta()),
+        page_size=5,
     ),
     "AuditService.ListAuditEntries": lambda world: audit_pb2.ListAuditEntriesRequest(
         workspace_id=world.workspace_id, resource_kind="user", resource_id=world.user_id, page_size=5

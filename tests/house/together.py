@@ -7,6 +7,8 @@ from typing import Any
 from tests.house.rules import KIB, MIB, YEAR_S
 from twofold.memory.v1.message_pb2 import Part, ReadLevel, Role
 from twofold.registry.v1.agent_pb2 import AgentState
+from twofold.registry.v1.pod_pb2 import PodState
+from twofold.registry.v1.session_pb2 import SessionEventKind
 from twofold.registry.v1.user_pb2 import Role as UserRole
 
 
@@ -251,6 +253,32 @@ TOGETHER: Mapping[str, Sequence[Together]] = {
         Together("too many names", ["names"], lambda request: _named(request, [f"n{number}" for number in range(21)])),
         Together("an empty name", ["names"], lambda request: _named(request, [""])),
         Together("a name that is none", ["names"], lambda request: _named(request, ["a\nb"])),
+    ],
+    "twofold.registry.v1.PodService.BatchCheckPods": [
+        Together("nobody to ask about", ["pods"], lambda request: request.ClearField("pods")),
+    ],
+    "twofold.registry.v1.PodService.ListPods": [
+        Together("pods that nobody knows", ["state"], lambda request: setattr(request, "state", PodState.POD_STATE_UNKNOWN)),
+    ],
+    "twofold.registry.v1.PodService.MarkPodDead": [
+        Together(
+            "an incarnation that was never given",
+            ["incarnation"],
+            lambda request: setattr(request.incarnation, "epoch", 2**62),
+        ),
+    ],
+    "twofold.registry.v1.SessionHistoryService.RecordSessions": [
+        Together("no events at all", ["events"], lambda request: request.ClearField("events")),
+        Together(
+            "a close without a reason",
+            ["events[0].close_reason"],
+            lambda request: request.events[0].ClearField("close_reason"),
+        ),
+        Together(
+            "an open with a reason",
+            ["events[0].close_reason"],
+            lambda request: setattr(request.events[0], "kind", SessionEventKind.SESSION_EVENT_KIND_OPENED),
+        ),
     ],
     "twofold.memory.v1.EventLogService.AppendEvents": [
         Together("no events at all", ["events"], lambda request: request.ClearField("events")),

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from tests.registry.stubs import URL, Connection, Registry, invalid, lost, settings_of, taken
 from twofold.errors.v1.reason_pb2 import Reason
 from twofold.registry.v1 import agent_pb2, permission_pb2, user_pb2, workspace_pb2
+from twofold_chassis.requests import Requests
 from twofold_chassis.settings import DatabaseSettings
 from twofold_registry.app import registry
 
@@ -184,13 +185,16 @@ async def test_request_ids_are_bounded(api: Registry, furnished: str) -> None:
 
 
 async def test_answers_are_forgotten_after_more_than_a_day_and_not_before(
-    api: Registry, owner: Connection, furnished: str
+    api: Registry, owner: Connection, system: Connection, furnished: str
 ) -> None:
-    first = await write(api, "CreateAgent", furnished, "old")()
+    forget = Requests("registry", is_swept=True).statements["forget_answers"]
+    kept = "SELECT request_id FROM registry.requests WHERE workspace_id = $1"
     age = "UPDATE registry.requests SET created_at = now() - $2::interval WHERE workspace_id = $1"
+    first = await write(api, "CreateAgent", furnished, "old")()
     await owner.execute(age.replace("$2::interval", "interval '23 hours 59 minutes'"), furnished)
+    await system.execute(forget, 10_000)
     assert await write(api, "CreateAgent", furnished, "old")() == first
     await owner.execute(age.replace("$2::interval", "interval '26 hours'"), furnished)
     await write(api, "CreateAgent", furnished, "new")()
-    kept = await owner.fetch("SELECT request_id FROM registry.requests WHERE workspace_id = $1", furnished)
-    assert [row["request_id"] for row in kept] == ["new"]
+    await system.execute(forget, 10_000)
+    assert [row["request_id"] for row in await owner.fetch(kept, furnished)] == ["new"]

@@ -20,7 +20,7 @@ from tests.house import contract
 from tests.house.contract import Rpc
 from tests.registry.conftest import Served
 from tests.registry.stubs import URL, Registry
-from twofold.registry.v1 import agent_pb2, audit_pb2, permission_pb2, usage_pb2, user_pb2
+from twofold.registry.v1 import agent_pb2, audit_pb2, permission_pb2, pod_pb2, session_pb2, usage_pb2, user_pb2
 
 RPCS = {rpc.name.rpartition(".")[2]: rpc for rpc in contract.rpcs() if rpc.room == "registry"}
 OF_NO_TENANT: Mapping[str, str] = {
@@ -31,6 +31,11 @@ OF_NO_TENANT: Mapping[str, str] = {
     "DeleteWorkspace": "its only id is that of the workspace",
     "Watch": "for routers: what changes in all workspaces",
     "ListRouters": "for operators: routers belong to no workspace",
+    "RegisterPod": "pods belong to no workspace",
+    "CheckPod": "pods belong to no workspace",
+    "BatchCheckPods": "pods belong to no workspace",
+    "MarkPodDead": "pods belong to no workspace",
+    "ListPods": "for operators: pods belong to no workspace",
 }
 NAMES = sorted(RPCS.keys() - OF_NO_TENANT.keys())
 MASK = FieldMask(paths=["display_name"])
@@ -50,6 +55,15 @@ def requests(workspace: str, user: str, agent: str) -> dict[str, Message]:
     at_user: dict[str, Any] = {"workspace_id": workspace, "user_id": user}
     at_agent: dict[str, Any] = {"workspace_id": workspace, "agent_id": agent}
     event = usage_pb2.UsageEvent(event_id="event", user_id=user, agent_id=agent, event_time=Timestamp(seconds=10**9))
+    session = session_pb2.SessionEvent(
+        session_id="session",
+        kind=session_pb2.SessionEventKind.SESSION_EVENT_KIND_OPENED,
+        user_id=user,
+        agent_id=agent,
+        pod_id="pod",
+        incarnation=pod_pb2.PodIncarnation(epoch=1, number=1),
+        event_time=Timestamp(seconds=10**9),
+    )
     span: dict[str, Any] = {"start_time": Timestamp(seconds=1), "end_time": Timestamp(seconds=2 * 10**9)}
     return {
         "CreateUser": user_pb2.CreateUserRequest(user=user_pb2.User(email="ann@acme.test", **at_user)),
@@ -69,6 +83,8 @@ def requests(workspace: str, user: str, agent: str) -> dict[str, Message]:
         "ListGrants": permission_pb2.ListGrantsRequest(**pair),
         "RecordUsage": usage_pb2.RecordUsageRequest(workspace_id=workspace, events=[event]),
         "GetUsage": usage_pb2.GetUsageRequest(**pair, **span),
+        "RecordSessions": session_pb2.RecordSessionsRequest(workspace_id=workspace, events=[session]),
+        "ListSessions": session_pb2.ListSessionsRequest(**pair),
         "ListAuditEntries": audit_pb2.ListAuditEntriesRequest(
             workspace_id=workspace, resource_kind="user", resource_id=user
         ),
@@ -136,6 +152,7 @@ async def furnished(api: Registry, channel: grpc.aio.Channel, workspace: str) ->
         await api.make_agent(workspace, agent)
         await api.grant(workspace, user, agent)
     await send(channel, RPCS["RecordUsage"], asked("RecordUsage", workspace, USER, AGENT))
+    await send(channel, RPCS["RecordSessions"], asked("RecordSessions", workspace, USER, AGENT))
     await send(channel, RPCS["UpdateUser"], asked("UpdateUser", workspace, USER, AGENT))
     return workspace
 
