@@ -43,6 +43,7 @@ from twofold_registry.store.checks import PostgresChecks
 from twofold_registry.store.feed import PostgresFeed, PostgresRegistrations, listening
 from twofold_registry.store.permissions import PostgresPermissions
 from twofold_registry.store.pods import PostgresPods
+from twofold_registry.store.purges import PostgresPurges
 from twofold_registry.store.reads import Reads, renew_epoch
 from twofold_registry.store.sessions import PostgresSessions
 from twofold_registry.store.statements import STATEMENTS
@@ -50,12 +51,16 @@ from twofold_registry.store.sweeps import postgres_sweeps
 from twofold_registry.store.usage import PostgresUsage
 from twofold_registry.store.users import PostgresUsers
 from twofold_registry.store.workspaces import PostgresWorkspaces
-from twofold_registry.sweeps import Sweeps
+from twofold_registry.sweeps import Sweep, Sweeps
 from twofold_registry.urls import UrlPolicy
 from twofold_registry.usage_service import UsageService
 from twofold_registry.user_service import UserService
 from twofold_registry.watching import Watching
 from twofold_registry.workspace_service import WorkspaceService
+
+
+_HOURLY = 360
+"""Rounds of sweeps, at their usual period."""
 
 
 @contextlib.asynccontextmanager
@@ -87,29 +92,34 @@ async def registry(settings: Settings) -> AsyncIterator[Running]:
         requests = Requests("registry", is_swept=True)
         grace = timedelta(days=settings.registry.purge_after_days)
         changes = Changes(pool, requests, made=watching.wake)
+        workspaces = PostgresWorkspaces(reads, changes, grace, Reads(system))
+        users = PostgresUsers(reads, changes, grace)
+        agents = PostgresAgents(reads, changes, grace, policy)
+        purges = PostgresPurges(system, pool, {"workspace": workspaces.purge, "user": users.purge, "agent": agents.purge})
+        usage = PostgresUsage(pool, reads, changes, system)
+        caps = PostgresCaps(reads, changes, system)
         sweeps = Sweeps(
-            postgres_sweeps(system, settings.registry, requests), metrics, period_s=settings.registry.sweep_period_s
+            [
+                *postgres_sweeps(system, settings.registry, requests),
+                *purges.sweeps(),
+                Sweep("caps", caps.renew),
+                Sweep("usage_partitions", usage.add_partitions, every=_HOURLY),
+            ],
+            metrics,
+            period_s=settings.registry.sweep_period_s,
         )
         checks = PostgresChecks(pool, reads)
         faces = [
-            _face(
-                "Workspace",
-                WorkspaceService(PostgresWorkspaces(reads, changes, grace, Reads(system))),
-                add_WorkspaceServiceServicer_to_server,
-            ),
-            _face("User", UserService(PostgresUsers(reads, changes, grace)), add_UserServiceServicer_to_server),
-            _face("Agent", AgentService(PostgresAgents(reads, changes, grace, policy)), add_AgentServiceServicer_to_server),
+            _face("Workspace", WorkspaceService(workspaces), add_WorkspaceServiceServicer_to_server),
+            _face("User", UserService(users), add_UserServiceServicer_to_server),
+            _face("Agent", AgentService(agents), add_AgentServiceServicer_to_server),
             _face(
                 "Permission",
                 PermissionService(PostgresPermissions(reads, changes), checks, routers),
                 add_PermissionServiceServicer_to_server,
             ),
-            _face("Usage", UsageService(PostgresUsage(pool, reads, changes, system)), add_UsageServiceServicer_to_server),
-            _face(
-                "Billing",
-                BillingService(PostgresBilling(reads, changes), PostgresCaps(reads, changes, system)),
-                add_BillingServiceServicer_to_server,
-            ),
+            _face("Usage", UsageService(usage), add_UsageServiceServicer_to_server),
+            _face("Billing", BillingService(PostgresBilling(reads, changes), caps), add_BillingServiceServicer_to_server),
             _face(
                 "Audit",
                 AuditService(PostgresAudit(reads), Chains(PostgresChains(long_pool)), settings.registry.audit_keys),
