@@ -186,7 +186,8 @@ async def tampered(room: Room) -> AsyncIterator[Connection]:
         async with tampering(room.superuser) as connection:
             await connection.execute(
                 """
-                ALTER TABLE registry.audit_entries DROP CONSTRAINT audit_places_are_unique, DROP CONSTRAINT audit_entries_pkey;
+                ALTER TABLE registry.audit_entries DROP CONSTRAINT audit_places_are_unique;
+                ALTER TABLE registry.audit_entries DROP CONSTRAINT audit_entries_pkey;
                 CREATE TABLE public.good AS SELECT * FROM registry.audit_entries WHERE workspace_id = 'tampered';
                 CREATE TABLE public.good_head AS SELECT * FROM registry.audit_heads WHERE workspace_id = 'tampered'
                 """
