@@ -128,14 +128,20 @@ async def test_usage_is_recorded_while_a_change_holds_the_history(api: Registry,
 async def test_sums_too_large_for_the_answer_are_refused_and_not_wrong(
     api: Registry, owner: Connection, workspace: str
 ) -> None:
-    insert = """
+    events = """
         INSERT INTO registry.usage_events
-        SELECT $1, n::text, 'ann', 'helper', '', '2026-03-01', 0, 9223372036854775807, 0, decode(repeat('00', 32), 'hex')
+        SELECT $1, n::text, 'ann', 'helper', '', 'turn', '2026-03-01', 0, 9223372036854775807, 0, '2026-03-01', 'USD', 0, 0, 0, 0
         FROM generate_series(1, 2) AS n
     """
-    await owner.execute(insert, workspace)
-    with invalid("end_time"):
-        await usage(api, workspace)
+    sums = """
+        INSERT INTO registry.usage_sums
+        SELECT $1, '2026-03-01', 'helper', n::text, 'turn', '2026-03-01', 'USD', 0, 0, 0, 1, 0, 9223372036854775807, 0, 0
+        FROM generate_series(1, 2) AS n
+    """
+    for statement, start in ((events, Timestamp(seconds=1)), (sums, START)):
+        await owner.execute(statement, workspace)
+        with invalid("end_time"):
+            await usage(api, workspace, start)
 
 
 async def test_unknown_workspaces_are_named(api: Registry, workspace: str) -> None:

@@ -58,7 +58,6 @@ from twofold_registry.user_service import UserService
 from twofold_registry.watching import Watching
 from twofold_registry.workspace_service import WorkspaceService
 
-
 _HOURLY = 360
 """Rounds of sweeps, at their usual period."""
 

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 from twofold_registry.revisions import Revision
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-RESOURCE_KINDS = ("workspace", "user", "agent", "permission")
+RESOURCE_KINDS = ("workspace", "user", "agent", "permission", "invoice", "adjustment", "caps")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,22 @@
 """Usage: every billable event, counted once for ever."""
 
+import enum
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
-from twofold_chassis.refusals import AlreadyExists, Reason
+from twofold_chassis.refusals import AlreadyExists, InvalidField, Reason, ResourceExhausted
+from twofold_registry import months
+from twofold_registry.agents import Price
+from twofold_registry.prices import COST_MAX, Money, cost_micros
+from twofold_registry.resources import Page
+from twofold_registry.revisions import Revision
+
+TURN = "turn"
+"""The kind of an event that has not said which."""
 
 
 class EventReused(AlreadyExists):
@@ -19,6 +28,12 @@ class EventReused(AlreadyExists):
         super().__init__(
             f"the usage event {event_id!r} was recorded with another body", workspace_id=workspace_id, event_id=event_id
         )
+
+
+class WindowTooLarge(ResourceExhausted):
+    """More was used than one window tells."""
+
+    reason = Reason.REASON_TOO_MANY
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +48,13 @@ class Event:
     messages: int
     input_tokens: int
     output_tokens: int
+    kind: str = TURN
 
     def body_hash(self) -> bytes:
-        """Alike for the same body. Made of values, not of wire bytes, because it is compared for ever."""
+        """Alike for the same body. Made of values, not of wire bytes, because it is compared for ever.
+
+        The usual kind is left out: events were recorded before there were kinds.
+        """
         values = (
             self.user_id,
             self.agent_id,
@@ -44,8 +63,13 @@ class Event:
             self.messages,
             self.input_tokens,
             self.output_tokens,
+            *(() if self.kind == TURN else (self.kind,)),
         )
         return hashlib.sha256(json.dumps(values).encode()).digest()
+
+    def cost_micros(self, price: Price) -> int:
+        """What it costs at a price."""
+        return cost_micros(price, self.messages, self.input_tokens, self.output_tokens)
 
 
 def distinct(workspace_id: str, events: Sequence[Event]) -> dict[str, tuple[Event, bytes]]:
@@ -58,6 +82,25 @@ def distinct(workspace_id: str, events: Sequence[Event]) -> dict[str, tuple[Even
     return found
 
 
+class TooExpensive(InvalidField):
+    """An event costs more than can be counted; it is named by its place in the batch."""
+
+    def __init__(self, index: int, cost_micros: int) -> None:
+        problem = f"costs {cost_micros} micros at its agent's price, at most {COST_MAX} can be counted"
+        super().__init__(f"events[{index}]", problem)
+
+
+class Group(enum.StrEnum):
+    """By what usage is summed."""
+
+    ALL = ""
+    USER = "user"
+    AGENT = "agent"
+    KIND = "kind"
+    DAY = "day"
+    MONTH = "month"
+
+
 @dataclass(frozen=True, slots=True)
 class UsageQuery:
     """Which events to sum: from `start` on, before `end`."""
@@ -67,6 +110,13 @@ class UsageQuery:
     end: datetime
     user_id: str | None
     agent_id: str | None
+    kind: str | None
+    group: Group = Group.ALL
+
+    @property
+    def is_of_whole_months(self) -> bool:
+        """Whether the sums that are kept by month can answer it."""
+        return months.is_begin(self.start) and months.is_begin(self.end) and self.group is not Group.DAY
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +127,76 @@ class Totals:
     messages: int
     input_tokens: int
     output_tokens: int
+    costs: Sequence[Money] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """The sums of one group."""
+
+    name: str
+    totals: Totals
+
+
+@dataclass(frozen=True, slots=True)
+class WindowQuery:
+    """What was used from `start` on, the begin of a cell; and operations from `operations_from` on."""
+
+    workspace_id: str
+    start: datetime
+    cell: timedelta
+    operations_from: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What one user used of one agent in one currency, in one cell of time."""
+
+    start: datetime
+    user_id: str
+    agent_id: str
+    events: int
+    messages: int
+    input_tokens: int
+    output_tokens: int
+    cost: Money
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One that is recorded, and when its first event happened."""
+
+    operation_id: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A part of a window: some of its cells, or some of its operations."""
+
+    cells: Sequence[Cell]
+    operations: Sequence[Operation]
+    read_at: datetime
 
 
 class Usage(Protocol):
     """The events that are kept."""
 
     async def record(self, workspace_id: str, events: Sequence[Event]) -> Sequence[bool]:
-        """Keeps all events or none; says of each whether it was kept before. Raises WorkspaceUnknown, EventReused."""
+        """Keeps all events or none; says of each whether it was kept before.
+
+        Raises WorkspaceUnknown, EventReused, InvalidField (one costs too much).
+        """
         ...
 
-    async def totals(self, query: UsageQuery) -> Totals:
-        """Raises WorkspaceUnknown."""
+    async def totals(self, query: UsageQuery, least: Revision | None) -> Totals:
+        """Raises WorkspaceUnknown, RevisionNotReached, HistoryChanged."""
+        ...
+
+    async def grouped(self, query: UsageQuery, after: str, size: int, least: Revision | None) -> Page[Grouped]:
+        """Up to `size` groups after one, by name ascending. Raises WorkspaceUnknown, RevisionNotReached, HistoryChanged."""
+        ...
+
+    def window(self, query: WindowQuery) -> AsyncGenerator[Window]:
+        """All of it as of one moment, part by part; at least one. Raises WorkspaceUnknown, WindowTooLarge, Overloaded."""
         ...

@@ -1,12 +1,27 @@
 """Usage on the wire."""
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from twofold.registry.v1 import usage_pb2 as pb
 from twofold_chassis import fields
 from twofold_chassis.refusals import InvalidField
-from twofold_registry.usage import Event, Totals, UsageQuery
+from twofold_registry.resources import Page
+from twofold_registry.revisions import Revision, revision_of
+from twofold_registry.usage import (
+    TURN,
+    Cell,
+    Event,
+    Group,
+    Grouped,
+    Operation,
+    Totals,
+    UsageQuery,
+    Window,
+    WindowQuery,
+)
+from twofold_registry.wire import money, pages
 from twofold_registry.wire.forms import present
 
 _EVENTS_MAX = 500
@@ -14,13 +29,30 @@ _MESSAGES_MAX = 1_000_000_000
 _TOKENS_MAX = 1_000_000_000_000
 _EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 _AHEAD_MAX = timedelta(hours=1)
+_WINDOW_MAX = timedelta(hours=25)
+_CELL_MAX = timedelta(hours=1)
+_CELLS_MAX = 1500
+_OPERATIONS_FOR = timedelta(hours=1)
+_UNIX = datetime(1970, 1, 1, tzinfo=UTC)
+_SECOND = timedelta(seconds=1)
+_is_kind = re.compile(r"[a-z0-9_.-]{1,64}").fullmatch
+_GROUPS = {
+    pb.USAGE_GROUP_USER: Group.USER,
+    pb.USAGE_GROUP_AGENT: Group.AGENT,
+    pb.USAGE_GROUP_KIND: Group.KIND,
+    pb.USAGE_GROUP_DAY: Group.DAY,
+    pb.USAGE_GROUP_MONTH: Group.MONTH,
+}
+
+Batch = pb.RecordUsageRequest | pb.StreamUsageRequest
+Query = pb.GetUsageRequest | pb.QueryUsageRequest
 
 
-def workspace_id(request: pb.RecordUsageRequest) -> str:
+def workspace_id(request: Batch) -> str:
     return fields.identifier(request.workspace_id, "workspace_id")
 
 
-def events(request: pb.RecordUsageRequest, now: datetime) -> list[Event]:
+def events(request: Batch, now: datetime) -> list[Event]:
     """The events of a batch; `now` is what their times are measured against."""
     if not 1 <= len(request.events) <= _EVENTS_MAX:
         raise InvalidField("events", f"has {len(request.events)} entries, must have 1 to {_EVENTS_MAX}")
@@ -31,7 +63,11 @@ def recorded(duplicates: Sequence[bool]) -> pb.RecordUsageResponse:
     return pb.RecordUsageResponse(duplicates=duplicates)
 
 
-def usage_query(request: pb.GetUsageRequest) -> UsageQuery:
+def stored(batch: int, duplicates: Sequence[bool]) -> pb.StreamUsageResponse:
+    return pb.StreamUsageResponse(batch=batch, duplicates=duplicates)
+
+
+def usage_query(request: Query) -> UsageQuery:
     present(request, "start_time")
     present(request, "end_time")
     query = UsageQuery(
@@ -40,10 +76,30 @@ def usage_query(request: pb.GetUsageRequest) -> UsageQuery:
         end=fields.moment(request.end_time, "end_time"),
         user_id=fields.optional_identifier(request.user_id, "user_id"),
         agent_id=fields.optional_identifier(request.agent_id, "agent_id"),
+        kind=_kind(request.kind, "kind") if request.kind else None,
+        group=_group(request),
     )
     if query.end <= query.start:
         raise InvalidField("end_time", "must be later than start_time")
     return query
+
+
+def _group(request: Query) -> Group:
+    if isinstance(request, pb.GetUsageRequest):
+        return Group.ALL
+    if request.group_by not in _GROUPS:
+        raise InvalidField("group_by", "must be one of USER, AGENT, KIND, DAY, MONTH")
+    return _GROUPS[request.group_by]
+
+
+def least_revision(request: Query) -> Revision | None:
+    return revision_of(request.min_revision_token, "min_revision_token")
+
+
+def group_place(request: pb.QueryUsageRequest, query: UsageQuery) -> tuple[str, int]:
+    """The group the page begins behind, and the size of the page."""
+    cursor = fields.page_place(request.page_token, query, str)
+    return cursor[0] if cursor else "", fields.page_size(request.page_size)
 
 
 def summed(totals: Totals) -> pb.GetUsageResponse:
@@ -52,7 +108,74 @@ def summed(totals: Totals) -> pb.GetUsageResponse:
         messages=totals.messages,
         input_tokens=totals.input_tokens,
         output_tokens=totals.output_tokens,
+        costs=money.messages(totals.costs),
     )
+
+
+def grouped(query: UsageQuery, page: Page[Grouped]) -> pb.QueryUsageResponse:
+    messages, token = pages.filled(page, query, _grouped_message, lambda group: [group.name])
+    return pb.QueryUsageResponse(groups=messages, next_page_token=token)
+
+
+def _grouped_message(group: Grouped) -> pb.GroupedUsage:
+    return pb.GroupedUsage(
+        group=group.name,
+        events=group.totals.events,
+        messages=group.totals.messages,
+        input_tokens=group.totals.input_tokens,
+        output_tokens=group.totals.output_tokens,
+        costs=money.messages(group.totals.costs),
+    )
+
+
+def window_query(request: pb.ReadWindowRequest, now: datetime) -> WindowQuery:
+    """Which window; `now` is what its begin is measured against."""
+    present(request, "start_time")
+    present(request, "cell")
+    workspace = fields.identifier(request.workspace_id, "workspace_id")
+    start = fields.moment(request.start_time, "start_time")
+    if not now - _WINDOW_MAX <= start <= now:
+        raise InvalidField("start_time", "must not lie more than 25 hours back, nor in the future")
+    seconds = -(-fields.span(request.cell, "cell", most=_CELL_MAX) // _SECOND)
+    cell = timedelta(seconds=seconds)
+    begin = start - (start - _UNIX) % cell
+    if (now - begin) / cell > _CELLS_MAX:
+        raise InvalidField("cell", f"is too short: more than {_CELLS_MAX} of them since start_time")
+    back = _OPERATIONS_FOR
+    if request.HasField("operations_for"):
+        back = fields.span(request.operations_for, "operations_for", most=_OPERATIONS_FOR)
+    return WindowQuery(workspace, begin, cell, now - back)
+
+
+def told(window: Window) -> pb.ReadWindowResponse:
+    return pb.ReadWindowResponse(
+        cells=map(_cell_message, window.cells),
+        operations=map(_operation_message, window.operations),
+        read_time=fields.timestamp(window.read_at),
+    )
+
+
+def _cell_message(cell: Cell) -> pb.UsageCell:
+    return pb.UsageCell(
+        start_time=fields.timestamp(cell.start),
+        user_id=cell.user_id,
+        agent_id=cell.agent_id,
+        events=cell.events,
+        messages=cell.messages,
+        input_tokens=cell.input_tokens,
+        output_tokens=cell.output_tokens,
+        cost=money.message(cell.cost),
+    )
+
+
+def _operation_message(operation: Operation) -> pb.RecordedOperation:
+    return pb.RecordedOperation(operation_id=operation.operation_id, event_time=fields.timestamp(operation.at))
+
+
+def _kind(value: str, field: str) -> str:
+    if _is_kind(value) is None:
+        raise InvalidField(field, "must be 1 to 64 of a-z, 0-9, _, - and .")
+    return value
 
 
 def _event(event: pb.UsageEvent, field: str, now: datetime) -> Event:
@@ -65,6 +188,7 @@ def _event(event: pb.UsageEvent, field: str, now: datetime) -> Event:
         messages=fields.whole(event.messages, f"{field}.messages", least=0, most=_MESSAGES_MAX),
         input_tokens=fields.whole(event.input_tokens, f"{field}.input_tokens", least=0, most=_TOKENS_MAX),
         output_tokens=fields.whole(event.output_tokens, f"{field}.output_tokens", least=0, most=_TOKENS_MAX),
+        kind=_kind(event.kind, f"{field}.kind") if event.kind else TURN,
     )
 
 

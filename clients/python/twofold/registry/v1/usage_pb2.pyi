@@ -324,7 +324,7 @@ class GetUsageResponse(_message.Message):
     """Sum of output tokens."""
     @_builtins.property
     def costs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Money]:
-        """What the events cost, by currency ascending. Without the adjustments that people made."""
+        """What the events cost, by currency ascending; none where it is nothing. Without the adjustments that people made."""
 
     def __init__(
         self,
@@ -457,7 +457,7 @@ class GroupedUsage(_message.Message):
     """Sum of output tokens."""
     @_builtins.property
     def costs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Money]:
-        """What the events cost, by currency ascending."""
+        """What the events cost, by currency ascending; none where it is nothing."""
 
     def __init__(
         self,
