@@ -208,8 +208,6 @@ class Reported:
 
 def checked_targets(targets: tuple[Target, ...], field: str) -> tuple[Target, ...]:
     """The targets, if they can be told apart and somebody takes the messages."""
-    if len(targets) > TARGETS_MAX:
-        raise InvalidField(field, f"has {len(targets)} entries, at most {TARGETS_MAX} are allowed")
     names = set()
     for index, target in enumerate(targets):
         if target.name in names:

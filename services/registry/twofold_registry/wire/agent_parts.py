@@ -39,8 +39,9 @@ _OBSERVED_FORMS = {state: form for form, state in _OBSERVED.items()}
 
 
 def targets(drafts: Sequence[pb.AgentTarget]) -> tuple[Target, ...]:
-    few = drafts[: TARGETS_MAX + 1]  # one too many is as bad as a million
-    return checked_targets(tuple(_target(draft, f"{_TARGETS}[{index}]") for index, draft in enumerate(few)), _TARGETS)
+    if len(drafts) > TARGETS_MAX:
+        raise InvalidField(_TARGETS, f"has {len(drafts)} entries, at most {TARGETS_MAX} are allowed")
+    return checked_targets(tuple(_target(draft, f"{_TARGETS}[{index}]") for index, draft in enumerate(drafts)), _TARGETS)
 
 
 def target_messages(values: Sequence[Target]) -> list[pb.AgentTarget]:
