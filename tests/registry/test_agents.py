@@ -238,7 +238,7 @@ async def test_a_refusal_stays_small_however_much_a_workspace_allows(api: Regist
 async def test_targets_and_prices_are_kept_and_changed(api: Registry, workspace: str) -> None:
     agent = await api.make_agent(workspace, "helper", targets=[BLUE, GREEN], price=PRICE)
     assert (list(agent.targets), agent.price) == ([BLUE, GREEN], PRICE)
-    names = {"workspace_id": workspace, "agent_id": "helper"}
+    names: dict[str, Any] = {"workspace_id": workspace, "agent_id": "helper"}
     cheaper = await update(api, ["price.per_message_micros"], price=pb.AgentPrice(per_message_micros=7), **names)
     assert cheaper.price == pb.AgentPrice(per_message_micros=7, per_1000_input_tokens_micros=1, currency="EUR")
     assert (await update(api, ["price"], **names)).price == pb.AgentPrice(currency="USD")
@@ -255,7 +255,7 @@ async def test_sixteen_targets_are_allowed(api: Registry, workspace: str) -> Non
 
 
 async def test_the_generation_rises_with_the_url_and_the_targets_only(api: Registry, workspace: str) -> None:
-    names = {"workspace_id": workspace, "agent_id": "helper"}
+    names: dict[str, Any] = {"workspace_id": workspace, "agent_id": "helper"}
     await api.make_agent(workspace, "helper", targets=[BLUE, GREEN], generation=9)
     others = {"display_name": "Other", "price": PRICE, "settings": SETTINGS, "state": pb.AGENT_STATE_PAUSED}
     same = {"url": URL.upper().replace("HTTP", "http") + "/", "targets": [BLUE, GREEN]}
@@ -300,7 +300,7 @@ STATES = [pb.AGENT_STATE_DRAFT, pb.AGENT_STATE_PUBLISHED, pb.AGENT_STATE_PAUSED,
 async def test_no_agent_becomes_a_draft_again_and_none_comes_back_that_was_gone(
     api: Registry, workspace: str, before: pb.AgentState.ValueType, after: pb.AgentState.ValueType
 ) -> None:
-    names = {"workspace_id": workspace, "agent_id": "helper"}
+    names: dict[str, Any] = {"workspace_id": workspace, "agent_id": "helper"}
     await api.make_agent(workspace, "helper", state=pb.AGENT_STATE_DRAFT)
     await update(api, ["state"], state=before, **names)
     fixed = before != after and (before == pb.AGENT_STATE_GONE or after == pb.AGENT_STATE_DRAFT)
@@ -341,7 +341,7 @@ async def test_the_later_observation_of_a_target_counts_whatever_comes_last(api:
 
 
 async def test_a_late_report_about_an_older_generation_never_changes_a_newer_one(api: Registry, workspace: str) -> None:
-    names = {"workspace_id": workspace, "agent_id": "helper"}
+    names: dict[str, Any] = {"workspace_id": workspace, "agent_id": "helper"}
     await api.make_agent(workspace, "helper", targets=[BLUE, GREEN])
     await report(api, workspace, seen(READY, target="blue"))
     moved = await update(api, ["targets"], targets=[GREEN], **names)
@@ -371,7 +371,7 @@ async def test_only_another_state_is_a_change_with_a_revision(api: Registry, wor
 
 
 async def test_what_followers_are_told_of_an_agent(api: Registry, owner: Connection, workspace: str) -> None:
-    names = {"workspace_id": workspace, "agent_id": "helper"}
+    names: dict[str, Any] = {"workspace_id": workspace, "agent_id": "helper"}
     await api.make_agent(workspace, "helper")
     await update(api, ["price"], price=PRICE, **names)
     await report(api, workspace, seen(COLD))
@@ -387,7 +387,7 @@ async def test_what_followers_are_told_of_an_agent(api: Registry, owner: Connect
 
 
 async def test_of_targets_that_were_no_observation_stays(api: Registry, owner: Connection, workspace: str) -> None:
-    names = {"workspace_id": workspace, "agent_id": "helper"}
+    names: dict[str, Any] = {"workspace_id": workspace, "agent_id": "helper"}
     await api.make_agent(workspace, "helper")
     for generation in range(2, 6):
         targets = [pb.AgentTarget(name=f"{generation}-{index}", url=URL, weight=1) for index in range(3)]
@@ -443,6 +443,91 @@ async def test_reports_and_updates_at_once_leave_what_one_after_the_other_would(
 
 def _time(observation: pb.AgentObservation) -> int:
     return observation.observe_time.seconds
+
+
+async def ids(api: Registry, workspace_id: str, **values: Any) -> list[str]:
+    """The agents that a listing finds, page by page."""
+    request = pb.ListAgentsRequest(workspace_id=workspace_id, page_size=2, **values)
+    found: list[str] = []
+    while True:
+        answer = await api.agents.ListAgents(request)
+        found += [agent.agent_id for agent in answer.agents]
+        if not answer.next_page_token:
+            return found
+        request.page_token = answer.next_page_token
+
+
+async def test_agents_are_listed_by_state_and_by_the_beginning_of_their_name(api: Registry, workspace: str) -> None:
+    for agent_id, name, state in (
+        ("c", "Blue", pb.AGENT_STATE_DRAFT),
+        ("a", "Blueprint", pb.AGENT_STATE_PUBLISHED),
+        ("e", "blue", pb.AGENT_STATE_PUBLISHED),
+        ("b", "Bl\u00fce", pb.AGENT_STATE_PAUSED),
+        ("d", "Blue \U0010ffff", pb.AGENT_STATE_PUBLISHED),
+        ("f", "Blue%", pb.AGENT_STATE_PAUSED),
+    ):
+        await api.make_agent(workspace, agent_id, display_name=name, state=state)
+    await update(api, ["state"], workspace_id=workspace, agent_id="f", state=pb.AGENT_STATE_GONE)
+    await delete(api, workspace, "a")
+    assert await ids(api, workspace) == ["b", "c", "d", "e", "f"]
+    assert await ids(api, workspace, order_by="create_time desc", show_deleted=True) == ["f", "d", "b", "e", "a", "c"]
+    assert await ids(api, workspace, state=pb.AGENT_STATE_PUBLISHED) == ["d", "e"]
+    assert await ids(api, workspace, state=pb.AGENT_STATE_GONE) == ["f"]
+    assert await ids(api, workspace, display_name_prefix="Blue") == ["c", "d", "f"]
+    assert await ids(api, workspace, display_name_prefix="Blue", order_by="id desc", show_deleted=True) == [
+        "f",
+        "d",
+        "c",
+        "a",
+    ]
+    assert await ids(api, workspace, display_name_prefix="Blue ", state=pb.AGENT_STATE_PUBLISHED) == ["d"]
+    assert await ids(api, workspace, display_name_prefix="Bl\u00fc", order_by="create_time") == ["b"]
+    for nothing in ("_lue", "Blue_", "%", "Bluf"):
+        assert await ids(api, workspace, display_name_prefix=nothing) == []
+    with invalid("display_name_prefix"):
+        await ids(api, workspace, display_name_prefix="x" * 256)
+    with invalid("state"):
+        await ids(api, workspace, state=9)
+
+
+async def test_a_restored_agent_is_what_it_was_and_a_purged_one_leaves_nothing(
+    api: Registry, owner: Connection, workspace: str
+) -> None:
+    names: dict[str, Any] = {"workspace_id": workspace, "agent_id": "helper"}
+    await api.make_agent(workspace, "helper", targets=[BLUE], price=PRICE)
+    await update(api, ["targets"], targets=[GREEN], **names)
+    await report(api, workspace, seen(COLD, generation=2))
+    before = await update(api, ["state"], state=pb.AGENT_STATE_GONE, **names)
+    await delete(api, workspace, "helper")
+    with unknown(Reason.REASON_AGENT_UNKNOWN):
+        await report(api, workspace, seen(READY, generation=2, at=10**9 + 1))
+    after = (await api.agents.UndeleteAgent(pb.UndeleteAgentRequest(**names))).agent
+    for told in (before, after):
+        told.ClearField("etag")
+        told.ClearField("update_time")
+    assert (after, after.generation, list(after.observations)) == (before, 2, [seen(COLD, generation=2)])
+    await delete(api, workspace, "helper")
+    await api.agents.PurgeAgent(pb.PurgeAgentRequest(**names))
+    query = "SELECT count(*) FROM registry.agent_observations WHERE workspace_id = $1"
+    assert await owner.fetchval(query, workspace) == 0
+    left = await owner.fetchrow(
+        "SELECT url, target_urls, target_names FROM registry.agents WHERE workspace_id = $1", workspace
+    )
+    assert left is not None
+    assert tuple(left) == ("", [], [])
+
+
+async def test_an_update_that_is_only_validated_moves_no_generation(api: Registry, workspace: str) -> None:
+    names: dict[str, Any] = {"workspace_id": workspace, "agent_id": "helper"}
+    made = await api.make_agent(workspace, "helper")
+    request = pb.UpdateAgentRequest(
+        agent=pb.Agent(targets=[BLUE], **names), update_mask=FieldMask(paths=["targets"]), validate_only=True
+    )
+    assert (await api.agents.UpdateAgent(request)).agent.generation == 2
+    assert await get(api, workspace, "helper") == made
+    request.agent.targets[0].url = "http://127.0.0.1"
+    with invalid("agent.targets[0].url"):
+        await api.agents.UpdateAgent(request)
 
 
 # The domain by itself, against a model.
