@@ -66,10 +66,10 @@ _SENTENCES: tuple[tuple[type[BaseException], str], ...] = (
 class Pool(_DriversPool):
     """The driver's pool, which knows how long its statements may take, and how many wait for one of its connections."""
 
-    def __init__(self, settings: DatabaseSettings, name: str, metrics: PoolMetrics | None) -> None:
+    def __init__(self, settings: DatabaseSettings, name: str, metrics: PoolMetrics | None, *, size_min: int = 1) -> None:
         super().__init__(
             settings.url.get_secret_value(),
-            min_size=1,
+            min_size=size_min,
             max_size=settings.pool_size_max,
             max_queries=50_000,
             max_inactive_connection_lifetime=300.0,
@@ -101,10 +101,15 @@ class Pool(_DriversPool):
         return acquired
 
 
-async def open_pool(settings: DatabaseSettings, *, name: str, metrics: PoolMetrics | None = None) -> Pool:
-    """A pool of connections of the application role. Raises StartError if Postgres cannot be reached now."""
+async def open_pool(
+    settings: DatabaseSettings, *, name: str, metrics: PoolMetrics | None = None, connected: bool = True
+) -> Pool:
+    """A pool of connections of the application role. Raises StartError if Postgres cannot be reached now.
+
+    With `connected` False it is not tried: the first connection is made for whoever needs one.
+    """
     try:
-        pool = Pool(settings, name, metrics)
+        pool = Pool(settings, name, metrics, size_min=int(connected))
         await pool
     except CANNOT_CONNECT as error:
         raise unreachable(error, "DATABASE__URL") from None

@@ -45,6 +45,7 @@ from twofold_registry.store.permissions import PostgresPermissions
 from twofold_registry.store.pods import PostgresPods
 from twofold_registry.store.purges import PostgresPurges
 from twofold_registry.store.reads import Reads, renew_epoch
+from twofold_registry.store.replica import open_replica
 from twofold_registry.store.sessions import PostgresSessions
 from twofold_registry.store.statements import STATEMENTS
 from twofold_registry.store.sweeps import postgres_sweeps
@@ -76,6 +77,7 @@ async def registry(settings: Settings) -> AsyncIterator[Running]:
     pool = await postgres.open_pool(settings.database, name="registry", metrics=pools)
     system = await postgres.open_pool(settings.database.system, name="registry-system", metrics=pools)
     long_pool = await postgres.open_pool(_long(settings), name="registry-long", metrics=pools)
+    replica = await open_replica(settings.database, pools, metrics)
     pulse = postgres.Pulse(pool, STATEMENTS["read_head"])
     try:
         await postgres.require(pool, STATEMENTS["read_head"], schema="registry")
@@ -85,7 +87,7 @@ async def registry(settings: Settings) -> AsyncIterator[Running]:
             settings.registry.require_namespaces,
         )
         await renew_epoch(pool)
-        reads = Reads(pool)
+        reads = Reads(pool, replica)
         routers = Routers(PostgresRegistrations(system), lease_s=settings.registry.lease_ms / 1000)
         watching = Watching(PostgresFeed(system), routers, watchers_max=settings.registry.watchers_max)
         requests = Requests("registry", is_swept=True)
@@ -142,6 +144,8 @@ async def registry(settings: Settings) -> AsyncIterator[Running]:
         await checks.drain()
     finally:
         await pulse.close()
+        if replica is not None:
+            await replica.close()
         await postgres.close_pool(long_pool)
         await postgres.close_pool(system)
         await postgres.close_pool(pool)

@@ -62,7 +62,7 @@ class PostgresAudit:
                 await require_past_workspace(connection, query.workspace_id)
             return trail
 
-        return await self._reads.read(query.workspace_id, ask, least)
+        return await self._reads.report(query.workspace_id, ask, least)
 
     async def head(self, workspace_id: str) -> Head:
         """The end of a chain now. Raises WorkspaceUnknown."""

@@ -42,23 +42,19 @@ class PostgresChecks:
     def __init__(self, pool: Pool, reads: Reads) -> None:
         self._pool = pool
         self._reads = reads
-        # While one statement is on its way, the next questions gather.
-        self._questions: Gathering[Question, Read[Found]] = Gathering(
-            self._answered,
-            batch_max=_BATCH_MAX,
-            waiting_max=_WAITING_MAX,
-            lanes=2,
-            weigh=_weight,
-            weight_max=_BATCH_MAX,
-            waiting_weight_max=_WAITING_MAX,
-        )
+        # While one statement is on its way, the next questions gather. Single ones in one lane: they are so small that what a
+        # transaction costs besides is most of it. Batches apart, in two: Postgres works on one while we write the other's answers.
+        self._singles = self._gathering(lanes=1)
+        self._batches = self._gathering(lanes=2)
 
     async def drain(self) -> None:
         """Returns when no question is under way."""
-        await self._questions.drain()
+        await self._singles.drain()
+        await self._batches.drain()
 
     async def ask(self, question: Question, least: Revision | None) -> Read[Found]:
-        read = await self._questions.ask(question)
+        gathering = self._singles if len(question.pairs) == 1 else self._batches
+        read = await gathering.ask(question)
         read.revision.satisfies(least)
         return read
 
@@ -78,7 +74,7 @@ class PostgresChecks:
                 raise UserUnknown(user)
             return [_usable_agent(row) for row in found]
 
-        return rows.page(await self._reads.read(user.workspace_id, ask, least), size)
+        return rows.page(await self._reads.report(user.workspace_id, ask, least), size)
 
     async def users_of(self, agent: AgentKey, after: str, size: int, least: Revision | None) -> Page[AgentUser]:
         async def ask(connection: Connection) -> list[AgentUser]:
@@ -88,7 +84,18 @@ class PostgresChecks:
                 raise AgentUnknown(agent)
             return [_agent_user(row) for row in found]
 
-        return rows.page(await self._reads.read(agent.workspace_id, ask, least), size)
+        return rows.page(await self._reads.report(agent.workspace_id, ask, least), size)
+
+    def _gathering(self, lanes: int) -> Gathering[Question, Read[Found]]:
+        return Gathering(
+            self._answered,
+            batch_max=_BATCH_MAX,
+            waiting_max=_WAITING_MAX,
+            lanes=lanes,
+            weigh=_weight,
+            weight_max=_BATCH_MAX,
+            waiting_weight_max=_WAITING_MAX,
+        )
 
     async def _answered(self, questions: Sequence[Question]) -> Sequence[Answer]:
         try:

@@ -36,7 +36,7 @@ class PostgresPermissions:
                 await require_workspace(connection, query.workspace_id)
             return found
 
-        return rows.page(await self._reads.read(query.workspace_id, ask, least), size)
+        return rows.page(await self._reads.report(query.workspace_id, ask, least), size)
 
     async def grant(
         self, workspace_id: str, orders: Sequence[GrantOrder], attempt: Attempt, answer: Answer[Sequence[Granted]]

@@ -1,11 +1,13 @@
 """Reading what belongs to one workspace: through row-level security, and never at an epoch that has passed."""
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from twofold_chassis import postgres
 from twofold_chassis.postgres import Connection, Pool
 from twofold_registry.revisions import Revision
+from twofold_registry.store.replica import NotAtReplica, Replica
 from twofold_registry.store.rows import PastRewritten
 from twofold_registry.store.statements import STATEMENTS
 
@@ -15,8 +17,9 @@ Answer = TypeVar("Answer")
 class Reads:
     """Runs reads."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, replica: Replica | None = None) -> None:
         self._pool = pool
+        self._replica = replica
 
     async def read(
         self, workspace_id: str, ask: Callable[[Connection], Awaitable[Answer]], least: Revision | None = None
@@ -30,6 +33,18 @@ class Reads:
         except PastRewritten:
             await renew_epoch(self._pool)
         return await self._once(workspace_id, ask, least)
+
+    async def report(
+        self, workspace_id: str, ask: Callable[[Connection], Awaitable[Answer]], least: Revision | None = None
+    ) -> Answer:
+        """The same for lists and reports, which carry no revision of their own: also from a replica that has `least`.
+
+        Nobody else may be answered by it: without a token even the own last change could be missing.
+        """
+        if self._replica is not None and least is not None:
+            with contextlib.suppress(NotAtReplica):
+                return await self._replica.report(workspace_id, ask, least)
+        return await self.read(workspace_id, ask, least)
 
     async def _once(
         self, workspace_id: str, ask: Callable[[Connection], Awaitable[Answer]], least: Revision | None

@@ -95,7 +95,7 @@ class PostgresResources(Generic[Kind]):
                 await require_workspace(connection, listing.workspace_id)
             return found
 
-        found = await self._many.read(listing.workspace_id, ask, listing.look.least)
+        found = await self._many.report(listing.workspace_id, ask, listing.look.least)
         return rows.page([self._table.stored(row) for row in found], listing.size)
 
     async def create(self, value: Kind, write: Write, answer: Answer[Stored[Kind]]) -> bytes:

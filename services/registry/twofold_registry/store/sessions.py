@@ -54,7 +54,7 @@ class PostgresSessions:
                 await require_past_workspace(connection, query.workspace_id)
             return found
 
-        found = await self._reads.read(query.workspace_id, ask, least)
+        found = await self._reads.report(query.workspace_id, ask, least)
         return rows.page([_session(row) for row in found], size)
 
 

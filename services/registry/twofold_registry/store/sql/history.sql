@@ -3,6 +3,10 @@
 -- before anything is answered.
 SELECT CASE WHEN fingerprint = registry.fingerprint() THEN epoch END AS epoch, revision FROM registry.registry_head;
 
+-- name: read_replayed_head
+-- At a replica: what it has replayed. Without the fingerprint, which fails there; no row where there is no replica any more.
+SELECT epoch, revision FROM registry.registry_head WHERE pg_is_in_recovery();
+
 -- name: renew_epoch
 UPDATE registry.registry_head
 SET epoch = greatest(epoch + 1, (extract(epoch FROM clock_timestamp()) * 1000)::bigint), epoch_at = clock_timestamp(),
