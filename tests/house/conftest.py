@@ -1,6 +1,7 @@
 """The whole house in this process: the three rooms on one Postgres and one Redis, as a client meets them."""
 
 import asyncio
+import base64
 import contextlib
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -10,6 +11,7 @@ from typing import Any
 import asyncpg
 import grpc
 import pytest
+from pydantic import SecretStr
 
 import twofold_memory.settings as memory_settings
 import twofold_registry.settings as registry_settings
@@ -38,6 +40,7 @@ from twofold_registry.app import registry
 from twofold_router.app import router
 
 CALL_S = 30.0
+AUDIT_KEY = base64.b64encode(bytes(32)).decode()
 NOBODY_LISTENS = "http://127.0.0.1:1"
 
 
@@ -95,7 +98,9 @@ async def house(postgres_server: EmbeddedPostgres, redis_settings: RedisSettings
             registry(
                 registry_settings.Settings(
                     database=database,
-                    registry=registry_settings.RegistrySettings(port=0, allow_loopback_urls=True, drain_s=0),
+                    registry=registry_settings.RegistrySettings(
+                        port=0, allow_loopback_urls=True, drain_s=0, audit_signing_key=SecretStr(AUDIT_KEY)
+                    ),
                 )
             )
         )
@@ -170,6 +175,7 @@ async def world(house: House) -> World:
             workspace_id=world.workspace_id, user_id=world.user_id, set={"preferred_language": "Python"}
         )
     )
+    await _deleted(client, world)
     await _erased(client, world)
     await _records(client, world)
     await _dead_letter(house, world)
@@ -183,6 +189,25 @@ async def world(house: House) -> World:
         )
     )
     return world
+
+
+async def _deleted(client: Twofold, world: World) -> None:
+    """A user, an agent and a workspace that are deleted."""
+    user = user_pb2.User(workspace_id=world.workspace_id, user_id=world.deleted_user_id, role=user_pb2.Role.ROLE_SERVICE)
+    agent = agent_pb2.Agent(
+        workspace_id=world.workspace_id, agent_id=world.deleted_agent_id, display_name="Gone", url=NOBODY_LISTENS
+    )
+    workspace = workspace_pb2.Workspace(workspace_id=world.deleted_workspace_id, display_name="Gone")
+    await asyncio.gather(
+        client.users.CreateUser(user_pb2.CreateUserRequest(user=user)),
+        client.agents.CreateAgent(agent_pb2.CreateAgentRequest(agent=agent)),
+        client.workspaces.CreateWorkspace(workspace_pb2.CreateWorkspaceRequest(workspace=workspace)),
+    )
+    await asyncio.gather(
+        client.users.DeleteUser(user_pb2.DeleteUserRequest(workspace_id=user.workspace_id, user_id=user.user_id)),
+        client.agents.DeleteAgent(agent_pb2.DeleteAgentRequest(workspace_id=agent.workspace_id, agent_id=agent.agent_id)),
+        client.workspaces.DeleteWorkspace(workspace_pb2.DeleteWorkspaceRequest(workspace_id=workspace.workspace_id)),
+    )
 
 
 async def _dead_letter(house: House, world: World) -> None:

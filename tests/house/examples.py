@@ -57,6 +57,9 @@ class World:
     open_thread_id: str = "thread-open"
     open_turn_id: str = "turn-open"
     erasure_id: str = "erasure-1"
+    # Deleted, and not purged yet; so is a workspace.
+    deleted_user_id: str = "user-deleted"
+    deleted_agent_id: str = "agent-deleted"
     summary_id: str = "summary-1"
     checkpoint_id: str = "checkpoint-1"
     # One that waits, one that runs its first attempt, and one that has failed and may be retried.
@@ -66,6 +69,11 @@ class World:
     # A turn of the conversation that could not be stored.
     dead_turn_id: str = "turn-dead"
     dead_payload_hash: str = "ab" * 32
+
+    @property
+    def deleted_workspace_id(self) -> str:
+        """A workspace that is deleted, and not purged yet."""
+        return f"{self.workspace_id}-deleted"
 
     @property
     def request_id(self) -> str:
@@ -84,8 +92,18 @@ def _workspace(workspace_id: str) -> workspace_pb2.Workspace:
         workspace_id=workspace_id,
         display_name="Acme & Co",
         namespace="acme",
-        settings=workspace_pb2.WorkspaceSettings(allowed_url_suffixes=["agents.example.com"]),
+        plan="gold-2",
+        state=workspace_pb2.WorkspaceState.WORKSPACE_STATE_ACTIVE,
+        settings=workspace_pb2.WorkspaceSettings(
+            allowed_url_suffixes=["agents.example.com"],
+            limits=[_limit(workspace_pb2.LimitKind.LIMIT_KIND_WORKSPACE_DAY_TOKENS, 10**9)],
+            retention=workspace_pb2.Retention(conversation_days=365, session_days=30),
+        ),
     )
+
+
+def _limit(kind: workspace_pb2.LimitKind.ValueType, amount: int) -> workspace_pb2.Limit:
+    return workspace_pb2.Limit(kind=kind, amount=amount, shadow=True)
 
 
 def _user(world: World, user_id: str, email: str) -> user_pb2.User:
@@ -96,6 +114,8 @@ def _user(world: World, user_id: str, email: str) -> user_pb2.User:
         identity_id=f"idp|{user_id}",
         display_name="Grace",
         role=user_pb2.Role.ROLE_MEMBER,
+        state=user_pb2.UserState.USER_STATE_ACTIVE,
+        limits=[_limit(workspace_pb2.LimitKind.LIMIT_KIND_USER_HOUR_MESSAGES, 47)],
     )
 
 
@@ -179,27 +199,61 @@ _REGISTRY: dict[str, Callable[[World], ProtoMessage]] = {
         workspace=_workspace(f"{world.workspace_id}-new"), request_id=world.request_id
     ),
     "WorkspaceService.GetWorkspace": lambda world: workspace_pb2.GetWorkspaceRequest(workspace_id=world.workspace_id),
-    "WorkspaceService.ListWorkspaces": lambda _: workspace_pb2.ListWorkspacesRequest(page_size=5),
+    "WorkspaceService.BatchGetWorkspaces": lambda world: workspace_pb2.BatchGetWorkspacesRequest(
+        workspace_ids=[world.workspace_id, "nowhere"]
+    ),
+    "WorkspaceService.ListWorkspaces": lambda _: workspace_pb2.ListWorkspacesRequest(
+        page_size=5,
+        state=workspace_pb2.WorkspaceState.WORKSPACE_STATE_ACTIVE,
+        plan="default",
+        display_name_prefix="Ac",
+        show_deleted=True,
+        order_by="create_time desc",
+    ),
     "WorkspaceService.UpdateWorkspace": lambda world: workspace_pb2.UpdateWorkspaceRequest(
         workspace=_workspace(world.workspace_id),
-        update_mask=FieldMask(paths=["display_name", "namespace", "settings"]),
+        update_mask=FieldMask(paths=["display_name", "namespace", "plan", "state", "settings"]),
         request_id=world.request_id,
     ),
     "WorkspaceService.DeleteWorkspace": lambda world: workspace_pb2.DeleteWorkspaceRequest(
         workspace_id=world.workspace_id, request_id=world.request_id
     ),
+    "WorkspaceService.UndeleteWorkspace": lambda world: workspace_pb2.UndeleteWorkspaceRequest(
+        workspace_id=world.deleted_workspace_id, request_id=world.request_id
+    ),
+    "WorkspaceService.PurgeWorkspace": lambda world: workspace_pb2.PurgeWorkspaceRequest(
+        workspace_id=world.deleted_workspace_id, request_id=world.request_id
+    ),
     "UserService.CreateUser": lambda world: user_pb2.CreateUserRequest(
         user=_user(world, "grace", "grace@example.com"), request_id=world.request_id
     ),
     "UserService.GetUser": lambda world: user_pb2.GetUserRequest(workspace_id=world.workspace_id, user_id=world.user_id),
-    "UserService.ListUsers": lambda world: user_pb2.ListUsersRequest(workspace_id=world.workspace_id, page_size=5),
+    "UserService.BatchGetUsers": lambda world: user_pb2.BatchGetUsersRequest(
+        workspace_id=world.workspace_id, user_ids=[world.user_id, "nobody"]
+    ),
+    "UserService.ListUsers": lambda world: user_pb2.ListUsersRequest(
+        workspace_id=world.workspace_id,
+        page_size=5,
+        role=user_pb2.Role.ROLE_MEMBER,
+        state=user_pb2.UserState.USER_STATE_ACTIVE,
+        email="ada@example.com",
+        identity_id="idp|ada",
+        show_deleted=True,
+        order_by="id desc",
+    ),
     "UserService.UpdateUser": lambda world: user_pb2.UpdateUserRequest(
         user=_user(world, world.user_id, "ada@example.com"),
-        update_mask=FieldMask(paths=["email", "identity_id", "display_name", "role"]),
+        update_mask=FieldMask(paths=["email", "identity_id", "display_name", "role", "state", "limits"]),
         request_id=world.request_id,
     ),
     "UserService.DeleteUser": lambda world: user_pb2.DeleteUserRequest(
         workspace_id=world.workspace_id, user_id=world.user_id, request_id=world.request_id
+    ),
+    "UserService.UndeleteUser": lambda world: user_pb2.UndeleteUserRequest(
+        workspace_id=world.workspace_id, user_id=world.deleted_user_id, request_id=world.request_id
+    ),
+    "UserService.PurgeUser": lambda world: user_pb2.PurgeUserRequest(
+        workspace_id=world.workspace_id, user_id=world.deleted_user_id, request_id=world.request_id
     ),
     "AgentService.CreateAgent": lambda world: agent_pb2.CreateAgentRequest(
         agent=_agent(world, "new"), request_id=world.request_id
@@ -207,7 +261,16 @@ _REGISTRY: dict[str, Callable[[World], ProtoMessage]] = {
     "AgentService.GetAgent": lambda world: agent_pb2.GetAgentRequest(
         workspace_id=world.workspace_id, agent_id=world.agent_id
     ),
-    "AgentService.ListAgents": lambda world: agent_pb2.ListAgentsRequest(workspace_id=world.workspace_id, page_size=5),
+    "AgentService.BatchGetAgents": lambda world: agent_pb2.BatchGetAgentsRequest(
+        workspace_id=world.workspace_id, agent_ids=[world.agent_id, "nothing"]
+    ),
+    "AgentService.ListAgents": lambda world: agent_pb2.ListAgentsRequest(
+        workspace_id=world.workspace_id,
+        page_size=5,
+        state=agent_pb2.AgentState.AGENT_STATE_PUBLISHED,
+        show_deleted=True,
+        order_by="create_time",
+    ),
     "AgentService.UpdateAgent": lambda world: agent_pb2.UpdateAgentRequest(
         agent=_agent(world, world.agent_id),
         update_mask=FieldMask(paths=["display_name", "url", "targets", "price", "state", "settings"]),
@@ -215,6 +278,12 @@ _REGISTRY: dict[str, Callable[[World], ProtoMessage]] = {
     ),
     "AgentService.DeleteAgent": lambda world: agent_pb2.DeleteAgentRequest(
         workspace_id=world.workspace_id, agent_id=world.agent_id, request_id=world.request_id
+    ),
+    "AgentService.UndeleteAgent": lambda world: agent_pb2.UndeleteAgentRequest(
+        workspace_id=world.workspace_id, agent_id=world.deleted_agent_id, request_id=world.request_id
+    ),
+    "AgentService.PurgeAgent": lambda world: agent_pb2.PurgeAgentRequest(
+        workspace_id=world.workspace_id, agent_id=world.deleted_agent_id, request_id=world.request_id
     ),
     "AgentService.ReportAgentState": lambda world: agent_pb2.ReportAgentStateRequest(
         workspace_id=world.workspace_id,
@@ -301,8 +370,35 @@ _REGISTRY: dict[str, Callable[[World], ProtoMessage]] = {
         page_size=5,
     ),
     "AuditService.ListAuditEntries": lambda world: audit_pb2.ListAuditEntriesRequest(
-        workspace_id=world.workspace_id, resource_kind="user", resource_id=world.user_id, page_size=5
+        workspace_id=world.workspace_id,
+        resource_kind="user",
+        resource_id=world.user_id,
+        actor="anonymous",
+        action="user.create",
+        start_time=_time(timedelta(days=-1)),
+        end_time=_time(timedelta(days=1)),
+        first_revision=1,
+        last_revision=1000,
+        page_size=5,
     ),
+    "AuditService.VerifyAudit": lambda world: audit_pb2.VerifyAuditRequest(
+        workspace_id=world.workspace_id,
+        after_seq=1,
+        after_hash=b"h" * 32,
+        signed_head=audit_pb2.SignedAuditHead(
+            workspace_id=world.workspace_id,
+            seq=2,
+            hash=b"h" * 32,
+            revision=1,
+            epoch=1,
+            time=_time(timedelta()),
+            key_id="0123456789abcdef",
+            signature=b"s" * 64,
+        ),
+    ),
+    "AuditService.ExportAudit": lambda world: audit_pb2.ExportAuditRequest(workspace_id=world.workspace_id, after_seq=1),
+    "AuditService.ExportAuditHead": lambda world: audit_pb2.ExportAuditHeadRequest(workspace_id=world.workspace_id),
+    "AuditService.GetAuditKey": lambda world: audit_pb2.GetAuditKeyRequest(),
 }
 
 _MEMORY: dict[str, Callable[[World], ProtoMessage]] = {

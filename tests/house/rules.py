@@ -77,6 +77,17 @@ class Blob(Rule):
 
 
 @dataclass(frozen=True)
+class Sized(Rule):
+    """Bytes of one length, whatever they are."""
+
+    bytes_exactly: int
+
+    def bad(self, good: Any) -> Bad:
+        yield "one byte too long", b"x" * (self.bytes_exactly + 1)
+        yield "one byte too short", b"x" * (self.bytes_exactly - 1)
+
+
+@dataclass(frozen=True)
 class Formed(Rule):
     """One line that has a form of its own as well."""
 
@@ -250,6 +261,9 @@ HEXADECIMAL = Formed(bytes_max=256, ill=("abc", "xy", "ab cd", "0x00"))
 HOST = Formed(
     bytes_max=253, ill=("with space", "http://example.com", ".example.com", "a..b", "-a.com", "a.com/path", "a:80")
 )
+EMAIL = Formed(bytes_max=254, ill=("no-at-sign", "@example.com", "ada@", "two@at@example.com", "a b@c.de"))
+ORDER = Formed(bytes_max=255, ill=("id asc", "ID", "create_time,id", "display_name", " id", "create_time  desc"))
+PLAN = Formed(bytes_max=63, ill=("Gold", "-gold", "two words", "gold/2", "ü"))
 AGENT_URL = Formed(
     bytes_max=2048,
     ill=(
@@ -281,10 +295,23 @@ AGENT_URL = Formed(
 FIELDS: Mapping[str, Rule] = {
     "registry.v1.Workspace.display_name": NAME,
     "registry.v1.Workspace.namespace": Formed(bytes_max=63, ill=("Upper", "a.b", "-a", "a-", "a_b", "with space")),
+    "registry.v1.Workspace.plan": PLAN,
     "registry.v1.WorkspaceSettings.allowed_url_suffixes": Several(50, HOST),
-    "registry.v1.User.email": Formed(
-        bytes_max=254, ill=("no-at-sign", "@example.com", "ada@", "two@at@example.com", "a b@c.de")
-    ),
+    "registry.v1.WorkspaceSettings.limits": Many(6),
+    "registry.v1.User.limits": Many(6),
+    "registry.v1.Limit.amount": Whole(0, 10**15),
+    "registry.v1.Retention.conversation_days": Whole(0, 36_500),
+    "registry.v1.Retention.session_days": Whole(0, 36_500),
+    "registry.v1.BatchGetWorkspacesRequest.workspace_ids": Several(500, NAME),
+    "registry.v1.BatchGetUsersRequest.user_ids": Several(500, NAME),
+    "registry.v1.BatchGetAgentsRequest.agent_ids": Several(500, NAME),
+    "registry.v1.ListWorkspacesRequest.plan": NAME,
+    "registry.v1.ListWorkspacesRequest.display_name_prefix": NAME,
+    "registry.v1.ListWorkspacesRequest.order_by": ORDER,
+    "registry.v1.ListUsersRequest.order_by": ORDER,
+    "registry.v1.ListUsersRequest.email": EMAIL,
+    "registry.v1.ListAgentsRequest.order_by": ORDER,
+    "registry.v1.User.email": EMAIL,
     "registry.v1.User.display_name": NAME,
     "registry.v1.Agent.display_name": NAME,
     "registry.v1.Agent.url": AGENT_URL,
@@ -326,6 +353,21 @@ FIELDS: Mapping[str, Rule] = {
     "registry.v1.ListSessionsRequest.end_time": Time(earliest_s=-10 * 86400),
     "registry.v1.ListAuditEntriesRequest.resource_id": Line(2 * 3 * 255 + 1),  # of a permission: two ids, percent-encoded
     "registry.v1.ListAuditEntriesRequest.resource_kind": Formed(bytes_max=255, ill=("nonsense", "User", "user ")),
+    "registry.v1.ListAuditEntriesRequest.actor": NAME,
+    "registry.v1.ListAuditEntriesRequest.action": NAME,
+    "registry.v1.ListAuditEntriesRequest.start_time": Time(),
+    "registry.v1.ListAuditEntriesRequest.end_time": Time(earliest_s=-10 * 86400),
+    "registry.v1.ListAuditEntriesRequest.first_revision": Whole(0),
+    "registry.v1.ListAuditEntriesRequest.last_revision": Whole(0),
+    "registry.v1.VerifyAuditRequest.after_seq": Whole(0),
+    "registry.v1.VerifyAuditRequest.after_hash": Sized(32),
+    "registry.v1.SignedAuditHead.seq": Whole(1),
+    "registry.v1.SignedAuditHead.hash": Sized(32),
+    "registry.v1.SignedAuditHead.revision": Whole(1),
+    "registry.v1.SignedAuditHead.epoch": Whole(1),
+    "registry.v1.SignedAuditHead.time": Time(),
+    "registry.v1.SignedAuditHead.signature": Sized(64),
+    "registry.v1.ExportAuditRequest.after_seq": Whole(0, 2**62),
     "memory.v1.Conversation.title": Line(1024),
     "memory.v1.Conversation.metadata": Labels(32, Text(1024)),
     "memory.v1.TurnUsage.input_tokens": Whole(0),

@@ -132,6 +132,18 @@ TOGETHER: Mapping[str, Sequence[Together]] = {
     ],
     "twofold.registry.v1.AuditService.ListAuditEntries": [
         Together("an id of no kind", ["resource_id", "resource_kind"], lambda request: request.ClearField("resource_kind")),
+        Together("an empty span", ["end_time"], lambda request: request.end_time.CopyFrom(request.start_time)),
+        Together("revisions backwards", ["last_revision"], lambda request: setattr(request, "first_revision", 1001)),
+    ],
+    "twofold.registry.v1.AuditService.VerifyAudit": [
+        Together("a place without its hash", ["after_hash"], lambda request: request.ClearField("after_hash")),
+        Together("a hash without its place", ["after_seq"], lambda request: request.ClearField("after_seq")),
+        Together("a head from before", ["signed_head.seq"], lambda request: setattr(request, "after_seq", 3)),
+        Together(
+            "a head of another workspace",
+            ["signed_head.workspace_id"],
+            lambda request: setattr(request.signed_head, "workspace_id", "another"),
+        ),
     ],
     "twofold.registry.v1.UsageService.GetUsage": [
         Together("an empty span", ["end_time"], lambda request: request.end_time.CopyFrom(request.start_time)),

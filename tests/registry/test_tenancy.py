@@ -27,8 +27,14 @@ OF_NO_TENANT: Mapping[str, str] = {
     "CreateWorkspace": "workspace ids are one name space: that one is taken is told to whoever asks for it",
     "GetWorkspace": "its only id is that of the workspace",
     "ListWorkspaces": "for operators: it lists them all",
+    "BatchGetWorkspaces": "for the installation: its only ids are those of workspaces",
+    "UndeleteWorkspace": "its only id is that of the workspace",
+    "PurgeWorkspace": "its only id is that of the workspace",
     "UpdateWorkspace": "its only id is that of the workspace",
     "DeleteWorkspace": "its only id is that of the workspace",
+    "VerifyAudit": "its only id is that of the workspace",
+    "ExportAuditHead": "its only id is that of the workspace",
+    "GetAuditKey": "the key is that of the whole registry",
     "Watch": "for routers: what changes in all workspaces",
     "ListRouters": "for operators: routers belong to no workspace",
     "RegisterPod": "pods belong to no workspace",
@@ -56,7 +62,7 @@ def requests(workspace: str, user: str, agent: str) -> dict[str, Message]:
     at_agent: dict[str, Any] = {"workspace_id": workspace, "agent_id": agent}
     event = usage_pb2.UsageEvent(event_id="event", user_id=user, agent_id=agent, event_time=Timestamp(seconds=10**9))
     session = session_pb2.SessionEvent(
-        session_id="session",
+        session_id=f"session-of-{user}",
         kind=session_pb2.SessionEventKind.SESSION_EVENT_KIND_OPENED,
         user_id=user,
         agent_id=agent,
@@ -68,14 +74,20 @@ def requests(workspace: str, user: str, agent: str) -> dict[str, Message]:
     return {
         "CreateUser": user_pb2.CreateUserRequest(user=user_pb2.User(email="ann@acme.test", **at_user)),
         "GetUser": user_pb2.GetUserRequest(**at_user),
+        "BatchGetUsers": user_pb2.BatchGetUsersRequest(workspace_id=workspace, user_ids=[user]),
         "ListUsers": user_pb2.ListUsersRequest(workspace_id=workspace),
         "UpdateUser": user_pb2.UpdateUserRequest(user=user_pb2.User(display_name="X", **at_user), update_mask=MASK),
         "DeleteUser": user_pb2.DeleteUserRequest(**at_user),
+        "UndeleteUser": user_pb2.UndeleteUserRequest(**at_user),
+        "PurgeUser": user_pb2.PurgeUserRequest(**at_user),
         "CreateAgent": agent_pb2.CreateAgentRequest(agent=agent_pb2.Agent(display_name="X", url=URL, **at_agent)),
         "GetAgent": agent_pb2.GetAgentRequest(**at_agent),
+        "BatchGetAgents": agent_pb2.BatchGetAgentsRequest(workspace_id=workspace, agent_ids=[agent]),
         "ListAgents": agent_pb2.ListAgentsRequest(workspace_id=workspace),
         "UpdateAgent": agent_pb2.UpdateAgentRequest(agent=agent_pb2.Agent(display_name="X", **at_agent), update_mask=MASK),
         "DeleteAgent": agent_pb2.DeleteAgentRequest(**at_agent),
+        "UndeleteAgent": agent_pb2.UndeleteAgentRequest(**at_agent),
+        "PurgeAgent": agent_pb2.PurgeAgentRequest(**at_agent),
         "ReportAgentState": agent_pb2.ReportAgentStateRequest(observation=SEEN, **at_agent),
         "Grant": permission_pb2.GrantRequest(grant=permission_pb2.AgentGrant(**pair)),
         "Revoke": permission_pb2.RevokeRequest(**pair),
@@ -88,6 +100,7 @@ def requests(workspace: str, user: str, agent: str) -> dict[str, Message]:
         "ListAuditEntries": audit_pb2.ListAuditEntriesRequest(
             workspace_id=workspace, resource_kind="user", resource_id=user
         ),
+        "ExportAudit": audit_pb2.ExportAuditRequest(workspace_id=workspace, after_seq=1),  # behind its own creation
     }
 
 
@@ -153,6 +166,7 @@ async def furnished(api: Registry, channel: grpc.aio.Channel, workspace: str) ->
         await api.grant(workspace, user, agent)
     await send(channel, RPCS["RecordUsage"], asked("RecordUsage", workspace, USER, AGENT))
     await send(channel, RPCS["RecordSessions"], asked("RecordSessions", workspace, USER, AGENT))
+    await send(channel, RPCS["RecordSessions"], asked("RecordSessions", workspace, "ben", "painter"))
     await send(channel, RPCS["UpdateUser"], asked("UpdateUser", workspace, USER, AGENT))
     return workspace
 
