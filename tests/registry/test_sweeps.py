@@ -67,8 +67,8 @@ async def database(postgres_server: EmbeddedPostgres) -> AsyncIterator[Swept]:
 
 @pytest.fixture
 async def swept(database: Swept) -> Swept:
-    tables = "changes, watchers, pods, sessions, requests, workspaces"
-    await database.owner.execute(f"TRUNCATE registry.{tables.replace(', ', ', registry.')} CASCADE")
+    for table in ("watchers", "pods", "sessions", "requests", "workspaces"):
+        await database.owner.execute(f"DELETE FROM registry.{table}")
     await put_changes(database, [])
     return database
 
@@ -187,6 +187,17 @@ async def test_sessions_are_forgotten_after_the_registrys_time_or_the_shorter_on
     assert await swept.sweep("sessions_by_retention") == 2
     assert await swept.column(left) == [*everywhere, "short-1"]
     assert await swept.sweep("sessions") == await swept.sweep("sessions_by_retention") == 0
+
+
+async def test_sessions_of_a_purged_workspace_are_forgotten_at_once(swept: Swept) -> None:
+    for workspace in ("purged", "deleted", "kept"):
+        await put_workspace(swept, workspace, session_days=100 if workspace == "purged" else 0)
+        await put_session(swept, workspace, workspace, days=0)
+    gone = "UPDATE registry.workspaces SET deleted_at = now(), purge_at = now() WHERE workspace_id IN ('purged', 'deleted')"
+    await swept.owner.execute(gone)
+    await swept.owner.execute("UPDATE registry.workspaces SET purged_at = now() WHERE workspace_id = 'purged'")
+    assert await swept.sweep("sessions_by_retention") == 1
+    assert await swept.column("SELECT session_id FROM registry.sessions ORDER BY session_id") == ["deleted", "kept"]
 
 
 async def test_sessions_go_a_bounded_number_at_a_time_and_sweepers_share_them(swept: Swept) -> None:

@@ -31,7 +31,12 @@ def postgres_sweeps(system: Pool, settings: SweepSettings, requests: Requests) -
         sweep("changes", STATEMENTS["compact_changes"], settings.changes_kept_s),
         sweep("watchers", STATEMENTS["forget_watchers"]),
         sweep("sessions", STATEMENTS["forget_sessions"], settings.sessions_kept_days),
-        sweep("sessions_by_retention", STATEMENTS["forget_sessions_by_retention"], every=_SELDOM),
+        sweep(
+            "sessions_by_retention",
+            STATEMENTS["forget_sessions_by_retention"],
+            settings.sessions_kept_days,
+            every=_SELDOM,
+        ),
         sweep("silent_pods", STATEMENTS["give_up_silent_pods"], settings.pods_kept_days),
         sweep("dead_pods", STATEMENTS["forget_pods"], settings.pods_kept_days),
     ]

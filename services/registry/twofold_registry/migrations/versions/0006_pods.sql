@@ -59,6 +59,7 @@ CREATE INDEX open_sessions ON registry.sessions (workspace_id, began_at, session
 CREATE INDEX sessions_by_age ON registry.sessions (heard_at);
 CREATE INDEX sessions_of_a_workspace_by_age ON registry.sessions (workspace_id, heard_at);
 CREATE INDEX workspaces_with_session_retention ON registry.workspaces (workspace_id) WHERE session_days > 0;
+CREATE INDEX purged_workspaces ON registry.workspaces (purged_at) WHERE purged_at IS NOT NULL;
 
 -- What sweeps look for.
 CREATE INDEX watchers_by_expiry ON registry.watchers (expires_at);

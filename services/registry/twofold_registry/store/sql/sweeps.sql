@@ -44,18 +44,20 @@ WITH gone AS (
 SELECT count(*) FROM gone;
 
 -- name: forget_sessions_by_retention
--- Of workspaces that have a retention of their own.
+-- Of workspaces that have a retention of their own, and of those that are purged: what was told of these before the time that the
+-- registry keeps any ($2) is gone already.
 WITH gone AS (
     DELETE FROM registry.sessions WHERE (workspace_id, session_id, fence) IN (
         SELECT s.workspace_id, s.session_id, s.fence
         FROM registry.workspaces w
         CROSS JOIN LATERAL (
             SELECT workspace_id, session_id, fence FROM registry.sessions
-            WHERE workspace_id = w.workspace_id AND heard_at < now() - make_interval(days => w.session_days)
+            WHERE workspace_id = w.workspace_id
+                AND heard_at < now() - make_interval(days => CASE WHEN w.purged_at IS NULL THEN w.session_days ELSE 0 END)
             ORDER BY heard_at LIMIT $1
             FOR UPDATE SKIP LOCKED
         ) s
-        WHERE w.session_days > 0
+        WHERE w.session_days > 0 OR w.purged_at > now() - make_interval(days => $2)
         LIMIT $1)
     RETURNING session_id
 )
