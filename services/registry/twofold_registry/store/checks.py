@@ -43,7 +43,8 @@ class PostgresChecks:
         self._pool = pool
         self._reads = reads
         # While one statement is on its way, the next questions gather. Single ones in one lane: they are so small that what a
-        # transaction costs besides is most of it. Batches apart, in two: Postgres works on one while we write the other's answers.
+        # transaction costs besides is most of it. Batches apart from them, in two lanes: while we write down the answers of
+        # one, Postgres works on the other.
         self._singles = self._gathering(lanes=1)
         self._batches = self._gathering(lanes=2)
 
@@ -142,17 +143,9 @@ def _columns(questions: Sequence[Question]) -> tuple[list[str], ...]:
 
 
 def _facts(row: Record) -> Facts:
-    return Facts(
-        row["workspace_lives"],
-        row["workspace_suspended"],
-        _ROLES[row["role"]],
-        row["user_suspended"],
-        row["agent_lives"],
-        row["agent_gone"],
-        row["granted"],
-        row["expires_at"],
-        row["at"],
-    )
+    # In the order of the statement; by name it would take three times as long, and there may be 500 of them.
+    lives, suspended, role, user_suspended, agent_lives, agent_gone, granted, expires_at, at, _, _, _ = row
+    return Facts(lives, suspended, _ROLES[role], user_suspended, agent_lives, agent_gone, granted, expires_at, at)
 
 
 def _explanation(row: Record, key: GrantKey) -> Explanation:

@@ -45,6 +45,11 @@ _REASONS = {
 _ROLES = {role: user_pb2.Role.Value(f"ROLE_{role.name}") for role in Role}
 _STATES = {state: agent_pb2.AgentState.Value(f"AGENT_STATE_{state.name}") for state in AgentState}
 
+# Most results of a batch are one of these: they are copied, not built.
+_RESULTS = {
+    reason: pb.CheckResult(allowed=reason in (Reason.GRANT, Reason.ROLE), reason=form) for reason, form in _REASONS.items()
+}
+
 _Asked = pb.CheckRequest | pb.BatchCheckRequest
 _Least = _Asked | pb.ExplainPermissionRequest | pb.ListUsableAgentsRequest | pb.ListAgentUsersRequest
 
@@ -185,8 +190,10 @@ def _router(request: _Asked) -> RouterKey | None:
 def _result(wrong: InvalidField | None, facts: Iterator[Facts]) -> pb.CheckResult:
     if wrong is not None:
         return pb.CheckResult(error=pb.CheckError(reason=wrong.reason, field=wrong.field, message=wrong.problem))
-    allowed, reason, expires_at = judge(next(facts))
-    return pb.CheckResult(allowed=allowed, reason=_REASONS[reason], expire_time=_time(expires_at))
+    verdict = judge(next(facts))
+    if verdict.expires_at is None:
+        return _RESULTS[verdict.reason]
+    return pb.CheckResult(allowed=verdict.allowed, reason=_REASONS[verdict.reason], expire_time=_time(verdict.expires_at))
 
 
 def _time(at: datetime | None) -> Timestamp | None:

@@ -50,7 +50,7 @@ LEFT JOIN registry.grants g ON g.workspace_id = $1 AND g.user_id = $2 AND g.agen
 
 -- name: usable_agents
 -- The rule as a listing: by role or by grant, never both. Each part reads at most a page in the order of its index, and the
--- part that is not asked for reads nothing.
+-- part that is not asked for reads nothing. LIMIT 1 as above: a join that merges would begin with the first row of both.
 WITH viewer AS MATERIALIZED (
     SELECT u.role IN ('owner', 'admin') AS needs_no_grant
     FROM registry.users u
@@ -66,8 +66,10 @@ WITH viewer AS MATERIALIZED (
 ), by_grant AS (
     SELECT a.agent_id, a.display_name, a.state, true AS by_grant, g.expires_at
     FROM registry.grants g
-    JOIN registry.agents a ON a.workspace_id = g.workspace_id AND a.agent_id = g.agent_id
-        AND a.deleted_at IS NULL AND a.state <> 'gone'
+    CROSS JOIN LATERAL (
+        SELECT agent_id, display_name, state FROM registry.agents
+        WHERE workspace_id = $1 AND agent_id = g.agent_id AND deleted_at IS NULL AND state <> 'gone' LIMIT 1
+    ) a
     WHERE g.workspace_id = $1 AND g.user_id = $2 AND g.agent_id > $3 AND (g.expires_at > now() OR g.expires_at IS NULL)
         AND NOT (SELECT needs_no_grant FROM viewer)
     ORDER BY g.agent_id
@@ -107,8 +109,11 @@ WITH used AS MATERIALIZED (
 ), granted AS (
     SELECT u.user_id, u.display_name, u.role, true AS by_grant, g.expires_at
     FROM registry.grants g
-    JOIN registry.users u ON u.workspace_id = g.workspace_id AND u.user_id = g.user_id
-        AND u.deleted_at IS NULL AND u.state = 'active' AND u.role NOT IN ('owner', 'admin')
+    CROSS JOIN LATERAL (
+        SELECT user_id, display_name, role FROM registry.users
+        WHERE workspace_id = $1 AND user_id = g.user_id AND deleted_at IS NULL AND state = 'active'
+            AND role NOT IN ('owner', 'admin') LIMIT 1
+    ) u
     WHERE g.workspace_id = $1 AND g.agent_id = $2 AND g.user_id > $3 AND (g.expires_at > now() OR g.expires_at IS NULL)
         AND EXISTS (SELECT FROM used)
     ORDER BY g.user_id

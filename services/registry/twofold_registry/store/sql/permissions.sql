@@ -30,11 +30,16 @@ USING unnest($2::text[], $3::text[]) AS old (user_id, agent_id)
 WHERE g.workspace_id = $1 AND g.user_id = old.user_id AND g.agent_id = old.agent_id;
 
 -- name: list_grants
+-- LIMIT 1 keeps the look-ups beside the walk down the index: a join that merges would begin with the first row of both.
 SELECT g.workspace_id, g.user_id, g.agent_id, g.expires_at, g.granted_by, g.granted_at
 FROM registry.grants g
 JOIN registry.workspaces w ON w.workspace_id = g.workspace_id AND w.deleted_at IS NULL
-JOIN registry.users u ON u.workspace_id = g.workspace_id AND u.user_id = g.user_id AND u.deleted_at IS NULL
-JOIN registry.agents a ON a.workspace_id = g.workspace_id AND a.agent_id = g.agent_id AND a.deleted_at IS NULL
+CROSS JOIN LATERAL (
+    SELECT FROM registry.users WHERE workspace_id = $1 AND user_id = g.user_id AND deleted_at IS NULL LIMIT 1
+) u
+CROSS JOIN LATERAL (
+    SELECT FROM registry.agents WHERE workspace_id = $1 AND agent_id = g.agent_id AND deleted_at IS NULL LIMIT 1
+) a
 WHERE g.workspace_id = $1 AND (g.user_id, g.agent_id) > ($2, $3) AND (g.expires_at > now() OR g.expires_at IS NULL)
 ORDER BY g.user_id, g.agent_id
 LIMIT $4;
@@ -43,8 +48,12 @@ LIMIT $4;
 SELECT g.workspace_id, g.user_id, g.agent_id, g.expires_at, g.granted_by, g.granted_at
 FROM registry.grants g
 JOIN registry.workspaces w ON w.workspace_id = g.workspace_id AND w.deleted_at IS NULL
-JOIN registry.users u ON u.workspace_id = g.workspace_id AND u.user_id = g.user_id AND u.deleted_at IS NULL
-JOIN registry.agents a ON a.workspace_id = g.workspace_id AND a.agent_id = g.agent_id AND a.deleted_at IS NULL
+CROSS JOIN LATERAL (
+    SELECT FROM registry.users WHERE workspace_id = $1 AND user_id = g.user_id AND deleted_at IS NULL LIMIT 1
+) u
+CROSS JOIN LATERAL (
+    SELECT FROM registry.agents WHERE workspace_id = $1 AND agent_id = g.agent_id AND deleted_at IS NULL LIMIT 1
+) a
 WHERE g.workspace_id = $1 AND g.user_id = $5 AND (g.user_id, g.agent_id) > ($2, $3)
     AND ($6::text IS NULL OR g.agent_id = $6) AND (g.expires_at > now() OR g.expires_at IS NULL)
 ORDER BY g.user_id, g.agent_id
@@ -55,8 +64,12 @@ LIMIT $4;
 SELECT g.workspace_id, g.user_id, g.agent_id, g.expires_at, g.granted_by, g.granted_at
 FROM registry.grants g
 JOIN registry.workspaces w ON w.workspace_id = g.workspace_id AND w.deleted_at IS NULL
-JOIN registry.users u ON u.workspace_id = g.workspace_id AND u.user_id = g.user_id AND u.deleted_at IS NULL
-JOIN registry.agents a ON a.workspace_id = g.workspace_id AND a.agent_id = g.agent_id AND a.deleted_at IS NULL
+CROSS JOIN LATERAL (
+    SELECT FROM registry.users WHERE workspace_id = $1 AND user_id = g.user_id AND deleted_at IS NULL LIMIT 1
+) u
+CROSS JOIN LATERAL (
+    SELECT FROM registry.agents WHERE workspace_id = $1 AND agent_id = g.agent_id AND deleted_at IS NULL LIMIT 1
+) a
 WHERE g.workspace_id = $1 AND g.agent_id = $4 AND g.user_id > $2 AND (g.expires_at > now() OR g.expires_at IS NULL)
 ORDER BY g.user_id
 LIMIT $3;
