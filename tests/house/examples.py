@@ -304,14 +304,56 @@ _REGISTRY: dict[str, Callable[[World], ProtoMessage]] = {
         ),
         request_id=world.request_id,
     ),
+    "PermissionService.BatchGrant": lambda world: permission_pb2.BatchGrantRequest(
+        workspace_id=world.workspace_id,
+        grants=[
+            permission_pb2.BatchGrantItem(
+                user_id=world.user_id,
+                agent_id=world.agent_id,
+                expire_time=_time(timedelta(days=1)),
+                grant_condition=permission_pb2.GRANT_CONDITION_MUST_EXIST,
+                agent_condition=permission_pb2.AGENT_CONDITION_PUBLISHED,
+            )
+        ],
+        request_id=world.request_id,
+    ),
     "PermissionService.Revoke": lambda world: permission_pb2.RevokeRequest(
-        workspace_id=world.workspace_id, user_id=world.user_id, agent_id=world.agent_id, request_id=world.request_id
+        workspace_id=world.workspace_id,
+        user_id=world.user_id,
+        agent_id=world.agent_id,
+        request_id=world.request_id,
+        wait=permission_pb2.REVOKE_WAIT_NONE,
+    ),
+    "PermissionService.BatchRevoke": lambda world: permission_pb2.BatchRevokeRequest(
+        workspace_id=world.workspace_id,
+        revokes=[
+            permission_pb2.BatchRevokeItem(
+                user_id=world.user_id,
+                agent_id=world.agent_id,
+                grant_condition=permission_pb2.GRANT_CONDITION_MUST_EXIST,
+            )
+        ],
+        request_id=world.request_id,
+        wait=permission_pb2.REVOKE_WAIT_NONE,
     ),
     "PermissionService.Check": lambda world: permission_pb2.CheckRequest(
         workspace_id=world.workspace_id, user_id=world.user_id, agent_id=world.agent_id
     ),
+    "PermissionService.BatchCheck": lambda world: permission_pb2.BatchCheckRequest(
+        workspace_id=world.workspace_id,
+        pairs=[permission_pb2.PermissionPair(user_id=world.user_id, agent_id=world.agent_id)],
+    ),
+    "PermissionService.ExplainPermission": lambda world: permission_pb2.ExplainPermissionRequest(
+        workspace_id=world.workspace_id, user_id=world.user_id, agent_id=world.agent_id
+    ),
     "PermissionService.ListGrants": lambda world: permission_pb2.ListGrantsRequest(
         workspace_id=world.workspace_id, user_id=world.user_id, agent_id=world.agent_id, page_size=5
+    ),
+    "PermissionService.ListUsableAgents": lambda world: permission_pb2.ListUsableAgentsRequest(
+        workspace_id=world.workspace_id, user_id=world.user_id, page_size=5
+    ),
+    "PermissionService.ListAgentUsers": lambda world: permission_pb2.ListAgentUsersRequest(
+        workspace_id=world.workspace_id, agent_id=world.agent_id, page_size=5
     ),
     "UsageService.RecordUsage": lambda world: usage_pb2.RecordUsageRequest(
         workspace_id=world.workspace_id,

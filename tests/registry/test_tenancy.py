@@ -90,9 +90,21 @@ def requests(workspace: str, user: str, agent: str) -> dict[str, Message]:
         "PurgeAgent": agent_pb2.PurgeAgentRequest(**at_agent),
         "ReportAgentState": agent_pb2.ReportAgentStateRequest(observation=SEEN, **at_agent),
         "Grant": permission_pb2.GrantRequest(grant=permission_pb2.AgentGrant(**pair)),
+        "BatchGrant": permission_pb2.BatchGrantRequest(
+            workspace_id=workspace, grants=[permission_pb2.BatchGrantItem(user_id=user, agent_id=agent)]
+        ),
         "Revoke": permission_pb2.RevokeRequest(**pair),
+        "BatchRevoke": permission_pb2.BatchRevokeRequest(
+            workspace_id=workspace, revokes=[permission_pb2.BatchRevokeItem(user_id=user, agent_id=agent)]
+        ),
         "Check": permission_pb2.CheckRequest(**pair),
+        "BatchCheck": permission_pb2.BatchCheckRequest(
+            workspace_id=workspace, pairs=[permission_pb2.PermissionPair(user_id=user, agent_id=agent)]
+        ),
+        "ExplainPermission": permission_pb2.ExplainPermissionRequest(**pair),
         "ListGrants": permission_pb2.ListGrantsRequest(**pair),
+        "ListUsableAgents": permission_pb2.ListUsableAgentsRequest(**at_user),
+        "ListAgentUsers": permission_pb2.ListAgentUsersRequest(**at_agent),
         "RecordUsage": usage_pb2.RecordUsageRequest(workspace_id=workspace, events=[event]),
         "GetUsage": usage_pb2.GetUsageRequest(**pair, **span),
         "RecordSessions": session_pb2.RecordSessionsRequest(workspace_id=workspace, events=[session]),

@@ -42,9 +42,9 @@ class PostgresChecks:
     def __init__(self, pool: Pool, reads: Reads) -> None:
         self._pool = pool
         self._reads = reads
-        # While one statement is on its way, the next questions gather. Single ones in one lane: they are so small that what a
-        # transaction costs besides is most of it. Batches apart from them, in two lanes: while we write down the answers of
-        # one, Postgres works on the other.
+        # While one statement is on its way, the next questions gather. Single ones in one lane: they are so small that most
+        # of the work is the transaction around them. Batches apart from them, in two lanes: while we write down the answers
+        # of one, Postgres works on the other.
         self._singles = self._gathering(lanes=1)
         self._batches = self._gathering(lanes=2)
 
