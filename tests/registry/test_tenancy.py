@@ -44,10 +44,13 @@ OF_NO_TENANT: Mapping[str, str] = {
     "ListPods": "for operators: pods belong to no workspace",
 }
 NAMES = sorted(RPCS.keys() - OF_NO_TENANT.keys())
+# Listings that are of one user or agent.
+OF_ONE = {"ListUsableAgents": {"user_id": "ann"}, "ListAgentUsers": {"agent_id": "helper"}}
 MASK = FieldMask(paths=["display_name"])
 SEEN = agent_pb2.AgentObservation(state=agent_pb2.OBSERVED_STATE_COLD, generation=1, observe_time=Timestamp(seconds=10**9))
-# What differs from call to call, whoever is asked for: the head of the history, and resources with their times.
-VARYING = {"revision_token", "user", "agent", "grant"}
+# What differs from call to call, whoever is asked for: the head of the history and the time, and resources with their times.
+MOVING = {"revision_token", "revision", "read_time"}
+VARYING = MOVING | {"user", "agent", "grant"}
 # Ids of a furnished workspace, and ids of the same length that are nowhere.
 USER, NOBODY = "ann", "nob"
 AGENT, NOTHING = "helper", "nohelp"
@@ -176,6 +179,8 @@ async def furnished(api: Registry, channel: grpc.aio.Channel, workspace: str) ->
         await api.make_user(workspace, user, identity_id=f"auth|{user}")
         await api.make_agent(workspace, agent)
         await api.grant(workspace, user, agent)
+    await api.grant(workspace, USER, "painter")
+    await api.grant(workspace, "ben", AGENT)
     await send(channel, RPCS["RecordUsage"], asked("RecordUsage", workspace, USER, AGENT))
     await send(channel, RPCS["RecordSessions"], asked("RecordSessions", workspace, USER, AGENT))
     await send(channel, RPCS["RecordSessions"], asked("RecordSessions", workspace, "ben", "painter"))
@@ -238,7 +243,7 @@ async def test_c17_ids_of_another_workspace_look_as_ids_that_do_not_exist(
 async def test_c17_a_page_token_of_another_workspace_tells_nothing(
     api: Registry, channel: grpc.aio.Channel, furnished: str, name: str
 ) -> None:
-    request: Any = RPCS[name].request(workspace_id=furnished, page_size=1)
+    request: Any = RPCS[name].request(workspace_id=furnished, page_size=1, **OF_ONE.get(name, {}))
     _copy_times(asked(name, furnished, USER, AGENT), request)
     (page,) = await send(channel, RPCS[name], request)
     assert page.next_page_token, "a workspace with two of everything has a second page"
@@ -281,7 +286,7 @@ async def test_c17_what_happens_in_another_workspace_changes_nothing_here(
     async def state() -> list[str]:
         reads = (each for each in NAMES if each not in writes)
         return await asyncio.gather(
-            *(answer(channel, each, asked(each, furnished, USER, AGENT), "revision_token") for each in reads)
+            *(answer(channel, each, asked(each, furnished, USER, AGENT), *MOVING) for each in reads)
         )
 
     other = (await api.make_workspace("")).workspace_id
