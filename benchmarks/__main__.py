@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import curve, document, operations, rows, sizes, table, threads
-from benchmarks.operations import Operation
+from benchmarks.comparing import Operation, is_chosen
 from benchmarks.peers import comparison as peers
 from benchmarks.places import Place, measuring_place
 from benchmarks.rows import Compared, Figure, Row
@@ -31,8 +31,8 @@ _SIZES = ("P12-service", "P12-redis", "P12-postgres")
 
 async def bench(console: Console, only: Sequence[str]) -> None:
     """Measures all rows, or those named, each against its baseline."""
-    chosen = [operation for operation in operations.OPERATIONS if operations.is_chosen(operation.id, only)]
-    with_sizes = any(operations.is_chosen(id_, only) for id_ in _SIZES)
+    chosen = [operation for operation in operations.OPERATIONS if is_chosen(operation.id, only)]
+    with_sizes = any(is_chosen(id_, only) for id_ in _SIZES)
     if not chosen and not with_sizes:
         raise SystemExit(f"no row is called {' or '.join(only)}")
     measured: list[Row] = []
@@ -73,7 +73,10 @@ async def _compared(console: Console, place: Place, operation: Operation) -> Com
             status.update(f"{operation.id}: round {number + 1} of {rows.ROUNDS}")
 
         try:
-            compared = await rows.measure(await operation.prepare(place), told=told)
+            prepared = await operation.prepare(place)
+            if isinstance(prepared, Figure):
+                return prepared
+            compared = await rows.measure(prepared, told=told)
         except RuntimeError as error:
             console.print(f"{operation.id}: not measured: {error}", style="red")
             return Figure(operation.id, "not measured", {"reason": str(error)}, met=False)

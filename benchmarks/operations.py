@@ -1,12 +1,12 @@
 """What is measured: each row, what it needs, and its goal."""
 
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import grpc
-from google.protobuf.message import Message
 
-from benchmarks import echo, threads
+from benchmarks import registry, threads
+from benchmarks.comparing import MANY, Operation, against_echo, always, subject
 from benchmarks.places import Place
 from benchmarks.rows import ROUNDS, WARM_UP, Comparison, Server, Subject
 from benchmarks.textbook import SERVICE as TEXTBOOK
@@ -15,11 +15,9 @@ from twofold.memory.v1 import conversation_pb2, message_pb2
 from twofold.router.v1 import routing_pb2
 
 THREADS = 8
-MANY = 64
 LONG = 100_000
 SHORT = 100
 _READ_MESSAGES = 80
-_ECHO_IS = "bare grpc.aio echo with the same sizes, same run"
 _ROUTING = "/twofold.router.v1.RoutingService"
 _CONVERSATIONS = "/twofold.memory.v1.ConversationService"
 # Which counter of windows rises for what is measured.
@@ -33,14 +31,6 @@ _NO_REDIS = (
 
 Append = conversation_pb2.AppendTurnRequest
 Read = conversation_pb2.ReadWindowRequest
-
-
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """A row to be: `prepare` makes the data and the servers that it needs."""
-
-    id: str
-    prepare: Callable[[Place], Awaitable[Comparison]]
 
 
 OPERATIONS: Sequence[Operation] = (
@@ -58,34 +48,30 @@ OPERATIONS: Sequence[Operation] = (
     Operation("P8-append", lambda place: _append_far(place)),
     Operation("P8-window", lambda place: _window_far(place)),
     Operation("P8-window-postgres", lambda place: _window_far_from_postgres(place)),
+    *registry.OPERATIONS,
 )
-
-
-def is_chosen(id_: str, only: Sequence[str]) -> bool:
-    """Whether a row is among those asked for: by its id, or by what the id begins with; all if nothing is asked for."""
-    return not only or any(id_ == name or id_.startswith(f"{name}-") for name in only)
 
 
 async def _resolve(place: Place, id_: str, callers: int, goal: float) -> Comparison:
     request = routing_pb2.ResolveRequest(workspace_id=threads.WORKSPACE, user_id="user", agent_id="agent")
     answer = (await place.twofold.routing.Resolve(request)).ByteSize()
-    mine = _subject(place.router, f"{_ROUTING}/Resolve", [request])
+    mine = subject(place.router, f"{_ROUTING}/Resolve", [request])
     note = "asks the registry each time until the change stream is there"
-    return await _against_echo(place, id_, "Resolve", mine, answer, callers, goal, note)
+    return await against_echo(place, id_, "Resolve", mine, answer, callers, goal, note)
 
 
 async def _append(place: Place, id_: str, callers: int, goal: float) -> Comparison:
     requests = [threads.append(f"append-{number}") for number in range(THREADS)]
     answer = (await place.twofold.conversations.AppendTurn(requests[0])).ByteSize()
     mine = _appends(place.memory, requests)
-    return await _against_echo(place, id_, "durable Append", mine, answer, callers, goal)
+    return await against_echo(place, id_, "durable Append", mine, answer, callers, goal)
 
 
 async def _window_with_token(place: Place, id_: str, callers: int, goal: float) -> Comparison:
     requests = await _reads(place)
     answer = await threads.check_window(place.twofold, requests[0], message_pb2.READ_SOURCE_L1)
     mine = _windows(place.memory, requests, _FROM_COPY)
-    return await _against_echo(place, id_, "Window of 20 with a token", mine, answer, callers, goal)
+    return await against_echo(place, id_, "Window of 20 with a token", mine, answer, callers, goal)
 
 
 async def _window_verified(place: Place, id_: str, callers: int, goal: float) -> Comparison:
@@ -93,7 +79,7 @@ async def _window_verified(place: Place, id_: str, callers: int, goal: float) ->
     requests = [threads.window(f"read-{number}") for number in range(THREADS)]
     answer = await threads.check_window(place.twofold, requests[0], message_pb2.READ_SOURCE_L1)
     mine = _windows(place.memory, requests, _CONFIRMED)
-    return await _against_echo(place, id_, "Window of 20, verified", mine, answer, callers, goal)
+    return await against_echo(place, id_, "Window of 20, verified", mine, answer, callers, goal)
 
 
 async def _window_from_postgres(place: Place) -> Comparison:
@@ -102,7 +88,7 @@ async def _window_from_postgres(place: Place) -> Comparison:
     requests = [threads.window(f"read-{number}") for number in range(THREADS)]
     answer = await threads.check_window(twofold, requests[0], message_pb2.READ_SOURCE_L2)
     mine = _windows(server, requests, _FROM_POSTGRES)
-    return await _against_echo(place, "P6", "Window of 20 from Postgres", mine, answer, MANY, 0.50, _NO_REDIS)
+    return await against_echo(place, "P6", "Window of 20 from Postgres", mine, answer, MANY, 0.50, _NO_REDIS)
 
 
 async def _append_and_textbook(place: Place) -> Comparison:
@@ -218,37 +204,15 @@ async def _textbook(place: Place, method: str, requests: Sequence[Append | Read]
         await place.settled()
         for name in names:
             check_exchanges([message.content for message in (await read(threads.window(name))).messages])
-    return Subject(server, f"/{TEXTBOOK}/{method}", _always(requests), place.settled)
-
-
-def _subject(server: Server, method: str, requests: Sequence[Message]) -> Subject:
-    return Subject(server, method, _always(requests))
+    return Subject(server, f"/{TEXTBOOK}/{method}", always(requests), place.settled)
 
 
 def _appends(server: Server, requests: Sequence[Append]) -> Subject:
     """Durable ones: what went into the journal instead is not what is measured."""
-    return replace(_subject(server, f"{_CONVERSATIONS}/AppendTurn", requests), outcomes="twofold_memory_journaled_total")
+    return replace(subject(server, f"{_CONVERSATIONS}/AppendTurn", requests), outcomes="twofold_memory_journaled_total")
 
 
 def _windows(server: Server, requests: Sequence[Read], wanted: str) -> Subject:
     """Windows from where they are meant to come from."""
-    subject = _subject(server, f"{_CONVERSATIONS}/ReadWindow", requests)
-    return replace(subject, outcomes="twofold_memory_windows_total", wanted=wanted)
-
-
-def _always(requests: Sequence[Message]) -> Callable[[int], Sequence[bytes]]:
-    """The same bodies in each round."""
-    bodies = [request.SerializeToString() for request in requests]
-    return lambda _: bodies
-
-
-async def _against_echo(
-    place: Place, id_: str, what: str, mine: Subject, answer_size: int, callers: int, goal: float, note: str = ""
-) -> Comparison:
-    """Against an echo with requests and answers of the same size. A lone caller sends one body only."""
-    bodies = mine.bodies(0)[:callers]
-    mine = replace(mine, bodies=lambda _: bodies)
-    body = echo.request(len(bodies[0]), answer_size)
-    base = Subject(await place.echo(), echo.METHOD, lambda _: [body] * len(bodies))
-    told = f"{what}, alone" if callers == 1 else what
-    return Comparison(id_, told, mine, base, _ECHO_IS, callers, goal, note)
+    read = subject(server, f"{_CONVERSATIONS}/ReadWindow", requests)
+    return replace(read, outcomes="twofold_memory_windows_total", wanted=wanted)

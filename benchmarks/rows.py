@@ -52,7 +52,8 @@ class Subject:
     """Calls of one method of one server. `bodies` are those of a round; `settle` waits for what the server still does.
 
     `outcomes` names a family of the server's counters, `wanted` those series of it that may rise: a call that was answered
-    in another way than the one that is measured (from another store, not durably) is no result.
+    in another way than the one that is measured (from another store, not durably) is no result. `each` call does so many of
+    what is compared.
     """
 
     server: Server
@@ -61,6 +62,7 @@ class Subject:
     settle: Callable[[], Awaitable[None]] = _nothing
     outcomes: str = ""
     wanted: str = ""
+    each: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,8 @@ class Compared:
         pairs = [(mine.measured, base.measured) for mine, base in self.rounds]
         if self.comparison.alone:
             return statistics.median(mine.p50_ms / base.p50_ms for mine, base in pairs)
-        return statistics.median(mine.rate / base.rate for mine, base in pairs)
+        each = self.comparison.mine.each / self.comparison.base.each
+        return each * statistics.median(mine.rate / base.rate for mine, base in pairs)
 
     @property
     def met(self) -> bool | None:

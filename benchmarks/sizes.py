@@ -10,8 +10,9 @@ import asyncpg
 import redis.asyncio
 
 from benchmarks import load, threads
+from benchmarks.comparing import MANY
 from benchmarks.load import Load
-from benchmarks.operations import MANY, THREADS
+from benchmarks.operations import THREADS
 from benchmarks.places import Place
 from benchmarks.rows import Figure, Json
 from benchmarks.words import WINDOW

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import operations, rows, table, threads
+from benchmarks.comparing import is_chosen
 from benchmarks.load import Measured
 from benchmarks.rows import Compared, Comparison, Figure, Round, Server, Subject
 
@@ -128,9 +129,9 @@ def test_a_report_that_is_not_one_is_begun_anew(tmp_path: Path) -> None:
 
 def test_rows_are_chosen_by_id_or_by_what_it_begins_with() -> None:
     ids = [operation.id for operation in operations.OPERATIONS]
-    assert [id_ for id_ in ids if operations.is_chosen(id_, ["P8"])] == ["P8-append", "P8-window", "P8-window-postgres"]
-    assert [id_ for id_ in ids if operations.is_chosen(id_, ["P5", "P1"])] == ["P1", "P5"]
-    assert [id_ for id_ in ids if operations.is_chosen(id_, [])] == ids
+    assert [id_ for id_ in ids if is_chosen(id_, ["P8"])] == ["P8-append", "P8-window", "P8-window-postgres"]
+    assert [id_ for id_ in ids if is_chosen(id_, ["P5", "P1"])] == ["P1", "P5"]
+    assert [id_ for id_ in ids if is_chosen(id_, [])] == ids
     assert len(set(ids)) == len(ids)
 
 
