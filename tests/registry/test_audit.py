@@ -8,6 +8,7 @@ import grpc
 import pytest
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from tests.registry.stubs import URL, Registry, invalid, refused, unknown
 from twofold.errors.v1.reason_pb2 import Reason
@@ -31,7 +32,7 @@ async def whole_life(api: Registry, workspace_id: str) -> None:
     agent = agent_pb2.Agent(workspace_id=workspace_id, agent_id="helper", display_name="New")
     await api.agents.UpdateAgent(agent_pb2.UpdateAgentRequest(agent=agent, update_mask=NAMES))
     await api.grant(workspace_id, "a/b%", "helper")
-    await api.grant(workspace_id, "a/b%", "helper")
+    await api.grant(workspace_id, "a/b%", "helper", expire_time=Timestamp(seconds=4_000_000_000))
     revoke = permission_pb2.RevokeRequest(workspace_id=workspace_id, user_id="a/b%", agent_id="helper")
     await api.permissions.Revoke(revoke)
     await api.users.DeleteUser(user_pb2.DeleteUserRequest(workspace_id=workspace_id, user_id="a/b%"))

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from tests.databases import settings_of_database
 from tests.registry.chains import exported, tampering, told, verified
-from tests.registry.stubs import Connection, Registry, invalid, refused, settings_of, unknown
+from tests.registry.stubs import URL, Connection, Registry, invalid, refused, settings_of, unknown
 from twofold import audit
 from twofold.errors.v1.reason_pb2 import Reason
+from twofold.registry.v1 import agent_pb2, workspace_pb2
 from twofold.registry.v1 import audit_pb2 as pb
-from twofold.registry.v1 import workspace_pb2
 from twofold_chassis.refusals import Overloaded
 from twofold_cli.embedded.postgres import EmbeddedPostgres
 from twofold_registry import audit_chains
@@ -28,6 +28,7 @@ from twofold_registry.audit_chains import Batch, Chains, Walk
 from twofold_registry.audit_keys import AuditKeys, private_key
 
 WRITERS = 200
+_TRY_AGAIN = (grpc.StatusCode.ABORTED, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
 WORKSPACES = 4
 KEY = base64.b64encode(bytes(range(32))).decode()
 ENTRIES = 12
@@ -61,12 +62,14 @@ async def room(postgres_server: EmbeddedPostgres) -> AsyncIterator[Room]:
 
 
 async def create(api: Registry, workspace_id: str, agent_id: str) -> None:
-    """As a client that tries again where others held the workspace for too long."""
+    """As a client that sends it again where too many others are in front of it."""
+    draft = agent_pb2.Agent(workspace_id=workspace_id, agent_id=agent_id, display_name="A", url=URL)
+    request = agent_pb2.CreateAgentRequest(agent=draft, request_id=agent_id)
     while True:
         try:
-            await api.make_agent(workspace_id, agent_id)
+            await api.agents.CreateAgent(request)
         except grpc.aio.AioRpcError as error:
-            if error.code() not in (grpc.StatusCode.ABORTED, grpc.StatusCode.RESOURCE_EXHAUSTED):
+            if error.code() not in _TRY_AGAIN:
                 raise
             await asyncio.sleep(0.05)
         else:
