@@ -1,7 +1,7 @@
 """Repeats of a write: one effect, the first answer, byte for byte."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -9,7 +9,9 @@ import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
+from tests.registry.conftest import Served
 from tests.registry.stubs import URL, Connection, Registry, invalid, lost, settings_of, taken
+from twofold import refusals
 from twofold.errors.v1.reason_pb2 import Reason
 from twofold.registry.v1 import agent_pb2, permission_pb2, user_pb2, workspace_pb2
 from twofold_chassis.requests import Requests
@@ -29,6 +31,7 @@ def write(api: Registry, rpc: str, workspace: str, request_id: str, name: str = 
     agent = agent_pb2.Agent(workspace_id=workspace, display_name=name, url=URL)
     named = workspace_pb2.Workspace(workspace_id=workspace, display_name=name)
     etag = {"New": "", "Other": "0000000000000000"}[name]
+    deleted = deleted_workspace(workspace)
     requests: dict[str, tuple[Any, Any]] = {
         "CreateWorkspace": (
             api.workspaces,
@@ -39,6 +42,18 @@ def write(api: Registry, rpc: str, workspace: str, request_id: str, name: str = 
             workspace_pb2.UpdateWorkspaceRequest(workspace=named, update_mask=rename),
         ),
         "DeleteWorkspace": (api.workspaces, workspace_pb2.DeleteWorkspaceRequest(workspace_id=workspace, etag=etag)),
+        "UndeleteWorkspace": (api.workspaces, workspace_pb2.UndeleteWorkspaceRequest(workspace_id=deleted, etag=etag)),
+        "PurgeWorkspace": (api.workspaces, workspace_pb2.PurgeWorkspaceRequest(workspace_id=deleted, etag=etag)),
+        "UndeleteUser": (
+            api.users,
+            user_pb2.UndeleteUserRequest(workspace_id=workspace, user_id="eve", etag=etag),
+        ),
+        "PurgeUser": (api.users, user_pb2.PurgeUserRequest(workspace_id=workspace, user_id="eve", etag=etag)),
+        "UndeleteAgent": (
+            api.agents,
+            agent_pb2.UndeleteAgentRequest(workspace_id=workspace, agent_id="old", etag=etag),
+        ),
+        "PurgeAgent": (api.agents, agent_pb2.PurgeAgentRequest(workspace_id=workspace, agent_id="old", etag=etag)),
         "CreateUser": (api.users, user_pb2.CreateUserRequest(user=user)),
         "UpdateUser": (
             api.users,
@@ -77,19 +92,35 @@ WRITES = (
     "CreateWorkspace",
     "UpdateWorkspace",
     "DeleteWorkspace",
+    "UndeleteWorkspace",
+    "PurgeWorkspace",
     "CreateUser",
     "UpdateUser",
     "DeleteUser",
+    "UndeleteUser",
+    "PurgeUser",
     "CreateAgent",
     "UpdateAgent",
     "DeleteAgent",
+    "UndeleteAgent",
+    "PurgeAgent",
     "Grant",
     "Revoke",
 )
 
 
+def deleted_workspace(workspace: str) -> str:
+    return f"{workspace}-deleted"
+
+
 @pytest.fixture
 async def furnished(api: Registry, workspace: str) -> str:
+    await api.make_user(workspace, "eve")
+    await api.users.DeleteUser(user_pb2.DeleteUserRequest(workspace_id=workspace, user_id="eve"))
+    await api.make_agent(workspace, "old")
+    await api.agents.DeleteAgent(agent_pb2.DeleteAgentRequest(workspace_id=workspace, agent_id="old"))
+    deleted = await api.make_workspace(deleted_workspace(workspace))
+    await api.workspaces.DeleteWorkspace(workspace_pb2.DeleteWorkspaceRequest(workspace_id=deleted.workspace_id))
     await api.make_user(workspace, "ann")
     await api.make_user(workspace, "bob")
     await api.make_agent(workspace, "helper")
@@ -166,16 +197,46 @@ async def test_a_repeat_gets_its_answer_although_the_etag_has_passed(api: Regist
         await api.users.UpdateUser(request)
 
 
-async def test_repeats_are_answered_by_every_replica(
-    api: Registry, database_settings: DatabaseSettings, furnished: str
-) -> None:
+@pytest.fixture(scope="module")
+async def replica(served: Served, database_settings: DatabaseSettings) -> AsyncIterator[Registry]:
+    """A second registry on the same database."""
     async with (
-        registry(settings_of(database_settings)) as replica,
-        grpc.aio.insecure_channel(f"127.0.0.1:{replica.port}") as channel,
+        registry(settings_of(database_settings)) as running,
+        grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel,
     ):
-        sends = [write(each, "CreateAgent", furnished, "r1") for each in (api, Registry(channel))] * 5
-        answers = await asyncio.gather(*(send() for send in sends))
+        yield Registry(channel)
+
+
+@pytest.mark.parametrize("rpc", WRITES)
+async def test_c16_a_request_id_has_one_effect_and_one_answer_across_replicas(
+    api: Registry, replica: Registry, owner: Connection, furnished: str, rpc: str
+) -> None:
+    before = await head(owner)
+    sends = [write(each, rpc, furnished, f"{furnished}-r1") for each in (api, replica)] * 5
+    answers = await asyncio.gather(*(send() for send in sends))
     assert len({answer.SerializeToString() for answer in answers}) == 1
+    assert await head(owner) == before + 1
+
+
+async def test_c16_of_writes_with_one_etag_one_wins_across_replicas(
+    api: Registry, replica: Registry, owner: Connection, workspace: str
+) -> None:
+    user = await api.make_user(workspace, "ann")
+    before = await head(owner)
+
+    async def rename(registry: Registry, name: str) -> user_pb2.User:
+        values = user_pb2.User(workspace_id=workspace, user_id="ann", display_name=name, etag=user.etag)
+        request = user_pb2.UpdateUserRequest(user=values, update_mask=FieldMask(paths=["display_name"]))
+        return (await registry.users.UpdateUser(request)).user
+
+    calls = [rename((api, replica)[number % 2], f"Ann {number}") for number in range(10)]
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    (winner,) = [answer for answer in answers if isinstance(answer, user_pb2.User)]
+    lost_out = [refusals.reason(answer) for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
+    assert lost_out == [Reason.REASON_ETAG_MISMATCH] * 9
+    assert await head(owner) == before + 1
+    found = await replica.users.GetUser(user_pb2.GetUserRequest(workspace_id=workspace, user_id="ann"))
+    assert found.user == winner
 
 
 async def test_request_ids_are_bounded(api: Registry, furnished: str) -> None:
