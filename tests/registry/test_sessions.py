@@ -59,8 +59,7 @@ async def listed(api: Registry, workspace: str, size: int = 500, **values: Any) 
 def told(session: pb.Session) -> tuple[int | None, int | None, int]:
     """When it was opened and closed, in seconds after noon, and why."""
     times = [
-        getattr(session, name).seconds - NOON if session.HasField(name) else None  # type: ignore[arg-type]
-        for name in ("open_time", "close_time")
+        getattr(session, name).seconds - NOON if session.HasField(name) else None for name in ("open_time", "close_time")
     ]
     return times[0], times[1], session.close_reason
 

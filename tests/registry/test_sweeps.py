@@ -1,7 +1,6 @@
 """Sweeps: what is over goes, all else stays, whoever sweeps beside, and a failure of one holds up no other."""
 
 import asyncio
-import contextlib
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Sequence
@@ -249,17 +248,11 @@ async def test_a_row_that_somebody_holds_is_left_for_another_time(swept: Swept) 
     for index in range(3):
         await put_session(swept, "w", f"s{index}", days=20)
     other = await asyncpg.connect(swept.settings.owner_url.get_secret_value())
-    async with contextlib.aclosing(other_transaction(other)) as transaction:
-        await anext(transaction)
+    async with other.transaction():
+        await other.execute("UPDATE registry.sessions SET pod_number = 2 WHERE session_id = 's1'")
         assert await asyncio.wait_for(swept.sweep("sessions"), 30) == 2
     assert await swept.sweep("sessions") == 1
     await other.close()
-
-
-async def other_transaction(connection: Connection) -> AsyncIterator[None]:
-    async with connection.transaction():
-        await connection.execute("UPDATE registry.sessions SET pod_number = 2 WHERE session_id = 's1'")
-        yield
 
 
 async def test_one_that_fails_holds_up_no_other_and_is_told_once() -> None:

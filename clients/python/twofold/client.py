@@ -25,6 +25,8 @@ from twofold.memory.v1.watch_pb2_grpc import WatchServiceStub
 from twofold.registry.v1.agent_pb2_grpc import AgentServiceStub
 from twofold.registry.v1.audit_pb2_grpc import AuditServiceStub
 from twofold.registry.v1.permission_pb2_grpc import PermissionServiceStub
+from twofold.registry.v1.pod_pb2_grpc import PodServiceStub
+from twofold.registry.v1.session_pb2_grpc import SessionHistoryServiceStub
 from twofold.registry.v1.usage_pb2_grpc import UsageServiceStub
 from twofold.registry.v1.user_pb2_grpc import UserServiceStub
 from twofold.registry.v1.workspace_pb2_grpc import WorkspaceServiceStub
@@ -36,7 +38,10 @@ MEMORY = "127.0.0.1:50052"
 ROUTER = "127.0.0.1:50053"
 
 _REGISTRY_CONFIG = channels.service_config(
-    [f"twofold.registry.v1.{name}Service" for name in ("Workspace", "User", "Agent", "Permission", "Usage", "Audit")]
+    [
+        f"twofold.registry.v1.{name}Service"
+        for name in ("Workspace", "User", "Agent", "Permission", "Usage", "Audit", "Pod", "SessionHistory")
+    ]
 )
 _MEMORY_CONFIG = channels.service_config(
     [
@@ -100,6 +105,9 @@ class Twofold:
     permissions: PermissionServiceStub
     usage: UsageServiceStub
     audit: AuditServiceStub
+    pods: PodServiceStub
+    # What became of sessions; these themselves are the routers'.
+    session_history: SessionHistoryServiceStub
 
     conversations: ConversationServiceStub
     revisions: RevisionServiceStub
@@ -131,6 +139,8 @@ class Twofold:
         self.permissions = PermissionServiceStub(registry)
         self.usage = UsageServiceStub(registry)
         self.audit = AuditServiceStub(registry)
+        self.pods = PodServiceStub(registry)
+        self.session_history = SessionHistoryServiceStub(registry)
         self.conversations = ConversationServiceStub(memory)
         self.revisions = RevisionServiceStub(memory)
         self.branches = BranchServiceStub(memory)
