@@ -60,3 +60,31 @@ async def test_there_is_one_head(owner: Connection) -> None:
     ):
         with pytest.raises(asyncpg.IntegrityConstraintViolationError):
             await owner.execute(statement)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE registry.audit_heads SET seq = seq - 1",
+        "UPDATE registry.audit_heads SET seq = 0, hash = decode(repeat('00', 32), 'hex')",
+        "UPDATE registry.audit_heads SET hash = sha256('forged')",
+        "UPDATE registry.audit_heads SET seq = seq + 1",
+        "UPDATE registry.audit_heads SET workspace_id = 'another'",
+        "INSERT INTO registry.audit_heads (workspace_id, seq) VALUES ('another', 5)",
+        "DELETE FROM registry.audit_heads",
+        "TRUNCATE registry.audit_heads",
+    ],
+)
+async def test_the_end_of_a_chain_only_moves_on_not_even_the_owner_turns_it_back(
+    api: Registry, owner: Connection, application: Connection, workspace: str, statement: str
+) -> None:
+    heads = "SELECT array_agg(h::text ORDER BY workspace_id) FROM registry.audit_heads h"
+    before = await owner.fetchval(heads)
+    with pytest.raises(asyncpg.InsufficientPrivilegeError, match="only moves on"):
+        await owner.execute(statement)
+    async with application.transaction():
+        await application.execute("SELECT set_config('twofold.workspaces', $1, true)", workspace)
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            async with application.transaction():
+                await application.execute(statement)
+    assert await owner.fetchval(heads) == before
