@@ -13,6 +13,7 @@ from twofold.errors.v1.reason_pb2 import Reason
 from twofold.registry.v1 import agent_pb2, audit_pb2, permission_pb2, user_pb2, workspace_pb2
 from twofold.registry.v1.agent_pb2_grpc import AgentServiceStub
 from twofold.registry.v1.audit_pb2_grpc import AuditServiceStub
+from twofold.registry.v1.billing_pb2_grpc import BillingServiceStub
 from twofold.registry.v1.change_pb2_grpc import ChangeServiceStub
 from twofold.registry.v1.permission_pb2_grpc import PermissionServiceStub
 from twofold.registry.v1.pod_pb2_grpc import PodServiceStub
@@ -40,6 +41,7 @@ class Registry:
         self.agents = AgentServiceStub(channel)
         self.permissions = PermissionServiceStub(channel)
         self.usage = UsageServiceStub(channel)
+        self.billing = BillingServiceStub(channel)
         self.audit = AuditServiceStub(channel)
         self.changes = ChangeServiceStub(channel)
         self.pods = PodServiceStub(channel)

@@ -133,7 +133,7 @@ async def _check_order(change: Change, key: BillKey) -> None:
 
 
 async def _closed(change: Change, key: BillKey, answer: Answer[Closing]) -> bytes:
-    # Whoever was past the gate of the month has committed now, and is in its sums; everybody else will find it closed, and begin
+    # Whoever was past the gate of the month has committed now, and is in its sums; everybody else finds it closed, and begins
     # anew in the month that is open.
     await caps.lock_month(change, key.workspace_id, key.month)
     await change.write("freeze_lines", key.workspace_id, key.month)

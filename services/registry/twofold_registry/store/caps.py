@@ -1,4 +1,4 @@
-"""Caps in Postgres. Usage is summed where it is recorded; here it is compared, and those who follow are told of crossings."""
+"""Caps in Postgres. Usage is summed where it is recorded; here it is compared, and who follows is told of crossings."""
 
 from datetime import date
 from typing import NamedTuple

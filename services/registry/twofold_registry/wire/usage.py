@@ -56,7 +56,19 @@ def events(request: Batch, now: datetime) -> list[Event]:
     """The events of a batch; `now` is what their times are measured against."""
     if not 1 <= len(request.events) <= _EVENTS_MAX:
         raise InvalidField("events", f"has {len(request.events)} entries, must have 1 to {_EVENTS_MAX}")
-    return [_event(event, f"events[{index}]", now) for index, event in enumerate(request.events)]
+    latest = now + _AHEAD_MAX
+    try:
+        return [_event(event, latest) for event in request.events]
+    except InvalidField:
+        return [_named(event, index, latest) for index, event in enumerate(request.events)]
+
+
+def _named(event: pb.UsageEvent, index: int, latest: datetime) -> Event:
+    """Names the event that is refused; names for all of them cost as much as reading them."""
+    try:
+        return _event(event, latest)
+    except InvalidField as refusal:
+        raise InvalidField(f"events[{index}].{refusal.field}", refusal.problem) from None
 
 
 def recorded(duplicates: Sequence[bool]) -> pb.RecordUsageResponse:
@@ -178,24 +190,25 @@ def _kind(value: str, field: str) -> str:
     return value
 
 
-def _event(event: pb.UsageEvent, field: str, now: datetime) -> Event:
+def _event(event: pb.UsageEvent, latest: datetime) -> Event:
     return Event(
-        event_id=fields.identifier(event.event_id, f"{field}.event_id"),
-        user_id=fields.identifier(event.user_id, f"{field}.user_id"),
-        agent_id=fields.identifier(event.agent_id, f"{field}.agent_id"),
-        thread_id=fields.optional_identifier(event.thread_id, f"{field}.thread_id") or "",
-        at=_time(event, f"{field}.event_time", now),
-        messages=fields.whole(event.messages, f"{field}.messages", least=0, most=_MESSAGES_MAX),
-        input_tokens=fields.whole(event.input_tokens, f"{field}.input_tokens", least=0, most=_TOKENS_MAX),
-        output_tokens=fields.whole(event.output_tokens, f"{field}.output_tokens", least=0, most=_TOKENS_MAX),
-        kind=_kind(event.kind, f"{field}.kind") if event.kind else TURN,
+        event_id=fields.identifier(event.event_id, "event_id"),
+        user_id=fields.identifier(event.user_id, "user_id"),
+        agent_id=fields.identifier(event.agent_id, "agent_id"),
+        thread_id=fields.optional_identifier(event.thread_id, "thread_id") or "",
+        at=_time(event, latest),
+        messages=fields.whole(event.messages, "messages", least=0, most=_MESSAGES_MAX),
+        input_tokens=fields.whole(event.input_tokens, "input_tokens", least=0, most=_TOKENS_MAX),
+        output_tokens=fields.whole(event.output_tokens, "output_tokens", least=0, most=_TOKENS_MAX),
+        kind=_kind(event.kind, "kind") if event.kind else TURN,
     )
 
 
-def _time(event: pb.UsageEvent, field: str, now: datetime) -> datetime:
+def _time(event: pb.UsageEvent, latest: datetime) -> datetime:
     if not event.HasField("event_time"):
-        raise InvalidField(field, "is required")
-    at = fields.moment(event.event_time, field)
-    if not _EARLIEST <= at <= now + _AHEAD_MAX:
-        raise InvalidField(field, "must not lie before the year 2000 nor more than 1 hour in the future")
+        raise InvalidField("event_time", "is required")
+    at = fields.moment(event.event_time, "event_time")
+    if not _EARLIEST <= at <= latest:
+        problem = "must not lie before the year 2000 nor more than 1 hour in the future"
+        raise InvalidField("event_time", problem)
     return at
