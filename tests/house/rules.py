@@ -338,6 +338,8 @@ FIELDS: Mapping[str, Rule] = {
     "registry.v1.BatchGrantItem.expire_time": Time(earliest_s=-2 * 86400, latest_s=101 * YEAR_S),
     "registry.v1.BatchRevokeRequest.revokes": Many(500),
     "registry.v1.BatchCheckRequest.pairs": Many(500),
+    "registry.v1.CheckRequest.router_incarnation": NAME,
+    "registry.v1.BatchCheckRequest.router_incarnation": NAME,
     # What is wrong with one pair is told in its place among the answers.
     "registry.v1.PermissionPair.user_id": Anything(),
     "registry.v1.PermissionPair.agent_id": Anything(),

@@ -5,7 +5,16 @@ from dataclasses import replace
 from datetime import timedelta
 
 from twofold_chassis.requests import Attempt
-from twofold_registry.agents import Agent, AgentExists, AgentKey, AgentUnknown, Observation, Reported, ReportOutcome
+from twofold_registry.agents import (
+    Agent,
+    AgentExists,
+    AgentKey,
+    AgentState,
+    AgentUnknown,
+    Observation,
+    Reported,
+    ReportOutcome,
+)
 from twofold_registry.history import Item, ItemKind
 from twofold_registry.resources import Answer, Edit, Key, Order, Stored
 from twofold_registry.store import rows
@@ -61,7 +70,9 @@ class PostgresAgents(PostgresResources[Agent]):
 
 def _items(before: Stored[Agent] | None, after: Stored[Agent] | None) -> Sequence[Item]:
     (one, *_) = [each for each in (after, before) if each]
-    kind = ItemKind.ROUTE if before and after else ItemKind.AGENT
+    # What permissions rest on is that it is there, and not gone for good.
+    stays = before and after and AgentState.GONE not in {before.value.state, after.value.state}
+    kind = ItemKind.ROUTE if stays else ItemKind.AGENT
     return [Item(kind, agent_id=one.value.agent_id, after=agent_bytes(after) if after else None)]
 
 

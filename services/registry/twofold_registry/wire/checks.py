@@ -181,10 +181,13 @@ def _pair(item: pb.PermissionPair, index: int) -> Pair:
 
 
 def _router(request: _Asked) -> RouterKey | None:
-    router_id, incarnation = request.router_id, request.router_incarnation
-    if not router_id and not incarnation:
+    router_id = fields.optional_identifier(request.router_id, "router_id")
+    incarnation = fields.optional_identifier(request.router_incarnation, "router_incarnation")
+    if router_id is None and incarnation is None:
         return None
-    return RouterKey(fields.identifier(router_id, "router_id"), fields.identifier(incarnation, "router_incarnation"))
+    if router_id is None or incarnation is None:
+        raise InvalidField("router_id" if router_id is None else "router_incarnation", "is required with the other one")
+    return RouterKey(router_id, incarnation)
 
 
 def _result(wrong: InvalidField | None, facts: Iterator[Facts]) -> pb.CheckResult:
