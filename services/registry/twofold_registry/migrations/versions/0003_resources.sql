@@ -57,7 +57,7 @@ CREATE INDEX users_of_a_role ON registry.users (workspace_id, role, user_id);
 CREATE INDEX suspended_users ON registry.users (workspace_id, user_id) WHERE state = 'suspended';
 CREATE INDEX agents_by_time ON registry.agents (workspace_id, created_at, agent_id);
 CREATE INDEX agents_in_a_state ON registry.agents (workspace_id, state, agent_id);
-CREATE INDEX agents_by_name ON registry.agents (workspace_id, display_name COLLATE "C", agent_id);
+CREATE INDEX agents_by_name ON registry.agents (workspace_id, display_name, agent_id);
 
 -- What the sweep looks for.
 CREATE INDEX workspaces_to_purge ON registry.workspaces (purge_at) WHERE purged_at IS NULL AND deleted_at IS NOT NULL;
@@ -67,6 +67,8 @@ CREATE INDEX agents_to_purge ON registry.agents (purge_at) WHERE purged_at IS NU
 
 -- agents
 ALTER TABLE registry.agents
+    -- By bytes, so that all names that begin alike are a range.
+    ALTER COLUMN display_name TYPE text COLLATE "C",
     -- One target in each place of the three.
     ADD COLUMN target_names text[] NOT NULL DEFAULT '{}',
     ADD COLUMN target_urls text[] NOT NULL DEFAULT '{}',

@@ -30,16 +30,19 @@ SELECT a.workspace_id, a.agent_id, a.display_name, a.url, a.target_names, a.targ
     a.context_delivery, a.context_messages_max, a.context_tokens_max, a.first_token_timeout_us, a.turn_timeout_us,
     a.created_at, a.updated_at, a.deleted_at, a.purge_at, a.revision,
     o.observed_targets, o.observed_states, o.observed_generations, o.observed_times, o.observed_messages
-FROM registry.agents a
-JOIN registry.workspaces w ON w.workspace_id = a.workspace_id AND w.deleted_at IS NULL
+FROM (  -- the page first, so that observations are looked up for it only
+    SELECT a.* FROM registry.agents a
+    JOIN registry.workspaces w ON w.workspace_id = a.workspace_id AND w.deleted_at IS NULL
+    WHERE a.workspace_id = $1 AND a.purged_at IS NULL AND (a.deleted_at IS NULL OR $3::boolean)
+        AND ($4::text IS NULL OR a.state = $4)
+        -- All that begin with it, said with operators that may be asked before row-level security: so an index can answer.
+        AND ($5::text IS NULL OR a.display_name >= $5 AND a.display_name < $5 || repeat(U&'\+10FFFF', 64))
+        AND a.agent_id > $6
+    ORDER BY a.agent_id
+    LIMIT $2
+) a
 CROSS JOIN LATERAL registry.observations_of(a.workspace_id, a.agent_id, a.generation) o
-WHERE a.workspace_id = $1 AND a.purged_at IS NULL AND (a.deleted_at IS NULL OR $3::boolean)
-    AND ($4::text IS NULL OR a.state = $4)
-    -- All that begin with it, said with operators that may be asked before row-level security: so an index can answer.
-    AND ($5::text IS NULL OR a.display_name COLLATE "C" >= $5 AND a.display_name COLLATE "C" < $5 || repeat(U&'\+10FFFF', 64))
-    AND a.agent_id > $6
-ORDER BY a.agent_id
-LIMIT $2;
+ORDER BY a.agent_id;
 
 -- name: list_agents_desc
 SELECT a.workspace_id, a.agent_id, a.display_name, a.url, a.target_names, a.target_urls, a.target_weights, a.generation,
@@ -47,16 +50,19 @@ SELECT a.workspace_id, a.agent_id, a.display_name, a.url, a.target_names, a.targ
     a.context_delivery, a.context_messages_max, a.context_tokens_max, a.first_token_timeout_us, a.turn_timeout_us,
     a.created_at, a.updated_at, a.deleted_at, a.purge_at, a.revision,
     o.observed_targets, o.observed_states, o.observed_generations, o.observed_times, o.observed_messages
-FROM registry.agents a
-JOIN registry.workspaces w ON w.workspace_id = a.workspace_id AND w.deleted_at IS NULL
+FROM (  -- the page first, so that observations are looked up for it only
+    SELECT a.* FROM registry.agents a
+    JOIN registry.workspaces w ON w.workspace_id = a.workspace_id AND w.deleted_at IS NULL
+    WHERE a.workspace_id = $1 AND a.purged_at IS NULL AND (a.deleted_at IS NULL OR $3::boolean)
+        AND ($4::text IS NULL OR a.state = $4)
+        -- All that begin with it, said with operators that may be asked before row-level security: so an index can answer.
+        AND ($5::text IS NULL OR a.display_name >= $5 AND a.display_name < $5 || repeat(U&'\+10FFFF', 64))
+        AND a.agent_id < $6
+    ORDER BY a.agent_id DESC
+    LIMIT $2
+) a
 CROSS JOIN LATERAL registry.observations_of(a.workspace_id, a.agent_id, a.generation) o
-WHERE a.workspace_id = $1 AND a.purged_at IS NULL AND (a.deleted_at IS NULL OR $3::boolean)
-    AND ($4::text IS NULL OR a.state = $4)
-    -- All that begin with it, said with operators that may be asked before row-level security: so an index can answer.
-    AND ($5::text IS NULL OR a.display_name COLLATE "C" >= $5 AND a.display_name COLLATE "C" < $5 || repeat(U&'\+10FFFF', 64))
-    AND a.agent_id < $6
-ORDER BY a.agent_id DESC
-LIMIT $2;
+ORDER BY a.agent_id DESC;
 
 -- name: list_agents_by_time
 SELECT a.workspace_id, a.agent_id, a.display_name, a.url, a.target_names, a.target_urls, a.target_weights, a.generation,
@@ -64,16 +70,19 @@ SELECT a.workspace_id, a.agent_id, a.display_name, a.url, a.target_names, a.targ
     a.context_delivery, a.context_messages_max, a.context_tokens_max, a.first_token_timeout_us, a.turn_timeout_us,
     a.created_at, a.updated_at, a.deleted_at, a.purge_at, a.revision,
     o.observed_targets, o.observed_states, o.observed_generations, o.observed_times, o.observed_messages
-FROM registry.agents a
-JOIN registry.workspaces w ON w.workspace_id = a.workspace_id AND w.deleted_at IS NULL
+FROM (  -- the page first, so that observations are looked up for it only
+    SELECT a.* FROM registry.agents a
+    JOIN registry.workspaces w ON w.workspace_id = a.workspace_id AND w.deleted_at IS NULL
+    WHERE a.workspace_id = $1 AND a.purged_at IS NULL AND (a.deleted_at IS NULL OR $3::boolean)
+        AND ($4::text IS NULL OR a.state = $4)
+        -- All that begin with it, said with operators that may be asked before row-level security: so an index can answer.
+        AND ($5::text IS NULL OR a.display_name >= $5 AND a.display_name < $5 || repeat(U&'\+10FFFF', 64))
+        AND (a.created_at, a.agent_id) > ($6, $7)
+    ORDER BY a.created_at, a.agent_id
+    LIMIT $2
+) a
 CROSS JOIN LATERAL registry.observations_of(a.workspace_id, a.agent_id, a.generation) o
-WHERE a.workspace_id = $1 AND a.purged_at IS NULL AND (a.deleted_at IS NULL OR $3::boolean)
-    AND ($4::text IS NULL OR a.state = $4)
-    -- All that begin with it, said with operators that may be asked before row-level security: so an index can answer.
-    AND ($5::text IS NULL OR a.display_name COLLATE "C" >= $5 AND a.display_name COLLATE "C" < $5 || repeat(U&'\+10FFFF', 64))
-    AND (a.created_at, a.agent_id) > ($6, $7)
-ORDER BY a.created_at, a.agent_id
-LIMIT $2;
+ORDER BY a.created_at, a.agent_id;
 
 -- name: list_agents_by_time_desc
 SELECT a.workspace_id, a.agent_id, a.display_name, a.url, a.target_names, a.target_urls, a.target_weights, a.generation,
@@ -81,16 +90,19 @@ SELECT a.workspace_id, a.agent_id, a.display_name, a.url, a.target_names, a.targ
     a.context_delivery, a.context_messages_max, a.context_tokens_max, a.first_token_timeout_us, a.turn_timeout_us,
     a.created_at, a.updated_at, a.deleted_at, a.purge_at, a.revision,
     o.observed_targets, o.observed_states, o.observed_generations, o.observed_times, o.observed_messages
-FROM registry.agents a
-JOIN registry.workspaces w ON w.workspace_id = a.workspace_id AND w.deleted_at IS NULL
+FROM (  -- the page first, so that observations are looked up for it only
+    SELECT a.* FROM registry.agents a
+    JOIN registry.workspaces w ON w.workspace_id = a.workspace_id AND w.deleted_at IS NULL
+    WHERE a.workspace_id = $1 AND a.purged_at IS NULL AND (a.deleted_at IS NULL OR $3::boolean)
+        AND ($4::text IS NULL OR a.state = $4)
+        -- All that begin with it, said with operators that may be asked before row-level security: so an index can answer.
+        AND ($5::text IS NULL OR a.display_name >= $5 AND a.display_name < $5 || repeat(U&'\+10FFFF', 64))
+        AND (a.created_at, a.agent_id) < ($6, $7)
+    ORDER BY a.created_at DESC, a.agent_id DESC
+    LIMIT $2
+) a
 CROSS JOIN LATERAL registry.observations_of(a.workspace_id, a.agent_id, a.generation) o
-WHERE a.workspace_id = $1 AND a.purged_at IS NULL AND (a.deleted_at IS NULL OR $3::boolean)
-    AND ($4::text IS NULL OR a.state = $4)
-    -- All that begin with it, said with operators that may be asked before row-level security: so an index can answer.
-    AND ($5::text IS NULL OR a.display_name COLLATE "C" >= $5 AND a.display_name COLLATE "C" < $5 || repeat(U&'\+10FFFF', 64))
-    AND (a.created_at, a.agent_id) < ($6, $7)
-ORDER BY a.created_at DESC, a.agent_id DESC
-LIMIT $2;
+ORDER BY a.created_at DESC, a.agent_id DESC;
 
 -- name: insert_agent
 INSERT INTO registry.agents
