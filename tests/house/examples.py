@@ -268,6 +268,7 @@ _REGISTRY: dict[str, Callable[[World], ProtoMessage]] = {
         workspace_id=world.workspace_id,
         page_size=5,
         state=agent_pb2.AgentState.AGENT_STATE_PUBLISHED,
+        display_name_prefix="Hel",
         show_deleted=True,
         order_by="create_time",
     ),

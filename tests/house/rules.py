@@ -327,6 +327,7 @@ FIELDS: Mapping[str, Rule] = {
     "registry.v1.AgentObservation.generation": Whole(1),
     "registry.v1.AgentObservation.observe_time": Time(earliest_s=-100 * YEAR_S, latest_s=120),
     "registry.v1.AgentObservation.message": NAME,
+    "registry.v1.ListAgentsRequest.display_name_prefix": NAME,
     "registry.v1.AgentSettings.instructions": Text(64 * KIB),
     "registry.v1.AgentSettings.model": NAME,
     "registry.v1.AgentSettings.context_messages_max": Whole(0, 100),
