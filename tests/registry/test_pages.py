@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.registry.stubs import Registry, invalid, refused
+from tests.registry.stubs import Connection, Registry, invalid, refused
 from twofold.errors.v1.reason_pb2 import Reason
 from twofold.registry.v1 import agent_pb2, audit_pb2, permission_pb2, user_pb2, workspace_pb2
 from twofold_chassis import fields
@@ -41,7 +41,7 @@ def listing(api: Registry, rpc: str, workspace: str) -> Ask:
     }
     method, request = requests[rpc]
 
-    async def ask(size: int = 0, token: str = "", **values: str) -> Any:
+    async def ask(size: int = 0, token: str = "", **values: Any) -> Any:
         request.page_size, request.page_token = size, token
         for name, value in values.items():
             setattr(request, name, value)
@@ -54,7 +54,7 @@ def items(answer: Any) -> list[Any]:
     return list(next(value for field, value in answer.ListFields() if field.name != "next_page_token"))
 
 
-async def walk(ask: Ask, size: int, **values: str) -> list[Any]:
+async def walk(ask: Ask, size: int, **values: Any) -> list[Any]:
     found, token = [], ""
     while True:
         answer = await ask(size, token, **values)
@@ -95,6 +95,110 @@ async def test_pages_stay_whole_while_others_write(api: Registry, furnished: str
     await api.users.DeleteUser(user_pb2.DeleteUserRequest(workspace_id=furnished, user_id=first.users[-1].user_id))
     rest = await ask(500, first.next_page_token)
     assert [user.user_id for user in rest.users] == ["b", "z", "zz", "ä", "日本", "\U0001f600"]
+
+
+ORDERS = ("id", "id desc", "create_time", "create_time desc")
+RESOURCES = ("ListUsers", "ListAgents")
+
+
+def id_of(resource: Any) -> str:
+    return str(getattr(resource, "user_id", "") or getattr(resource, "agent_id", "") or resource.workspace_id)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("rpc", RESOURCES)
+async def test_each_order_joins_to_the_whole(api: Registry, furnished: str, rpc: str, order: str) -> None:
+    ask = listing(api, rpc, furnished)
+    ids = sorted(IDS, key=str.encode) if order.startswith("id") else list(reversed(IDS))  # as they were made
+    if order.endswith("desc"):
+        ids.reverse()
+    for size in (1, 2, 4, 500):
+        assert [id_of(found) for found in await walk(ask, size, order_by=order)] == ids
+
+
+@pytest.mark.parametrize("order", ORDERS)
+async def test_workspaces_are_listed_in_each_order(api: Registry, workspace_id: str, order: str) -> None:
+    plan = workspace_id.lower()
+    ids = [f"{workspace_id}-{name}" for name in ("c", "a", "b")]
+    for each in ids:
+        await api.make_workspace(each, plan=plan)
+    expected = sorted(ids) if order.startswith("id") else ids
+    if order.endswith("desc"):
+        expected = expected[::-1]
+    ask = listing(api, "ListWorkspaces", "")
+    for size in (1, 2, 500):
+        assert [id_of(found) for found in await walk(ask, size, order_by=order, plan=plan)] == expected
+
+
+@pytest.mark.parametrize("order", ORDERS)
+async def test_those_of_one_time_are_all_listed(api: Registry, owner: Connection, furnished: str, order: str) -> None:
+    await owner.execute("UPDATE registry.users SET created_at = now() WHERE workspace_id = $1", furnished)
+    for size in (1, 2):
+        found = [id_of(user) for user in await walk(listing(api, "ListUsers", furnished), size, order_by=order)]
+        assert found == sorted(IDS, key=str.encode, reverse=order.endswith("desc"))
+
+
+@pytest.mark.parametrize("order", ["ID", "id asc", "display_name", "id,create_time", "create_time; DROP TABLE"])
+@pytest.mark.parametrize("rpc", ["ListWorkspaces", *RESOURCES])
+async def test_an_order_is_one_of_four(api: Registry, workspace: str, rpc: str, order: str) -> None:
+    with invalid("order_by"):
+        await listing(api, rpc, workspace)(order_by=order)
+
+
+async def test_a_token_belongs_to_its_filters_and_its_order(api: Registry, furnished: str) -> None:
+    ask = listing(api, "ListUsers", furnished)
+    token = (await ask(1)).next_page_token
+    changes: list[dict[str, Any]] = [
+        {"order_by": "id desc"}, {"order_by": "create_time"}, {"role": user_pb2.ROLE_MEMBER}, {"email": "u1@acme.test"},
+        {"state": user_pb2.USER_STATE_ACTIVE}, {"identity_id": "x"}, {"show_deleted": True},
+    ]  # fmt: skip
+    for change in changes:
+        with bad_token():
+            await listing(api, "ListUsers", furnished)(1, token, **change)
+    assert (await ask(1, token)).users
+
+
+async def test_a_place_in_time_that_is_none_is_damage(api: Registry, furnished: str) -> None:
+    ask = listing(api, "ListUsers", furnished)
+    token = (await ask(1, order_by="create_time")).next_page_token
+    for cursor in (f'[{2**62},"a"]', '[-1,"a"]', '["a","a"]', "[1]", '[1,"a",1]', '[1.5,"a"]', "[1,2]"):
+        with bad_token():
+            await ask(1, forged(token, cursor), order_by="create_time")
+
+
+async def _churn(api: Registry, workspace: str, rpc: str, number: int) -> None:
+    """Between two pages: one comes and one goes, before and behind whatever place the page ended at."""
+    names = [f"{head}{number}" for head in ("!", "aa", "zz", "\U0001f680")]
+    for name in names:
+        if rpc == "ListUsers":
+            await api.make_user(workspace, name, email=f"{number}{names.index(name)}@churn.test")
+        else:
+            await api.make_agent(workspace, name)
+    for name in names[::2]:
+        if rpc == "ListUsers":
+            await api.users.DeleteUser(user_pb2.DeleteUserRequest(workspace_id=workspace, user_id=name))
+        else:
+            await api.agents.DeleteAgent(agent_pb2.DeleteAgentRequest(workspace_id=workspace, agent_id=name))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("rpc", RESOURCES)
+async def test_pages_neither_repeat_nor_skip_what_is_there_all_the_time(
+    api: Registry, furnished: str, rpc: str, order: str
+) -> None:
+    ask = listing(api, rpc, furnished)
+    found, token = [], ""
+    for number in range(100):
+        answer = await ask(2, token, order_by=order)
+        found += [id_of(resource) for resource in items(answer)]
+        token = answer.next_page_token
+        if not token:
+            break
+        if number < 4:  # for ever, the listing by time would never end
+            await _churn(api, furnished, rpc, number)
+    assert len(found) == len(set(found))
+    expected = sorted(IDS, key=str.encode) if order.startswith("id") else list(reversed(IDS))
+    assert [each for each in found if each in IDS] == (expected[::-1] if order.endswith("desc") else expected)
 
 
 @pytest.mark.parametrize("rpc", LISTS)
