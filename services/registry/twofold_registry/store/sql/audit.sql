@@ -82,7 +82,10 @@ SELECT
 SELECT e.seq, e.revision, e.ordinal, e.actor, e.action, e.resource_kind, e.resource_id, e.before_json, e.after_json,
     e.request_id, e.created_at, e.prev_hash, e.hash
 FROM unnest($2::bigint[]) WITH ORDINALITY AS p (seq, place)
-JOIN registry.audit_entries e ON e.workspace_id = $1 AND e.seq = p.seq
+CROSS JOIN LATERAL (
+    -- OFFSET 0: the filters are for these places only, and no reason to go along an index of all that pass one of them.
+    SELECT * FROM registry.audit_entries a WHERE a.workspace_id = $1 AND a.seq = p.seq OFFSET 0
+) e
 WHERE ($4::text IS NULL OR e.resource_kind = $4) AND ($5::text IS NULL OR e.resource_id = $5)
     AND ($6::text IS NULL OR e.actor = $6) AND ($7::text IS NULL OR e.action = $7)
     AND ($8::text IS NULL OR e.request_id = $8)
@@ -106,11 +109,15 @@ SELECT hash FROM registry.audit_entries WHERE workspace_id = $1 AND seq = $2 LIM
 -- name: audit_batch
 -- The places behind $2 up to $3, at most $4 entries and about $5 bytes of them, and the end of the chain: all in one view. It
 -- trusts no constraint, as whoever rewrites a chain can drop those first. `following` is the place of the next entry up to $3.
-SELECT c.seq AS head_seq, c.hash AS head_hash, e.*,
-    (SELECT min(a.seq) FROM registry.audit_entries a WHERE a.workspace_id = $1) AS lowest,
-    (SELECT min(a.seq) FROM registry.audit_entries a WHERE a.workspace_id = $1 AND a.seq > c.seq) AS behind
-FROM (SELECT $1::text) AS asked (workspace_id)
-LEFT JOIN registry.audit_heads c ON c.workspace_id = asked.workspace_id
+WITH ends AS MATERIALIZED (
+    SELECT c.seq AS head_seq, c.hash AS head_hash,
+        (SELECT min(a.seq) FROM registry.audit_entries a WHERE a.workspace_id = $1) AS lowest,
+        (SELECT min(a.seq) FROM registry.audit_entries a WHERE a.workspace_id = $1 AND a.seq > c.seq) AS behind
+    FROM (SELECT $1::text) AS asked (workspace_id)
+    LEFT JOIN registry.audit_heads c ON c.workspace_id = asked.workspace_id
+)
+SELECT ends.head_seq, ends.head_hash, ends.lowest, ends.behind, e.*
+FROM ends
 LEFT JOIN LATERAL (
     SELECT seq, revision, ordinal, actor, action, resource_kind, resource_id, before_json, after_json, request_id, created_at,
         prev_hash, hash, following
