@@ -60,7 +60,8 @@ class Limit(NamedTuple):
     is_shadow: bool
 
 
-class Retention(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Retention:
     """How many days something is kept; 0 is for ever."""
 
     conversation_days: int = 0

@@ -39,7 +39,7 @@ class PostgresPurges:
         async with postgres.connection(self._system) as connection:
             due = await connection.fetch(STATEMENTS["purges_due"], most)
         for row in due:
-            await self._purge(row)
+            await self.purge_one(row)
         return len(due)
 
     async def empty(self, most: int) -> int:
@@ -51,7 +51,8 @@ class PostgresPurges:
             count += await self._empty(row["workspace_id"], most)
         return count
 
-    async def _purge(self, row: Record) -> None:
+    async def purge_one(self, row: Record) -> None:
+        """Purges one that was found to be due, if nobody has changed it since."""
         kind, workspace_id = row["kind"], row["workspace_id"]
         key = (workspace_id,) if kind == "workspace" else (workspace_id, row["resource_id"])
         # With its etag: somebody may restore it meanwhile, or restore and delete it again.
