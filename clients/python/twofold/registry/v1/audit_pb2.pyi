@@ -125,7 +125,7 @@ class AuditEntry(_message.Message):
     action: _builtins.str
     """What was done, e.g. "agent.create", "permission.revoke"."""
     resource_kind: _builtins.str
-    """Kind of the resource: workspace, user, agent or permission."""
+    """Kind of the resource: workspace, user, agent, permission, invoice, adjustment or caps."""
     resource_id: _builtins.str
     """Id of the resource within the workspace; of a permission "<user_id>/<agent_id>" with "/" and "%" of the ids percent-encoded."""
     before_json: _builtins.str
@@ -197,7 +197,7 @@ class ListAuditEntriesRequest(_message.Message):
     workspace_id: _builtins.str
     """The workspace. Required."""
     resource_kind: _builtins.str
-    """Only entries of this kind of resource: workspace, user, agent or permission. Optional."""
+    """Only entries of this kind of resource: workspace, user, agent, permission, invoice, adjustment or caps. Optional."""
     resource_id: _builtins.str
     """Only entries of this resource; needs resource_kind. Optional."""
     page_size: _builtins.int
