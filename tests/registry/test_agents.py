@@ -370,6 +370,19 @@ async def test_only_another_state_is_a_change_with_a_revision(api: Registry, wor
     assert actions == ["workspace.create", "agent.create", "agent.observe", "agent.observe"]
 
 
+async def test_a_report_that_says_again_what_is_known_waits_for_nobody(
+    api: Registry, owner: Connection, workspace: str
+) -> None:
+    await api.make_agent(workspace, "helper")
+    await report(api, workspace, seen(COLD))
+    async with owner.transaction():  # somebody changes something in the workspace, and takes long
+        await owner.execute("SELECT FROM registry.workspaces WHERE workspace_id = $1 FOR UPDATE", workspace)
+        assert (await report(api, workspace, seen(COLD, at=10**9 + 1))).outcome == RECORDED
+        with refused(grpc.StatusCode.ABORTED, Reason.REASON_BUSY):
+            await report(api, workspace, seen(READY, at=10**9 + 2))
+    assert list((await get(api, workspace, "helper")).observations) == [seen(COLD, at=10**9 + 1)]
+
+
 async def test_what_followers_are_told_of_an_agent(api: Registry, owner: Connection, workspace: str) -> None:
     names: dict[str, Any] = {"workspace_id": workspace, "agent_id": "helper"}
     await api.make_agent(workspace, "helper")

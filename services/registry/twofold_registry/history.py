@@ -15,7 +15,7 @@ class ItemKind(enum.StrEnum):
     AGENT = "agent"
     """The agent was created, deleted or restored: permissions on it may have changed."""
     ROUTE = "route"
-    """Something of the agent changed that no permission rests on."""
+    """Something of the agent changed that no permission rests on: URLs, state, price, settings, or what was seen of it."""
     PERMISSION = "permission"
 
 

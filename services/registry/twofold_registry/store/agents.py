@@ -21,6 +21,7 @@ from twofold_registry.store import rows
 from twofold_registry.store.changes import Change, Changes
 from twofold_registry.store.reads import Reads
 from twofold_registry.store.resources import PostgresResources, Statements, Table
+from twofold_registry.store.statements import STATEMENTS
 from twofold_registry.urls import Home, UrlPolicy
 from twofold_registry.wire.agents import agent_bytes, agent_json
 from twofold_registry.workspaces import Workspace
@@ -34,12 +35,18 @@ class PostgresAgents(PostgresResources[Agent]):
         self._policy = policy
 
     async def report(self, key: AgentKey, seen: Observation, attempt: Attempt, answer: Answer[Reported]) -> bytes:
+        values = (seen.target, seen.state.value, seen.generation, seen.observed_at, seen.message)
+
+        async def renew(change: Change) -> bytes:
+            if await change.connection.fetchval(STATEMENTS["renew_observation"], *key, *values):
+                return answer(Reported(ReportOutcome.RECORDED, seen.generation), await change.head())
+            return b""
+
         async def make(change: Change) -> bytes:
             _, before = await self._locked(change, key)
             agent = before.value.observed(seen)
             if isinstance(agent, ReportOutcome):
                 return answer(Reported(agent, before.value.generation), await change.head())
-            values = (seen.target, seen.state.value, seen.generation, seen.observed_at, seen.message)
             known = before.value.known(seen.target)
             if known is not None and known.state is seen.state:
                 revision = await change.head()
@@ -52,7 +59,10 @@ class PostgresAgents(PostgresResources[Agent]):
                 await self._record(change, stamp, "observe", before, after)
             return answer(Reported(ReportOutcome.RECORDED, agent.generation), revision)
 
-        return await self._changes.once(attempt, key.workspace_id, make)
+        # Most reports say again what is known: they lock their own row only. In a transaction by itself, since whoever has
+        # locked that row must not wait for the workspace.
+        renewed = await self._changes.once(attempt, key.workspace_id, renew)
+        return renewed or await self._changes.once(attempt, key.workspace_id, make)
 
     def _edited(self, before: Agent, edit: Edit) -> Agent:
         return before.edited(edit)

@@ -138,6 +138,16 @@ SET purged_at = $3, updated_at = $3, revision = $4, display_name = '', url = '',
     target_weights = '{}', instructions = '', model = ''
 WHERE workspace_id = $1 AND agent_id = $2;
 
+-- name: renew_observation
+UPDATE registry.agent_observations o
+SET observed_at = $6, message = $7
+FROM registry.agents a
+JOIN registry.workspaces w ON w.workspace_id = a.workspace_id AND w.deleted_at IS NULL
+WHERE o.workspace_id = $1 AND o.agent_id = $2 AND o.target = $3 AND o.state = $4 AND o.generation = $5
+    AND o.observed_at < $6
+    AND a.workspace_id = $1 AND a.agent_id = $2 AND a.generation = $5 AND a.deleted_at IS NULL
+RETURNING true;
+
 -- name: keep_observation
 -- Those of generations that have passed go.
 WITH passed AS (
