@@ -130,7 +130,8 @@ async def test_sums_too_large_for_the_answer_are_refused_and_not_wrong(
 ) -> None:
     events = """
         INSERT INTO registry.usage_events
-        SELECT $1, n::text, 'ann', 'helper', '', 'turn', '2026-03-01', 0, 9223372036854775807, 0, '2026-03-01', 'USD', 0, 0, 0, 0
+        SELECT $1, n::text, 'ann', 'helper', '', 'turn', '2026-03-01', 0, 9223372036854775807, 0,
+            '2026-03-01', 'USD', 0, 0, 0, 0
         FROM generate_series(1, 2) AS n
     """
     sums = """
