@@ -80,9 +80,10 @@ class Registry:
 
 
 def settings_of(database: DatabaseSettings, **values: Any) -> Settings:
-    """Settings of a registry on a free port, which does not wait when it ends."""
+    """Settings of a registry on a free port, which does not wait when it ends, and sweeps nothing while a test runs."""
     log = LogSettings(level="error")
-    return Settings(database=database, registry=RegistrySettings(port=0, drain_s=0, **values), log=log)
+    values = {"port": 0, "drain_s": 0, "sweep_period_s": 3600, **values}
+    return Settings(database=database, registry=RegistrySettings(**values), log=log)
 
 
 @contextlib.contextmanager
