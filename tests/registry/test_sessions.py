@@ -92,6 +92,14 @@ async def test_a_close_that_comes_first_is_kept_and_joined(api: Registry, worksp
     assert await listed(api, workspace, open_only=True) == []
 
 
+async def test_the_earliest_opening_and_the_earliest_closing_count_each_by_itself(api: Registry, workspace: str) -> None:
+    await record(api, workspace, opened("s", 5), closed("s", 60, REVOKED))
+    await record(api, workspace, opened("s", 0), closed("s", 90))
+    assert [told(session) for session in await listed(api, workspace)] == [(0, 60, REVOKED)]
+    await record(api, workspace, opened("s", 3), closed("s", 30))
+    assert [told(session) for session in await listed(api, workspace)] == [(0, 30, LEFT)]
+
+
 async def test_a_repeat_changes_nothing_not_even_the_row(api: Registry, owner: Connection, workspace: str) -> None:
     events = [opened("s", 0), closed("s", 60), opened("t", 5)]
     await record(api, workspace, *events)
