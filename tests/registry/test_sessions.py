@@ -1,7 +1,8 @@
 """The history of sessions: whoever tells it, in whatever order, however often, the same comes of it."""
 
 import asyncio
-from collections.abc import Sequence
+import re
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -18,6 +19,7 @@ from twofold.registry.v1 import workspace_pb2
 from twofold.registry.v1.pod_pb2 import PodIncarnation
 from twofold_chassis.settings import DatabaseSettings
 from twofold_registry.app import registry
+from twofold_registry.store.statements import STATEMENTS
 
 NOON = 1_700_000_000
 LIFE = PodIncarnation(epoch=7, number=1)
@@ -300,3 +302,46 @@ async def test_bad_events_are_refused_by_their_field_and_nothing_is_kept(api: Re
         await record(api, workspace, *[opened("s", 0)] * 501)
     assert await listed(api, workspace) == []
     assert await record(api, workspace, *[opened("s", 0)] * 500) == []
+
+
+@pytest.mark.parametrize(
+    ("statement", "filters", "index"),
+    [
+        ("list_sessions", (), "sessions_by_time"),
+        ("list_open_sessions", (), "open_sessions"),
+        ("list_sessions_of_user", (False, "u1", None, None), "sessions_of_a_user"),
+        ("list_sessions_of_pod", (False, "p1", None), "sessions_of_a_pod"),
+        ("list_sessions_of_agent", (False, "a1"), "sessions_of_an_agent"),
+    ],
+)
+async def test_each_list_goes_along_an_index_for_the_services_role_too(
+    many: str, application: Connection, statement: str, filters: tuple[object, ...], index: str
+) -> None:
+    plain = "EXPLAIN (ANALYZE, TIMING OFF, COSTS OFF) "
+    ahead, ever = datetime(9999, 12, 31, tzinfo=UTC), datetime(1, 1, 1, tzinfo=UTC)
+    async with application.transaction():
+        await application.execute("SELECT set_config('twofold.workspaces', $1, true)", many)
+        rows = await application.fetch(plain + STATEMENTS[statement], many, ahead, "", 0, ever, 11, *filters)
+    plan = "\n".join(row[0] for row in rows)
+    assert index in plan
+    assert "Seq Scan" not in plan
+    looked_at = [int(float(count)) for count in re.findall(r"Scan.*rows=([\d.]+)", plan)]
+    assert max(looked_at) <= 200, plan
+
+
+@pytest.fixture(scope="module")
+async def many(owner: Connection) -> AsyncIterator[str]:
+    """A workspace with 20,000 sessions of 200 users, with 100 agents, through 100 pods; each hundredth is open."""
+    workspace = "ws-of-many-sessions"
+    await owner.execute(
+        "INSERT INTO registry.sessions (workspace_id, session_id, fence, user_id, agent_id, pod_id, pod_epoch, pod_number,"
+        " opened_at, closed_at, close_reason)"
+        " SELECT $1, 's' || i, 0, 'u' || i % 200, 'a' || i / 7 % 100, 'p' || i / 11 % 100, 1, 1,"
+        " now() - make_interval(secs => i), CASE WHEN i % 100 > 0 THEN now() END, CASE WHEN i % 100 > 0 THEN 1 ELSE 0 END"
+        " FROM generate_series(1, 20000) i",
+        workspace,
+    )
+    await owner.execute("ANALYZE registry.sessions")
+    yield workspace
+    await owner.execute("DELETE FROM registry.sessions WHERE workspace_id = $1", workspace)
+    await owner.execute("ANALYZE registry.sessions")
