@@ -54,6 +54,8 @@ CREATE INDEX workspaces_by_name ON registry.workspaces (display_name text_patter
 CREATE INDEX suspended_workspaces ON registry.workspaces (workspace_id) WHERE state = 'suspended';
 CREATE INDEX users_by_time ON registry.users (workspace_id, created_at, user_id);
 CREATE INDEX users_of_a_role ON registry.users (workspace_id, role, user_id);
+CREATE INDEX users_by_email ON registry.users (workspace_id, email);  -- deleted ones, too
+CREATE INDEX users_by_identity ON registry.users (workspace_id, identity_id);
 CREATE INDEX suspended_users ON registry.users (workspace_id, user_id) WHERE state = 'suspended';
 CREATE INDEX agents_by_time ON registry.agents (workspace_id, created_at, agent_id);
 CREATE INDEX agents_in_a_state ON registry.agents (workspace_id, state, agent_id);
