@@ -1,5 +1,6 @@
 """`twofold audit`: the audit of a workspace verified, exported and signed; and a file of it verified without any service."""
 
+import asyncio
 import base64
 import binascii
 import json
@@ -23,6 +24,7 @@ from twofold_chassis.start import StartError
 ACTOR = "twofold-cli"
 _STREAM_S = 24 * 3600.0
 _TRIES = 6
+_TRY_AGAIN_S = 1.0
 _GOES_ON = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED)
 
 Form = TypeVar("Form", bound=Message)
@@ -56,7 +58,7 @@ async def _verified(client: Twofold, request: pb.VerifyAuditRequest) -> pb.Audit
                 if not request.HasField("signed_head") or answer.progress.seq <= request.signed_head.seq:
                     request.after_seq, request.after_hash = answer.progress.seq, answer.progress.hash
         except grpc.aio.AioRpcError as error:
-            tries = _again(error, tries)
+            tries = await _again(error, tries)
 
 
 async def export(workspace_id: str, file: Path | None, *, target: str) -> int:
@@ -82,7 +84,7 @@ async def _export(out: BinaryIO, workspace_id: str, target: str) -> None:
                     out.write(b"".join(_json(entry).encode() + b"\n" for entry in answer.entries))
                     request.after_seq, tries = answer.entries[-1].seq, 0
             except grpc.aio.AioRpcError as error:
-                tries = _again(error, tries)
+                tries = await _again(error, tries)
             else:
                 return
 
@@ -164,10 +166,11 @@ def _json(message: Message) -> str:
     return MessageToJson(message, preserving_proto_field_name=True, indent=None, ensure_ascii=False)
 
 
-def _again(error: grpc.aio.AioRpcError, tries: int) -> int:
-    """Counts a try more where a stream can be gone on with. Raises StartError."""
+async def _again(error: grpc.aio.AioRpcError, tries: int) -> int:
+    """Waits and counts a try more, where a stream can be gone on with. Raises StartError."""
     if error.code() not in _GOES_ON or tries >= _TRIES:
         raise StartError(_told(error)) from None
+    await asyncio.sleep(_TRY_AGAIN_S)
     return tries + 1
 
 
