@@ -30,7 +30,7 @@ from twofold.memory.v1 import (
     tool_run_pb2,
 )
 from twofold.memory.v1 import turn_pb2 as memory_turn_pb2
-from twofold.registry.v1 import agent_pb2, permission_pb2, user_pb2, workspace_pb2
+from twofold.registry.v1 import agent_pb2, billing_pb2, permission_pb2, user_pb2, workspace_pb2
 from twofold_chassis.settings import RedisSettings
 from twofold_cli.embedded.postgres import DatabaseUrls, EmbeddedPostgres
 from twofold_memory.app import memory
@@ -175,6 +175,7 @@ async def world(house: House) -> World:
             workspace_id=world.workspace_id, user_id=world.user_id, set={"preferred_language": "Python"}
         )
     )
+    await client.billing.CloseMonth(billing_pb2.CloseMonthRequest(workspace_id=world.workspace_id, month=world.closed_month))
     await _deleted(client, world)
     await _erased(client, world)
     await _records(client, world)

@@ -34,6 +34,7 @@ from twofold.memory.v1 import turn_pb2 as memory_turn_pb2
 from twofold.registry.v1 import (
     agent_pb2,
     audit_pb2,
+    billing_pb2,
     permission_pb2,
     pod_pb2,
     session_pb2,
@@ -69,6 +70,8 @@ class World:
     # A turn of the conversation that could not be stored.
     dead_turn_id: str = "turn-dead"
     dead_payload_hash: str = "ab" * 32
+    # One that has an invoice.
+    closed_month: str = "2020-02"
 
     @property
     def deleted_workspace_id(self) -> str:
@@ -371,12 +374,75 @@ _REGISTRY: dict[str, Callable[[World], ProtoMessage]] = {
             )
         ],
     ),
+    "UsageService.StreamUsage": lambda world: usage_pb2.StreamUsageRequest(
+        workspace_id=world.workspace_id,
+        events=[
+            usage_pb2.UsageEvent(
+                event_id="turn-2/1",
+                user_id=world.user_id,
+                agent_id=world.agent_id,
+                thread_id=world.thread_id,
+                event_time=_time(timedelta()),
+                messages=2,
+                kind="tool",
+            )
+        ],
+    ),
     "UsageService.GetUsage": lambda world: usage_pb2.GetUsageRequest(
         workspace_id=world.workspace_id,
         start_time=_time(-timedelta(days=1)),
         end_time=_time(timedelta()),
         user_id=world.user_id,
         agent_id=world.agent_id,
+        kind="turn",
+    ),
+    "UsageService.QueryUsage": lambda world: usage_pb2.QueryUsageRequest(
+        workspace_id=world.workspace_id,
+        start_time=_time(-timedelta(days=1)),
+        end_time=_time(timedelta()),
+        group_by=usage_pb2.USAGE_GROUP_DAY,
+        user_id=world.user_id,
+        agent_id=world.agent_id,
+        kind="turn",
+        page_size=10,
+    ),
+    "UsageService.ReadWindow": lambda world: usage_pb2.ReadWindowRequest(
+        workspace_id=world.workspace_id,
+        start_time=_time(-timedelta(hours=1)),
+        cell=Duration(seconds=300),
+        operations_for=Duration(seconds=600),
+    ),
+    "BillingService.GetBill": lambda world: billing_pb2.GetBillRequest(
+        workspace_id=world.workspace_id, month=world.closed_month, page_size=10
+    ),
+    "BillingService.CloseMonth": lambda world: billing_pb2.CloseMonthRequest(
+        workspace_id=world.workspace_id, month="2020-03", request_id=world.request_id
+    ),
+    "BillingService.GetInvoice": lambda world: billing_pb2.GetInvoiceRequest(
+        workspace_id=world.workspace_id, month=world.closed_month, page_size=10
+    ),
+    "BillingService.ListInvoices": lambda world: billing_pb2.ListInvoicesRequest(
+        workspace_id=world.workspace_id, page_size=10
+    ),
+    "BillingService.CreateAdjustment": lambda world: billing_pb2.CreateAdjustmentRequest(
+        adjustment=billing_pb2.Adjustment(
+            workspace_id=world.workspace_id,
+            about_month=world.closed_month,
+            amount=usage_pb2.Money(currency="EUR", amount_micros=-5_000_000),
+            reason="as agreed",
+        ),
+        request_id=world.request_id,
+    ),
+    "BillingService.GetCaps": lambda world: billing_pb2.GetCapsRequest(workspace_id=world.workspace_id),
+    "BillingService.SetCaps": lambda world: billing_pb2.SetCapsRequest(
+        caps=billing_pb2.UsageCaps(
+            workspace_id=world.workspace_id,
+            messages=billing_pb2.Cap(soft=80, hard=100),
+            tokens=billing_pb2.Cap(soft=80, hard=100),
+            cost_micros=billing_pb2.Cap(soft=80, hard=100),
+            currency="EUR",
+        ),
+        request_id=world.request_id,
     ),
     "PodService.RegisterPod": lambda world: pod_pb2.RegisterPodRequest(
         pod_id="pod-1", address="10.0.0.7:8080", request_id=f"{world.request_id}/pod"

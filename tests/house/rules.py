@@ -258,6 +258,9 @@ class Anything(Rule):
 NAME = Line()
 SEQ = Whole(1, 2**53)
 HEXADECIMAL = Formed(bytes_max=256, ill=("abc", "xy", "ab cd", "0x00"))
+KIND = Formed(bytes_max=64, ill=("Turn", "a b", "a/b", "é"))
+MONTH = Formed(bytes_max=255, ill=("2026-13", "2026-1", "1999-12", "26-01", "2026-01-01", "march"))
+CURRENCY = Formed(bytes_max=255, ill=("usd", "US", "USDD", "U1D", "$"))
 HOST = Formed(
     bytes_max=253, ill=("with space", "http://example.com", ".example.com", "a..b", "-a.com", "a.com/path", "a:80")
 )
@@ -349,6 +352,25 @@ FIELDS: Mapping[str, Rule] = {
     "registry.v1.UsageEvent.messages": Whole(0, 10**9),
     "registry.v1.UsageEvent.input_tokens": Whole(0, 10**12),
     "registry.v1.UsageEvent.output_tokens": Whole(0, 10**12),
+    "registry.v1.UsageEvent.kind": KIND,
+    "registry.v1.StreamUsageRequest.events": Many(500),
+    "registry.v1.GetUsageRequest.kind": KIND,
+    "registry.v1.QueryUsageRequest.kind": KIND,
+    "registry.v1.QueryUsageRequest.start_time": Time(),
+    "registry.v1.QueryUsageRequest.end_time": Time(earliest_s=-10 * 86400),
+    "registry.v1.ReadWindowRequest.start_time": Time(earliest_s=-25 * 3600, latest_s=2 * 3600),
+    "registry.v1.ReadWindowRequest.cell": Span(3600),
+    "registry.v1.ReadWindowRequest.operations_for": Span(3600),
+    "registry.v1.GetBillRequest.month": MONTH,
+    "registry.v1.CloseMonthRequest.month": MONTH,
+    "registry.v1.GetInvoiceRequest.month": MONTH,
+    "registry.v1.Adjustment.about_month": MONTH,
+    "registry.v1.Adjustment.reason": Line(1024),
+    "registry.v1.Money.currency": CURRENCY,
+    "registry.v1.Money.amount_micros": Whole(-(10**15), 10**15),
+    "registry.v1.UsageCaps.currency": CURRENCY,
+    "registry.v1.Cap.soft": Whole(0, 10**18),
+    "registry.v1.Cap.hard": Whole(0, 10**18),
     "registry.v1.GetUsageRequest.start_time": Time(),
     "registry.v1.GetUsageRequest.end_time": Time(earliest_s=-10 * 86400),
     "registry.v1.RegisterPodRequest.address": NAME,

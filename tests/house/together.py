@@ -148,6 +148,21 @@ TOGETHER: Mapping[str, Sequence[Together]] = {
     "twofold.registry.v1.UsageService.GetUsage": [
         Together("an empty span", ["end_time"], lambda request: request.end_time.CopyFrom(request.start_time)),
     ],
+    "twofold.registry.v1.UsageService.QueryUsage": [
+        Together("an empty span", ["end_time"], lambda request: request.end_time.CopyFrom(request.start_time)),
+    ],
+    "twofold.registry.v1.BillingService.SetCaps": [
+        Together(
+            "a warning behind the stop", ["caps.tokens.soft"], lambda request: setattr(request.caps.tokens, "soft", 101)
+        ),
+    ],
+    "twofold.registry.v1.BillingService.CreateAdjustment": [
+        Together(
+            "nothing",
+            ["adjustment.amount.amount_micros"],
+            lambda request: setattr(request.adjustment.amount, "amount_micros", 0),
+        ),
+    ],
     "twofold.memory.v1.ConversationService.UpdateConversation": [
         Together("no thread", ["conversation.thread_id"], lambda request: request.conversation.ClearField("thread_id")),
     ],

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf import descriptor_pool, text_format
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -20,7 +21,7 @@ from tests.house import contract
 from tests.house.contract import Rpc
 from tests.registry.conftest import Served
 from tests.registry.stubs import URL, Registry
-from twofold.registry.v1 import agent_pb2, audit_pb2, permission_pb2, pod_pb2, session_pb2, usage_pb2, user_pb2
+from twofold.registry.v1 import agent_pb2, audit_pb2, billing_pb2, permission_pb2, pod_pb2, session_pb2, usage_pb2, user_pb2
 
 RPCS = {rpc.name.rpartition(".")[2]: rpc for rpc in contract.rpcs() if rpc.room == "registry"}
 OF_NO_TENANT: Mapping[str, str] = {
@@ -44,13 +45,19 @@ OF_NO_TENANT: Mapping[str, str] = {
     "ListPods": "for operators: pods belong to no workspace",
 }
 NAMES = sorted(RPCS.keys() - OF_NO_TENANT.keys())
-# Listings that are of one user or agent.
-OF_ONE = {"ListUsableAgents": {"user_id": "ann"}, "ListAgentUsers": {"agent_id": "helper"}}
+# What listings require besides the workspace.
+OF_ONE: Mapping[str, Mapping[str, Any]] = {
+    "ListUsableAgents": {"user_id": "ann"},
+    "ListAgentUsers": {"agent_id": "helper"},
+    "QueryUsage": {"group_by": usage_pb2.USAGE_GROUP_AGENT},
+    "GetBill": {"month": "2001-09"},
+    "GetInvoice": {"month": "2001-09"},
+}
 MASK = FieldMask(paths=["display_name"])
 SEEN = agent_pb2.AgentObservation(state=agent_pb2.OBSERVED_STATE_COLD, generation=1, observe_time=Timestamp(seconds=10**9))
 # What differs from call to call, whoever is asked for: the head of the history and the time, and resources with their times.
 MOVING = {"revision_token", "revision", "read_time"}
-VARYING = MOVING | {"user", "agent", "grant"}
+VARYING = MOVING | {"user", "agent", "grant", "invoice", "adjustment", "caps"}
 # Ids of a furnished workspace, and ids of the same length that are nowhere.
 USER, NOBODY = "ann", "nob"
 AGENT, NOTHING = "helper", "nohelp"
@@ -109,7 +116,23 @@ def requests(workspace: str, user: str, agent: str) -> dict[str, Message]:
         "ListUsableAgents": permission_pb2.ListUsableAgentsRequest(**at_user),
         "ListAgentUsers": permission_pb2.ListAgentUsersRequest(**at_agent),
         "RecordUsage": usage_pb2.RecordUsageRequest(workspace_id=workspace, events=[event]),
+        "StreamUsage": usage_pb2.StreamUsageRequest(workspace_id=workspace, events=[event]),
         "GetUsage": usage_pb2.GetUsageRequest(**pair, **span),
+        "QueryUsage": usage_pb2.QueryUsageRequest(**pair, **span, group_by=usage_pb2.USAGE_GROUP_DAY),
+        "ReadWindow": usage_pb2.ReadWindowRequest(workspace_id=workspace, cell=Duration(seconds=300)),
+        "GetBill": billing_pb2.GetBillRequest(workspace_id=workspace, month="2001-09"),
+        "CloseMonth": billing_pb2.CloseMonthRequest(workspace_id=workspace, month="2001-10"),
+        "GetInvoice": billing_pb2.GetInvoiceRequest(workspace_id=workspace, month="2001-09"),
+        "ListInvoices": billing_pb2.ListInvoicesRequest(workspace_id=workspace),
+        "CreateAdjustment": billing_pb2.CreateAdjustmentRequest(
+            adjustment=billing_pb2.Adjustment(
+                workspace_id=workspace, amount=usage_pb2.Money(amount_micros=-1), reason="as agreed"
+            )
+        ),
+        "GetCaps": billing_pb2.GetCapsRequest(workspace_id=workspace),
+        "SetCaps": billing_pb2.SetCapsRequest(
+            caps=billing_pb2.UsageCaps(workspace_id=workspace, messages=billing_pb2.Cap(hard=1))
+        ),
         "RecordSessions": session_pb2.RecordSessionsRequest(workspace_id=workspace, events=[session]),
         "ListSessions": session_pb2.ListSessionsRequest(**pair),
         "ListAuditEntries": audit_pb2.ListAuditEntriesRequest(
@@ -182,6 +205,13 @@ async def furnished(api: Registry, channel: grpc.aio.Channel, workspace: str) ->
     await api.grant(workspace, USER, "painter")
     await api.grant(workspace, "ben", AGENT)
     await send(channel, RPCS["RecordUsage"], asked("RecordUsage", workspace, USER, AGENT))
+    other: Any = asked("RecordUsage", workspace, "ben", "painter")
+    other.events[0].event_id = "another"
+    await send(channel, RPCS["RecordUsage"], other)
+    for month in ("2001-08", "2001-09"):
+        closing = billing_pb2.CloseMonthRequest(workspace_id=workspace, month=month)
+        await send(channel, RPCS["CloseMonth"], closing)
+    await send(channel, RPCS["SetCaps"], billing_pb2.SetCapsRequest(caps=billing_pb2.UsageCaps(workspace_id=workspace)))
     await send(channel, RPCS["RecordSessions"], asked("RecordSessions", workspace, USER, AGENT))
     await send(channel, RPCS["RecordSessions"], asked("RecordSessions", workspace, "ben", "painter"))
     await send(channel, RPCS["UpdateUser"], asked("UpdateUser", workspace, USER, AGENT))
@@ -281,13 +311,13 @@ async def test_c17_the_etag_of_another_workspaces_resource_is_that_of_none(api: 
 async def test_c17_what_happens_in_another_workspace_changes_nothing_here(
     api: Registry, channel: grpc.aio.Channel, furnished: str, name: str
 ) -> None:
-    writes = {"RecordUsage"} | {each for each in NAMES if "request_id" in RPCS[each].request.DESCRIPTOR.fields_by_name}
+    writes = {"RecordUsage", "StreamUsage", "ReportAgentState"} | {
+        each for each in NAMES if "request_id" in RPCS[each].request.DESCRIPTOR.fields_by_name
+    }
 
     async def state() -> list[str]:
         reads = (each for each in NAMES if each not in writes)
-        return await asyncio.gather(
-            *(answer(channel, each, asked(each, furnished, USER, AGENT), *MOVING) for each in reads)
-        )
+        return await asyncio.gather(*(answer(channel, each, asked(each, furnished, USER, AGENT), *MOVING) for each in reads))
 
     other = (await api.make_workspace("")).workspace_id
     await api.make_user(other, USER, identity_id=f"auth|{USER}")

@@ -24,6 +24,7 @@ from twofold.memory.v1.turn_pb2_grpc import TurnServiceStub as OpenTurnServiceSt
 from twofold.memory.v1.watch_pb2_grpc import WatchServiceStub
 from twofold.registry.v1.agent_pb2_grpc import AgentServiceStub
 from twofold.registry.v1.audit_pb2_grpc import AuditServiceStub
+from twofold.registry.v1.billing_pb2_grpc import BillingServiceStub
 from twofold.registry.v1.permission_pb2_grpc import PermissionServiceStub
 from twofold.registry.v1.pod_pb2_grpc import PodServiceStub
 from twofold.registry.v1.session_pb2_grpc import SessionHistoryServiceStub
@@ -40,7 +41,7 @@ ROUTER = "127.0.0.1:50053"
 _REGISTRY_CONFIG = channels.service_config(
     [
         f"twofold.registry.v1.{name}Service"
-        for name in ("Workspace", "User", "Agent", "Permission", "Usage", "Audit", "Pod", "SessionHistory")
+        for name in ("Workspace", "User", "Agent", "Permission", "Usage", "Billing", "Audit", "Pod", "SessionHistory")
     ]
 )
 _MEMORY_CONFIG = channels.service_config(
@@ -104,6 +105,7 @@ class Twofold:
     agents: AgentServiceStub
     permissions: PermissionServiceStub
     usage: UsageServiceStub
+    billing: BillingServiceStub
     audit: AuditServiceStub
     pods: PodServiceStub
     # What became of sessions; these themselves are the routers'.
@@ -138,6 +140,7 @@ class Twofold:
         self.agents = AgentServiceStub(registry)
         self.permissions = PermissionServiceStub(registry)
         self.usage = UsageServiceStub(registry)
+        self.billing = BillingServiceStub(registry)
         self.audit = AuditServiceStub(registry)
         self.pods = PodServiceStub(registry)
         self.session_history = SessionHistoryServiceStub(registry)

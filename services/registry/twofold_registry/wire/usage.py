@@ -32,7 +32,8 @@ _AHEAD_MAX = timedelta(hours=1)
 _WINDOW_MAX = timedelta(hours=25)
 _CELL_MAX = timedelta(hours=1)
 _CELLS_MAX = 1500
-_OPERATIONS_FOR = timedelta(hours=1)
+_WINDOW = timedelta(hours=1)
+_OPERATIONS_MAX = timedelta(hours=1)
 _UNIX = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND = timedelta(seconds=1)
 _is_kind = re.compile(r"[a-z0-9_.-]{1,64}").fullmatch
@@ -142,10 +143,9 @@ def _grouped_message(group: Grouped) -> pb.GroupedUsage:
 
 def window_query(request: pb.ReadWindowRequest, now: datetime) -> WindowQuery:
     """Which window; `now` is what its begin is measured against."""
-    present(request, "start_time")
     present(request, "cell")
     workspace = fields.identifier(request.workspace_id, "workspace_id")
-    start = fields.moment(request.start_time, "start_time")
+    start = fields.moment(request.start_time, "start_time") if request.HasField("start_time") else now - _WINDOW
     if not now - _WINDOW_MAX <= start <= now:
         raise InvalidField("start_time", "must not lie more than 25 hours back, nor in the future")
     seconds = -(-fields.span(request.cell, "cell", most=_CELL_MAX) // _SECOND)
@@ -153,9 +153,9 @@ def window_query(request: pb.ReadWindowRequest, now: datetime) -> WindowQuery:
     begin = start - (start - _UNIX) % cell
     if (now - begin) / cell > _CELLS_MAX:
         raise InvalidField("cell", f"is too short: more than {_CELLS_MAX} of them since start_time")
-    back = _OPERATIONS_FOR
+    back = _OPERATIONS_MAX
     if request.HasField("operations_for"):
-        back = fields.span(request.operations_for, "operations_for", most=_OPERATIONS_FOR)
+        back = fields.span(request.operations_for, "operations_for", most=_OPERATIONS_MAX)
     return WindowQuery(workspace, begin, cell, now - back)
 
 

@@ -491,7 +491,7 @@ class ReadWindowRequest(_message.Message):
     """The workspace. Required."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """From when on. Required; not more than 25 hours ago and not in the future. Rounded down to the begin of a cell."""
+        """From when on: not more than 25 hours ago and not in the future. Default: 1 hour ago. Rounded down to the begin of a cell."""
 
     @_builtins.property
     def cell(self) -> _duration_pb2.Duration:
