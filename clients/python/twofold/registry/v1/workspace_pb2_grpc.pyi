@@ -6,7 +6,7 @@ Workspaces: the tenants. Everything else in Twofold belongs to exactly one of th
 Common to all services of this package.
 Ids: 1 to 255 bytes of UTF-8 without control characters, chosen by the caller or made here (UUIDv7);
   an id is never used again, also not after a deletion.
-request_id: optional on every write, up to 255 bytes, unique within the workspace (those of CreateWorkspace among
+request_id: optional on every write, up to 255 bytes, unique within the workspace (those of CreateWorkspace and RegisterPod among
   themselves). A repeat of a call with the same request_id within 24 h changes nothing and returns the first answer; the
   same id with another body or rpc is refused.
 etag: opaque; changes with every change of the resource. Given with a write, it must be the current one.
