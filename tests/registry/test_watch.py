@@ -11,6 +11,7 @@ import grpc
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 
+from tests.chassis.redis_servers import until
 from tests.databases import settings_of_database
 from tests.registry.stubs import Connection, Registry, invalid, refused, settings_of
 from twofold.errors.v1.reason_pb2 import Reason
@@ -567,3 +568,37 @@ async def test_c15_whoever_is_cut_off_paused_or_compacted_away_ends_with_what_th
             await watcher.caught_up()
         for workspace in workspaces:
             assert watcher.of(workspace) == await truth(api, workspace)
+
+
+async def test_c15_who_commits_late_is_told_first_if_its_revision_came_first(alone: Alone, workspace_id: str) -> None:
+    """A serial number as revision would let the second be told before the first, of which nobody would ever hear."""
+    api, owner, _ = alone
+    first, second = f"{workspace_id}-1", f"{workspace_id}-2"
+    for workspace in (first, second):
+        await api.make_workspace(workspace)
+    await api.make_user(first, "ann")
+    async with Watcher(api).watching() as watcher:
+        await watcher.caught_up()
+        begun = owner.transaction()
+        await begun.start()
+        # The first change has its revision when it meets this row, and waits.
+        await owner.execute("UPDATE registry.users SET email = 'taken@acme.test' WHERE user_id = 'ann'")
+        slow = asyncio.create_task(api.make_user(first, "ben", email="taken@acme.test"))
+        await waits_for_another(owner)
+        quick = asyncio.create_task(api.make_user(second, "cleo"))
+        await asyncio.wait([quick], timeout=0.3)  # a defect shows itself here; otherwise it waits
+        await begun.rollback()
+        await asyncio.gather(slow, quick)
+        await watcher.caught_up()
+        assert watcher.of(first) == await truth(api, first)
+        assert watcher.of(second) == await truth(api, second)
+
+
+async def waits_for_another(owner: Connection) -> None:
+    """Returns when somebody waits for a row of ours. By the locks: activities stand still within a transaction."""
+    waiting = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid)))"
+
+    async def is_waited_for() -> bool:
+        return bool(await owner.fetchval(waiting))
+
+    await until(is_waited_for, within_s=WAIT_S)

@@ -280,18 +280,28 @@ def _lost(place: Place, look: Look) -> Resync | None:
     return COMPACTED if look.compacted > place.revision else None
 
 
+class _Pinged(NamedTuple):
+    """How many pings have come, and the nonce of the newest: a nonce may come twice."""
+
+    count: int
+    nonce: int
+
+
+_NO_PING = _Pinged(0, 0)
+
+
 class Watch:
     """One who watches."""
 
     def __init__(self, watching: Watching, feed: Feed, routers: Routers, order: Open) -> None:
         self.router = order.router
-        self.pinged = 0
+        self.pinged = _NO_PING
         self._order = order
         self._watching = watching
         self._feed = feed
         self._routers = routers
-        self._answered = 0
-        self._due = 0
+        self._answered = _NO_PING
+        self._due = _NO_PING
         self._woken = asyncio.Event()
         self._ended: Resync | Exception | None = None
 
@@ -301,7 +311,7 @@ class Watch:
             async for command in commands:
                 match command:
                     case Ping(nonce):
-                        self.pinged = nonce
+                        self.pinged = _Pinged(self.pinged.count + 1, nonce)
                         self._watching.wake()
                     case Ack(epoch, revision):
                         if self.router is not None:
@@ -318,9 +328,9 @@ class Watch:
         self._ended = self._ended or why
         self._woken.set()
 
-    def looked(self, look: Look, nonce: int) -> None:
-        """A look has reached the head, and had begun when the ping `nonce` was the newest."""
-        self._due = nonce
+    def looked(self, look: Look, pinged: "_Pinged") -> None:
+        """A look has reached the head, and had begun when that ping was the newest."""
+        self._due = pinged
         if self.router is not None and self.router not in look.routers:
             self.end(UNREGISTERED)
         self._woken.set()
@@ -349,7 +359,7 @@ class Watch:
             self._woken.clear()
             if isinstance(self._ended, Exception):
                 raise self._ended
-            changes, latest, nonce = self._watching.since(revision), self._watching.latest, self._due
+            changes, latest, pinged = self._watching.since(revision), self._watching.latest, self._due
             if self._ended is not None or changes is None:
                 yield self._ended or SLOW
                 return
@@ -358,8 +368,8 @@ class Watch:
                 revision = change.revision
             if latest is None or latest.head.revision != revision:
                 continue  # reading has only begun, or goes on
-            if nonce != self._answered or boot_s() - checked >= _LOOK_EACH_S:
-                yield self._checkpoint(latest, nonce)
+            if pinged != self._answered or boot_s() - checked >= _LOOK_EACH_S:
+                yield self._checkpoint(latest, pinged)
                 checked = boot_s()
 
     async def _caught_up(self, place: Place) -> AsyncGenerator[Changed | Resync, None]:
@@ -377,7 +387,7 @@ class Watch:
             if look.is_all and self._watching.join(self, Place(place.epoch, revision, tag)):
                 return
 
-    def _checkpoint(self, look: Look, nonce: int) -> Checkpoint:
-        fresh, self._answered = nonce if nonce != self._answered else 0, nonce
+    def _checkpoint(self, look: Look, pinged: "_Pinged") -> Checkpoint:
+        nonce, self._answered = pinged.nonce if pinged != self._answered else 0, pinged
         registered_ms = look.routers.get(self.router, 0) if self.router is not None else 0
-        return Checkpoint(fresh, look.head.epoch, look.head.revision, look.at, registered_ms, len(look.routers))
+        return Checkpoint(nonce, look.head.epoch, look.head.revision, look.at, registered_ms, len(look.routers))
