@@ -266,8 +266,8 @@ class Watching:
             last = look.changes[-1]
             return Place(place.epoch, last.revision, last.tag)
         self._latest = look
-        for watch, nonce in asked:
-            watch.looked(look, nonce)
+        for watch, pinged in asked:
+            watch.looked(look, pinged)
         await self._routers.renew([watch.router for watch in self._live if watch.router is not None], look.routers)
         return look.head
 
@@ -283,7 +283,7 @@ def _lost(place: Place, look: Look) -> Resync | None:
 class _Pinged(NamedTuple):
     """How many pings have come, and the nonce of the newest: a nonce may come twice."""
 
-    count: int
+    number: int
     nonce: int
 
 
@@ -311,7 +311,7 @@ class Watch:
             async for command in commands:
                 match command:
                     case Ping(nonce):
-                        self.pinged = _Pinged(self.pinged.count + 1, nonce)
+                        self.pinged = _Pinged(self.pinged.number + 1, nonce)
                         self._watching.wake()
                     case Ack(epoch, revision):
                         if self.router is not None:
