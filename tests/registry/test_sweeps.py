@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
+import grpc
 import pytest
 import structlog
 from hypothesis import HealthCheck, given, settings
@@ -16,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.databases import settings_of_database
-from tests.registry.stubs import Connection, settings_of
+from tests.registry.stubs import Connection, Registry, settings_of
 from twofold_chassis import postgres
 from twofold_chassis.postgres import Pool
 from twofold_chassis.refusals import StoreUnavailable
@@ -30,6 +31,7 @@ from twofold_registry.store.sweeps import postgres_sweeps
 from twofold_registry.sweeps import AT_ONCE, Sweep, Sweeps
 
 OPERATIONS = Path(__file__).parents[2] / "docs/operations.md"
+AT_ONCE_OLD = RegistrySettings.model_construct(changes_kept_s=0, sessions_kept_days=1, pods_kept_days=1)
 KEPT = RegistrySettings(changes_kept_s=600, sessions_kept_days=10, pods_kept_days=5)
 
 
@@ -66,8 +68,9 @@ async def database(postgres_server: EmbeddedPostgres) -> AsyncIterator[Swept]:
 
 @pytest.fixture
 async def swept(database: Swept) -> Swept:
-    for table in ("watchers", "pods", "sessions", "requests", "workspaces"):
+    for table in ("watchers", "pods", "sessions", "requests"):
         await database.owner.execute(f"DELETE FROM registry.{table}")
+    await database.owner.execute("DELETE FROM registry.workspaces WHERE workspace_id NOT LIKE 'made-%'")
     await put_changes(database, [])
     return database
 
@@ -138,6 +141,33 @@ async def test_many_processes_compact_at_once(swept: Swept) -> None:
     while await swept.sweep("changes", 40):
         pass
     assert await history(swept) == (300, [301, 302, 303, 304, 305])
+
+
+async def test_what_is_kept_has_no_gap_while_changes_are_made(swept: Swept) -> None:
+    compact = {sweep.what: sweep for sweep in postgres_sweeps(swept.system, AT_ONCE_OLD, Requests("registry"))}["changes"]
+    async with (
+        registry(settings_of(swept.settings)) as running,
+        grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel,
+    ):
+        api = Registry(channel)
+        writers = [asyncio.create_task(_write(api, f"made-{index}")) for index in range(8)]
+        counts: list[int] = []
+        while not all(writer.done() for writer in writers):
+            counts += await asyncio.gather(compact.run(3), compact.run(5))
+            compacted, kept = await history(swept)
+            assert kept == list(range(compacted + 1, compacted + 1 + len(kept)))
+        await asyncio.gather(*writers)
+    while await compact.run(7):
+        pass
+    head = await swept.owner.fetchval("SELECT revision FROM registry.registry_head")
+    assert (await history(swept), head) == ((79, [80]), 80)
+    assert sum(map(bool, counts)) > 1, "some went meanwhile"
+
+
+async def _write(api: Registry, workspace_id: str) -> None:
+    await api.make_workspace(workspace_id)
+    for index in range(9):
+        await api.make_user(workspace_id, f"user-{index}")
 
 
 async def test_routers_go_when_their_time_is_over(swept: Swept) -> None:
