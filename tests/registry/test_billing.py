@@ -14,11 +14,16 @@ from tests.registry.billing import Books, agreed, event, middle_of, months_ago, 
 from tests.registry.stubs import Connection, Registry, invalid, lost, refused, taken, unknown
 from twofold.errors.v1.reason_pb2 import Reason
 from twofold.registry.v1 import agent_pb2, billing_pb2, usage_pb2
-from twofold_chassis import fields
+from twofold_chassis import fields, postgres
+from twofold_chassis.requests import Requests
+from twofold_chassis.settings import DatabaseSettings
 from twofold_registry import months
 from twofold_registry.agents import Price
 from twofold_registry.caps import Cap, Caps, CapState, Told, Used
 from twofold_registry.prices import COST_MAX, cost_micros
+from twofold_registry.store.caps import PostgresCaps
+from twofold_registry.store.changes import Changes
+from twofold_registry.store.reads import Reads
 
 LAST = months_ago(1)
 BEFORE = months_ago(2)
@@ -284,6 +289,28 @@ async def test_who_records_while_a_month_is_closed_is_in_one_of_the_two_months(
     assert await agreed(owner, books.workspace_id) == 4
 
 
+async def test_a_month_that_ends_and_is_closed_in_the_middle_of_a_recording_does_not_take_it(
+    books: Books, owner: Connection
+) -> None:
+    await books.record(event("a/0"))
+    claim = "INSERT INTO registry.usage_keys VALUES ($1, 'b/0', decode(repeat('00', 32), 'hex'), $2)"
+    close = "UPDATE registry.usage_totals SET closed = true WHERE workspace_id = $1 AND month = $2"
+    invoice = "INSERT INTO registry.invoices VALUES ($1, $2, '{USD}', '{0}', 1, now(), 'somebody', 1)"
+    async with owner.transaction():
+        await owner.execute(claim, books.workspace_id, this_month())
+        recording = asyncio.create_task(books.record(event("b/0")))
+        await somebody_waits(owner)
+        await owner.execute(close, books.workspace_id, this_month())
+        await owner.execute(invoice, books.workspace_id, this_month())
+        await owner.execute(
+            "DELETE FROM registry.usage_keys WHERE workspace_id = $1 AND event_id = 'b/0'", books.workspace_id
+        )
+    assert await recording == [False]
+    assert [line.events for line in (await books.bill(this_month())).lines] == [1]
+    (late,) = (await books.bill(months.after(this_month()))).lines
+    assert (late.about_month, late.events) == (months.named(this_month()), 1)
+
+
 async def test_many_who_record_while_months_are_closed_lose_nothing(books: Books, owner: Connection) -> None:
     await books.make_agent("helper", per_message_micros=11)
 
@@ -428,6 +455,28 @@ async def test_a_new_month_takes_back_what_was_told_of_the_old_one(books: Books,
     assert await books.crossings() == ["caps.set", "caps.cross", "caps.cross"]
     await books.record(event("b/1", messages=0))
     assert len(await books.crossings()) == 3
+
+
+async def test_the_sweep_takes_it_back_where_nothing_is_used_any_more(
+    books: Books, owner: Connection, database_settings: DatabaseSettings
+) -> None:
+    await books.set_caps(messages=billing_pb2.Cap(soft=1))
+    await books.record(event("a/0"))
+    for table in ("usage_sums", "usage_totals", "usage_caps"):
+        await owner.execute(f"UPDATE registry.{table} SET month = $2 WHERE workspace_id = $1", books.workspace_id, LAST)
+    pool = await postgres.open_pool(database_settings, name="test")
+    system = await postgres.open_pool(database_settings.system, name="test")
+    try:
+        caps = PostgresCaps(Reads(pool), Changes(pool, Requests("registry", is_swept=True)), system)
+        await caps.renew(100)  # if that of the service has not come before
+        assert await caps.renew(100) == 0
+    finally:
+        await postgres.close_pool(system)
+        await postgres.close_pool(pool)
+    newest = (await books.api.trail(books.workspace_id, resource_kind="caps"))[-1]
+    assert (newest.action, newest.actor) == ("caps.cross", "system")
+    assert '"CAP_STATE_SOFT"' in newest.before_json
+    assert '"CAP_STATE_NONE"' in newest.after_json
 
 
 async def test_caps_have_an_etag(books: Books) -> None:
