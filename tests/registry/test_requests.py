@@ -77,6 +77,22 @@ def write(api: Registry, rpc: str, workspace: str, request_id: str, name: str = 
             agent_pb2.DeleteAgentRequest(workspace_id=workspace, agent_id="helper", etag=etag),
         ),
         "Grant": (api.permissions, permission_pb2.GrantRequest(grant=grant)),
+        "BatchGrant": (
+            api.permissions,
+            permission_pb2.BatchGrantRequest(
+                workspace_id=workspace,
+                grants=[
+                    permission_pb2.BatchGrantItem(user_id="ann", agent_id="helper", expire_time=grant.expire_time),
+                ],
+            ),
+        ),
+        "BatchRevoke": (
+            api.permissions,
+            permission_pb2.BatchRevokeRequest(
+                workspace_id=workspace,
+                revokes=[permission_pb2.BatchRevokeItem(user_id=revoked, agent_id="helper")],
+            ),
+        ),
         "Revoke": (
             api.permissions,
             permission_pb2.RevokeRequest(workspace_id=workspace, user_id=revoked, agent_id="helper"),
@@ -105,7 +121,9 @@ WRITES = (
     "UndeleteAgent",
     "PurgeAgent",
     "Grant",
+    "BatchGrant",
     "Revoke",
+    "BatchRevoke",
 )
 
 
