@@ -25,6 +25,7 @@ from twofold.memory.v1.watch_pb2_grpc import WatchServiceStub
 from twofold.registry.v1.agent_pb2_grpc import AgentServiceStub
 from twofold.registry.v1.audit_pb2_grpc import AuditServiceStub
 from twofold.registry.v1.billing_pb2_grpc import BillingServiceStub
+from twofold.registry.v1.change_pb2_grpc import ChangeServiceStub
 from twofold.registry.v1.permission_pb2_grpc import PermissionServiceStub
 from twofold.registry.v1.pod_pb2_grpc import PodServiceStub
 from twofold.registry.v1.session_pb2_grpc import SessionHistoryServiceStub
@@ -41,7 +42,18 @@ ROUTER = "127.0.0.1:50053"
 _REGISTRY_CONFIG = channels.service_config(
     [
         f"twofold.registry.v1.{name}Service"
-        for name in ("Workspace", "User", "Agent", "Permission", "Usage", "Billing", "Audit", "Pod", "SessionHistory")
+        for name in (
+            "Workspace",
+            "User",
+            "Agent",
+            "Permission",
+            "Usage",
+            "Billing",
+            "Audit",
+            "Change",
+            "Pod",
+            "SessionHistory",
+        )
     ]
 )
 _MEMORY_CONFIG = channels.service_config(
@@ -107,6 +119,7 @@ class Twofold:
     usage: UsageServiceStub
     billing: BillingServiceStub
     audit: AuditServiceStub
+    changes: ChangeServiceStub
     pods: PodServiceStub
     # What became of sessions; these themselves are the routers'.
     session_history: SessionHistoryServiceStub
@@ -142,6 +155,7 @@ class Twofold:
         self.usage = UsageServiceStub(registry)
         self.billing = BillingServiceStub(registry)
         self.audit = AuditServiceStub(registry)
+        self.changes = ChangeServiceStub(registry)
         self.pods = PodServiceStub(registry)
         self.session_history = SessionHistoryServiceStub(registry)
         self.conversations = ConversationServiceStub(memory)

@@ -48,10 +48,16 @@ WHERE (u.workspace_id, u.user_id) > ($1, $2) AND u.deleted_at IS NULL
 ORDER BY u.workspace_id, u.user_id LIMIT $3;
 
 -- name: state_of_agents
-SELECT a.* FROM registry.agents a
-JOIN registry.workspaces w ON w.workspace_id = a.workspace_id AND w.deleted_at IS NULL
-WHERE (a.workspace_id, a.agent_id) > ($1, $2) AND a.deleted_at IS NULL
-ORDER BY a.workspace_id, a.agent_id LIMIT $3;
+SELECT a.*, o.observed_targets, o.observed_states, o.observed_generations, o.observed_times, o.observed_messages
+FROM (  -- the part first, so that observations are looked up for it only
+    SELECT a.* FROM registry.agents a
+    JOIN registry.workspaces w ON w.workspace_id = a.workspace_id AND w.deleted_at IS NULL
+    WHERE (a.workspace_id, a.agent_id) > ($1, $2) AND a.deleted_at IS NULL
+    ORDER BY a.workspace_id, a.agent_id
+    LIMIT $3
+) a
+CROSS JOIN LATERAL registry.observations_of(a.workspace_id, a.agent_id, a.generation) o
+ORDER BY a.workspace_id, a.agent_id;
 
 -- name: state_of_grants
 SELECT g.* FROM registry.grants g
