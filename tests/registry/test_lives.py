@@ -15,7 +15,7 @@ from twofold.errors.v1.reason_pb2 import Reason
 from twofold.registry.v1 import user_pb2 as pb
 
 EMAILS = ("one@acme.test", "two@acme.test")
-ROLES = (pb.ROLE_OWNER, pb.ROLE_MEMBER)
+ROLES = (pb.ROLE_OWNER, pb.ROLE_MEMBER, pb.ROLE_MEMBER, pb.ROLE_MEMBER)
 
 
 class Step(NamedTuple):
@@ -33,16 +33,16 @@ class Step(NamedTuple):
 STEPS = some.lists(
     some.builds(
         Step,
-        verb=some.sampled_from(["Create", "Create", "Update", "Delete", "Undelete", "Purge"]),
+        verb=some.sampled_from(["Create", "Update", "Delete", "Delete", "Undelete", "Purge"]),
         user_id=some.sampled_from(["ann", "bob"]),
         email=some.sampled_from(EMAILS),
         role=some.sampled_from(ROLES),
-        etag=some.sampled_from(["", "", "current", "passed"]),
+        etag=some.sampled_from(["", "", "", "current", "current", "passed"]),
         repeat=some.sampled_from(["", "", "", "r1", "r2"]),
         validate_only=some.sampled_from([False, False, False, True]),
     ),
-    min_size=5,
-    max_size=25,
+    min_size=10,
+    max_size=30,
 )
 
 
