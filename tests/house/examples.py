@@ -35,6 +35,7 @@ from twofold.registry.v1 import (
     agent_pb2,
     audit_pb2,
     billing_pb2,
+    change_pb2,
     permission_pb2,
     pod_pb2,
     session_pb2,
@@ -444,6 +445,15 @@ _REGISTRY: dict[str, Callable[[World], ProtoMessage]] = {
         ),
         request_id=world.request_id,
     ),
+    "ChangeService.Watch": lambda world: change_pb2.WatchRequest(
+        open=change_pb2.WatchOpen(
+            router=change_pb2.WatchRouter(router_id=world.workspace_id, incarnation="1"),
+            place=change_pb2.WatchPlace(epoch=1, revision=1, tag=1),
+            state=True,
+            until_caught_up=True,
+        )
+    ),
+    "ChangeService.ListRouters": lambda _: change_pb2.ListRoutersRequest(),
     "PodService.RegisterPod": lambda world: pod_pb2.RegisterPodRequest(
         pod_id="pod-1", address="10.0.0.7:8080", request_id=f"{world.request_id}/pod"
     ),

@@ -222,6 +222,16 @@ async def test_who_only_listens_hears_changes_and_that_nothing_happens(api: Regi
         await watcher.until("checkpoint")
 
 
+async def test_a_copy_is_made_once_with_a_stream_that_ends(api: Registry, workspace_id: str) -> None:
+    await furnish(api, workspace_id)
+    call = api.changes.Watch()
+    await call.write(change_pb2.WatchRequest(open=change_pb2.WatchOpen(state=True, until_caught_up=True)))
+    await call.done_writing()
+    told = [one.WhichOneof("told") async for one in call]
+    assert set(told[:-2]) == {"state"}
+    assert told[-2:] == ["start", "checkpoint"]
+
+
 async def test_a_watch_goes_on_where_it_stood(api: Registry, workspace_id: str) -> None:
     await api.make_workspace(workspace_id)
     watcher = Watcher(api)

@@ -119,6 +119,7 @@ class Open(NamedTuple):
     router: RouterKey | None
     place: Place | None
     wants_state: bool
+    until_caught_up: bool = False
 
 
 class Ping(NamedTuple):
@@ -371,6 +372,8 @@ class Watch:
             if pinged != self._answered or boot_s() - checked >= _LOOK_EACH_S:
                 yield self._checkpoint(latest, pinged)
                 checked = boot_s()
+                if self._order.until_caught_up:
+                    return
 
     async def _caught_up(self, place: Place) -> AsyncGenerator[Changed | Resync, None]:
         """What lies between the place and what is kept for all, read for this watcher alone."""

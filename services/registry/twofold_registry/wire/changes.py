@@ -45,6 +45,7 @@ async def opening(requests: AsyncIterator[pb.WatchRequest]) -> Open:
             router=_router(draft.router) if draft.HasField("router") else None,
             place=_place(draft.place) if draft.HasField("place") else None,
             wants_state=draft.state,
+            until_caught_up=draft.until_caught_up,
         )
     raise InvalidField("open", "is required, first")
 

@@ -29,51 +29,51 @@ from twofold.registry.v1 import user_pb2 as twofold_dot_registry_dot_v1_dot_user
 from twofold.registry.v1 import workspace_pb2 as twofold_dot_registry_dot_v1_dot_workspace__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n twofold/registry/v1/change.proto\x12\x13twofold.registry.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ftwofold/registry/v1/agent.proto\x1a$twofold/registry/v1/permission.proto\x1a\x1etwofold/registry/v1/user.proto\x1a#twofold/registry/v1/workspace.proto\"\xd9\x01\n\x0cWatchRequest\x12.\n\x04open\x18\x01 \x01(\x0b\x32\x1e.twofold.registry.v1.WatchOpenH\x00\x12.\n\x04ping\x18\x02 \x01(\x0b\x32\x1e.twofold.registry.v1.WatchPingH\x00\x12,\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x1d.twofold.registry.v1.WatchAckH\x00\x12\x30\n\x05leave\x18\x04 \x01(\x0b\x32\x1f.twofold.registry.v1.WatchLeaveH\x00\x42\t\n\x07\x63ommand\"|\n\tWatchOpen\x12\x30\n\x06router\x18\x01 \x01(\x0b\x32 .twofold.registry.v1.WatchRouter\x12.\n\x05place\x18\x02 \x01(\x0b\x32\x1f.twofold.registry.v1.WatchPlace\x12\r\n\x05state\x18\x03 \x01(\x08\"5\n\x0bWatchRouter\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\":\n\nWatchPlace\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x0b\n\x03tag\x18\x03 \x01(\x03\"\x1a\n\tWatchPing\x12\r\n\x05nonce\x18\x01 \x01(\x04\"+\n\x08WatchAck\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\x0c\n\nWatchLeave\"\x9f\x02\n\rWatchResponse\x12\x30\n\x05state\x18\x01 \x01(\x0b\x32\x1f.twofold.registry.v1.WatchStateH\x00\x12\x30\n\x05start\x18\x02 \x01(\x0b\x32\x1f.twofold.registry.v1.WatchStartH\x00\x12\x32\n\x06\x63hange\x18\x03 \x01(\x0b\x32 .twofold.registry.v1.WatchChangeH\x00\x12:\n\ncheckpoint\x18\x04 \x01(\x0b\x32$.twofold.registry.v1.WatchCheckpointH\x00\x12\x32\n\x06resync\x18\x05 \x01(\x0b\x32 .twofold.registry.v1.WatchResyncH\x00\x42\x06\n\x04told\";\n\nWatchState\x12-\n\x05items\x18\x01 \x03(\x0b\x32\x1e.twofold.registry.v1.WatchItem\"M\n\nWatchStart\x12.\n\x05place\x18\x01 \x01(\x0b\x32\x1f.twofold.registry.v1.WatchPlace\x12\x0f\n\x07resumed\x18\x02 \x01(\x08\"\x9a\x01\n\x0bWatchChange\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x0b\n\x03tag\x18\x02 \x01(\x03\x12/\n\x0b\x63hange_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x05items\x18\x04 \x03(\x0b\x32\x1e.twofold.registry.v1.WatchItem\x12\x0c\n\x04wait\x18\x05 \x01(\x08\"\xc1\x02\n\tWatchItem\x12\x30\n\x04kind\x18\x01 \x01(\x0e\x32\".twofold.registry.v1.WatchItemKind\x12\x14\n\x0cworkspace_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x04 \x01(\t\x12\x33\n\tworkspace\x18\x05 \x01(\x0b\x32\x1e.twofold.registry.v1.WorkspaceH\x00\x12)\n\x04user\x18\x06 \x01(\x0b\x32\x19.twofold.registry.v1.UserH\x00\x12+\n\x05\x61gent\x18\x07 \x01(\x0b\x32\x1a.twofold.registry.v1.AgentH\x00\x12\x30\n\x05grant\x18\x08 \x01(\x0b\x32\x1f.twofold.registry.v1.AgentGrantH\x00\x42\n\n\x08resource\"\x98\x01\n\x0fWatchCheckpoint\x12\r\n\x05nonce\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12-\n\tread_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rregistered_ms\x18\x05 \x01(\x03\x12\x0f\n\x07routers\x18\x06 \x01(\x05\"E\n\x0bWatchResync\x12\x36\n\x06reason\x18\x01 \x01(\x0e\x32&.twofold.registry.v1.WatchResyncReason\"\x14\n\x12ListRoutersRequest\"M\n\x13ListRoutersResponse\x12\x36\n\x07routers\x18\x01 \x03(\x0b\x32%.twofold.registry.v1.RegisteredRouter\"\x98\x01\n\x10RegisteredRouter\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x61\x63ked_epoch\x18\x04 \x01(\x03\x12\x16\n\x0e\x61\x63ked_revision\x18\x05 \x01(\x03*\xd9\x01\n\rWatchItemKind\x12\x1f\n\x1bWATCH_ITEM_KIND_UNSPECIFIED\x10\x00\x12\x1d\n\x19WATCH_ITEM_KIND_WORKSPACE\x10\x01\x12\x18\n\x14WATCH_ITEM_KIND_PLAN\x10\x02\x12\x18\n\x14WATCH_ITEM_KIND_USER\x10\x03\x12\x19\n\x15WATCH_ITEM_KIND_AGENT\x10\x04\x12\x19\n\x15WATCH_ITEM_KIND_ROUTE\x10\x05\x12\x1e\n\x1aWATCH_ITEM_KIND_PERMISSION\x10\x06*\xbe\x01\n\x11WatchResyncReason\x12#\n\x1fWATCH_RESYNC_REASON_UNSPECIFIED\x10\x00\x12\x1d\n\x19WATCH_RESYNC_REASON_EPOCH\x10\x01\x12!\n\x1dWATCH_RESYNC_REASON_COMPACTED\x10\x02\x12\x1c\n\x18WATCH_RESYNC_REASON_SLOW\x10\x03\x12$\n WATCH_RESYNC_REASON_UNREGISTERED\x10\x04\x32\xc5\x01\n\rChangeService\x12R\n\x05Watch\x12!.twofold.registry.v1.WatchRequest\x1a\".twofold.registry.v1.WatchResponse(\x01\x30\x01\x12`\n\x0bListRouters\x12\'.twofold.registry.v1.ListRoutersRequest\x1a(.twofold.registry.v1.ListRoutersResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n twofold/registry/v1/change.proto\x12\x13twofold.registry.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ftwofold/registry/v1/agent.proto\x1a$twofold/registry/v1/permission.proto\x1a\x1etwofold/registry/v1/user.proto\x1a#twofold/registry/v1/workspace.proto\"\xd9\x01\n\x0cWatchRequest\x12.\n\x04open\x18\x01 \x01(\x0b\x32\x1e.twofold.registry.v1.WatchOpenH\x00\x12.\n\x04ping\x18\x02 \x01(\x0b\x32\x1e.twofold.registry.v1.WatchPingH\x00\x12,\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x1d.twofold.registry.v1.WatchAckH\x00\x12\x30\n\x05leave\x18\x04 \x01(\x0b\x32\x1f.twofold.registry.v1.WatchLeaveH\x00\x42\t\n\x07\x63ommand\"\x95\x01\n\tWatchOpen\x12\x30\n\x06router\x18\x01 \x01(\x0b\x32 .twofold.registry.v1.WatchRouter\x12.\n\x05place\x18\x02 \x01(\x0b\x32\x1f.twofold.registry.v1.WatchPlace\x12\r\n\x05state\x18\x03 \x01(\x08\x12\x17\n\x0funtil_caught_up\x18\x04 \x01(\x08\"5\n\x0bWatchRouter\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\":\n\nWatchPlace\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x0b\n\x03tag\x18\x03 \x01(\x03\"\x1a\n\tWatchPing\x12\r\n\x05nonce\x18\x01 \x01(\x04\"+\n\x08WatchAck\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\x0c\n\nWatchLeave\"\x9f\x02\n\rWatchResponse\x12\x30\n\x05state\x18\x01 \x01(\x0b\x32\x1f.twofold.registry.v1.WatchStateH\x00\x12\x30\n\x05start\x18\x02 \x01(\x0b\x32\x1f.twofold.registry.v1.WatchStartH\x00\x12\x32\n\x06\x63hange\x18\x03 \x01(\x0b\x32 .twofold.registry.v1.WatchChangeH\x00\x12:\n\ncheckpoint\x18\x04 \x01(\x0b\x32$.twofold.registry.v1.WatchCheckpointH\x00\x12\x32\n\x06resync\x18\x05 \x01(\x0b\x32 .twofold.registry.v1.WatchResyncH\x00\x42\x06\n\x04told\";\n\nWatchState\x12-\n\x05items\x18\x01 \x03(\x0b\x32\x1e.twofold.registry.v1.WatchItem\"M\n\nWatchStart\x12.\n\x05place\x18\x01 \x01(\x0b\x32\x1f.twofold.registry.v1.WatchPlace\x12\x0f\n\x07resumed\x18\x02 \x01(\x08\"\x9a\x01\n\x0bWatchChange\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x0b\n\x03tag\x18\x02 \x01(\x03\x12/\n\x0b\x63hange_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x05items\x18\x04 \x03(\x0b\x32\x1e.twofold.registry.v1.WatchItem\x12\x0c\n\x04wait\x18\x05 \x01(\x08\"\xc1\x02\n\tWatchItem\x12\x30\n\x04kind\x18\x01 \x01(\x0e\x32\".twofold.registry.v1.WatchItemKind\x12\x14\n\x0cworkspace_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x04 \x01(\t\x12\x33\n\tworkspace\x18\x05 \x01(\x0b\x32\x1e.twofold.registry.v1.WorkspaceH\x00\x12)\n\x04user\x18\x06 \x01(\x0b\x32\x19.twofold.registry.v1.UserH\x00\x12+\n\x05\x61gent\x18\x07 \x01(\x0b\x32\x1a.twofold.registry.v1.AgentH\x00\x12\x30\n\x05grant\x18\x08 \x01(\x0b\x32\x1f.twofold.registry.v1.AgentGrantH\x00\x42\n\n\x08resource\"\x98\x01\n\x0fWatchCheckpoint\x12\r\n\x05nonce\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12-\n\tread_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rregistered_ms\x18\x05 \x01(\x03\x12\x0f\n\x07routers\x18\x06 \x01(\x05\"E\n\x0bWatchResync\x12\x36\n\x06reason\x18\x01 \x01(\x0e\x32&.twofold.registry.v1.WatchResyncReason\"\x14\n\x12ListRoutersRequest\"M\n\x13ListRoutersResponse\x12\x36\n\x07routers\x18\x01 \x03(\x0b\x32%.twofold.registry.v1.RegisteredRouter\"\x98\x01\n\x10RegisteredRouter\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x61\x63ked_epoch\x18\x04 \x01(\x03\x12\x16\n\x0e\x61\x63ked_revision\x18\x05 \x01(\x03*\xd9\x01\n\rWatchItemKind\x12\x1f\n\x1bWATCH_ITEM_KIND_UNSPECIFIED\x10\x00\x12\x1d\n\x19WATCH_ITEM_KIND_WORKSPACE\x10\x01\x12\x18\n\x14WATCH_ITEM_KIND_PLAN\x10\x02\x12\x18\n\x14WATCH_ITEM_KIND_USER\x10\x03\x12\x19\n\x15WATCH_ITEM_KIND_AGENT\x10\x04\x12\x19\n\x15WATCH_ITEM_KIND_ROUTE\x10\x05\x12\x1e\n\x1aWATCH_ITEM_KIND_PERMISSION\x10\x06*\xbe\x01\n\x11WatchResyncReason\x12#\n\x1fWATCH_RESYNC_REASON_UNSPECIFIED\x10\x00\x12\x1d\n\x19WATCH_RESYNC_REASON_EPOCH\x10\x01\x12!\n\x1dWATCH_RESYNC_REASON_COMPACTED\x10\x02\x12\x1c\n\x18WATCH_RESYNC_REASON_SLOW\x10\x03\x12$\n WATCH_RESYNC_REASON_UNREGISTERED\x10\x04\x32\xc5\x01\n\rChangeService\x12R\n\x05Watch\x12!.twofold.registry.v1.WatchRequest\x1a\".twofold.registry.v1.WatchResponse(\x01\x30\x01\x12`\n\x0bListRouters\x12\'.twofold.registry.v1.ListRoutersRequest\x1a(.twofold.registry.v1.ListRoutersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'twofold.registry.v1.change_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WATCHITEMKIND']._serialized_start=2172
-  _globals['_WATCHITEMKIND']._serialized_end=2389
-  _globals['_WATCHRESYNCREASON']._serialized_start=2392
-  _globals['_WATCHRESYNCREASON']._serialized_end=2582
+  _globals['_WATCHITEMKIND']._serialized_start=2198
+  _globals['_WATCHITEMKIND']._serialized_end=2415
+  _globals['_WATCHRESYNCREASON']._serialized_start=2418
+  _globals['_WATCHRESYNCREASON']._serialized_end=2608
   _globals['_WATCHREQUEST']._serialized_start=231
   _globals['_WATCHREQUEST']._serialized_end=448
-  _globals['_WATCHOPEN']._serialized_start=450
-  _globals['_WATCHOPEN']._serialized_end=574
-  _globals['_WATCHROUTER']._serialized_start=576
-  _globals['_WATCHROUTER']._serialized_end=629
-  _globals['_WATCHPLACE']._serialized_start=631
-  _globals['_WATCHPLACE']._serialized_end=689
-  _globals['_WATCHPING']._serialized_start=691
-  _globals['_WATCHPING']._serialized_end=717
-  _globals['_WATCHACK']._serialized_start=719
-  _globals['_WATCHACK']._serialized_end=762
-  _globals['_WATCHLEAVE']._serialized_start=764
-  _globals['_WATCHLEAVE']._serialized_end=776
-  _globals['_WATCHRESPONSE']._serialized_start=779
-  _globals['_WATCHRESPONSE']._serialized_end=1066
-  _globals['_WATCHSTATE']._serialized_start=1068
-  _globals['_WATCHSTATE']._serialized_end=1127
-  _globals['_WATCHSTART']._serialized_start=1129
-  _globals['_WATCHSTART']._serialized_end=1206
-  _globals['_WATCHCHANGE']._serialized_start=1209
-  _globals['_WATCHCHANGE']._serialized_end=1363
-  _globals['_WATCHITEM']._serialized_start=1366
-  _globals['_WATCHITEM']._serialized_end=1687
-  _globals['_WATCHCHECKPOINT']._serialized_start=1690
-  _globals['_WATCHCHECKPOINT']._serialized_end=1842
-  _globals['_WATCHRESYNC']._serialized_start=1844
-  _globals['_WATCHRESYNC']._serialized_end=1913
-  _globals['_LISTROUTERSREQUEST']._serialized_start=1915
-  _globals['_LISTROUTERSREQUEST']._serialized_end=1935
-  _globals['_LISTROUTERSRESPONSE']._serialized_start=1937
-  _globals['_LISTROUTERSRESPONSE']._serialized_end=2014
-  _globals['_REGISTEREDROUTER']._serialized_start=2017
-  _globals['_REGISTEREDROUTER']._serialized_end=2169
-  _globals['_CHANGESERVICE']._serialized_start=2585
-  _globals['_CHANGESERVICE']._serialized_end=2782
+  _globals['_WATCHOPEN']._serialized_start=451
+  _globals['_WATCHOPEN']._serialized_end=600
+  _globals['_WATCHROUTER']._serialized_start=602
+  _globals['_WATCHROUTER']._serialized_end=655
+  _globals['_WATCHPLACE']._serialized_start=657
+  _globals['_WATCHPLACE']._serialized_end=715
+  _globals['_WATCHPING']._serialized_start=717
+  _globals['_WATCHPING']._serialized_end=743
+  _globals['_WATCHACK']._serialized_start=745
+  _globals['_WATCHACK']._serialized_end=788
+  _globals['_WATCHLEAVE']._serialized_start=790
+  _globals['_WATCHLEAVE']._serialized_end=802
+  _globals['_WATCHRESPONSE']._serialized_start=805
+  _globals['_WATCHRESPONSE']._serialized_end=1092
+  _globals['_WATCHSTATE']._serialized_start=1094
+  _globals['_WATCHSTATE']._serialized_end=1153
+  _globals['_WATCHSTART']._serialized_start=1155
+  _globals['_WATCHSTART']._serialized_end=1232
+  _globals['_WATCHCHANGE']._serialized_start=1235
+  _globals['_WATCHCHANGE']._serialized_end=1389
+  _globals['_WATCHITEM']._serialized_start=1392
+  _globals['_WATCHITEM']._serialized_end=1713
+  _globals['_WATCHCHECKPOINT']._serialized_start=1716
+  _globals['_WATCHCHECKPOINT']._serialized_end=1868
+  _globals['_WATCHRESYNC']._serialized_start=1870
+  _globals['_WATCHRESYNC']._serialized_end=1939
+  _globals['_LISTROUTERSREQUEST']._serialized_start=1941
+  _globals['_LISTROUTERSREQUEST']._serialized_end=1961
+  _globals['_LISTROUTERSRESPONSE']._serialized_start=1963
+  _globals['_LISTROUTERSRESPONSE']._serialized_end=2040
+  _globals['_REGISTEREDROUTER']._serialized_start=2043
+  _globals['_REGISTEREDROUTER']._serialized_end=2195
+  _globals['_CHANGESERVICE']._serialized_start=2611
+  _globals['_CHANGESERVICE']._serialized_end=2808
 # @@protoc_insertion_point(module_scope)

@@ -158,10 +158,13 @@ class WatchOpen(_message.Message):
     ROUTER_FIELD_NUMBER: _builtins.int
     PLACE_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    UNTIL_CAUGHT_UP_FIELD_NUMBER: _builtins.int
     state: _builtins.bool
     """Whether a stream that starts anew begins with the state of everything. Without it it begins with the changes of the last ten
     minutes, as far as they are kept.
     """
+    until_caught_up: _builtins.bool
+    """Whether the stream ends behind its first checkpoint: for a look at the terminal, or a copy that is made once."""
     @_builtins.property
     def router(self) -> Global___WatchRouter:
         """Only for a process that answers callers from what it has heard here; its registration is committed before anything is read."""
@@ -176,10 +179,11 @@ class WatchOpen(_message.Message):
         router: Global___WatchRouter | None = ...,
         place: Global___WatchPlace | None = ...,
         state: _builtins.bool = ...,
+        until_caught_up: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["place", b"place", "router", b"router"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["place", b"place", "router", b"router", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["place", b"place", "router", b"router", "state", b"state", "until_caught_up", b"until_caught_up"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
