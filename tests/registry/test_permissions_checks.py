@@ -248,6 +248,19 @@ async def test_a_grant_is_seen_by_another_registry_that_is_asked_with_its_token(
             assert not (await api.check(furnished, "bob", "painter", token)).allowed
 
 
+async def test_checks_in_another_postgres_begin_a_new_epoch(api: Registry, owner: Connection, furnished: str) -> None:
+    before = await api.check(furnished, "ann", "helper")
+    await owner.execute("UPDATE registry.registry_head SET fingerprint = 'of another one'")
+    singles = await asyncio.gather(*(api.check(furnished, "ann", "helper") for _ in range(5)))
+    told: list[Any] = [before, *singles, await batch(api, furnished, ("ann", "helper")), await explain(api, furnished)]
+    first, *epochs = [revision.epoch for one in told if (revision := revision_of(one.revision_token, "token"))]
+    assert len(epochs) == 7
+    assert len(set(epochs)) == 1
+    assert epochs[0] > first
+    with refused(grpc.StatusCode.ABORTED, Reason.REASON_HISTORY_CHANGED):
+        await api.check(furnished, "ann", "helper", before.revision_token)
+
+
 async def test_a_router_is_answered_only_while_it_is_registered(api: Registry, owner: Connection, furnished: str) -> None:
     me: dict[str, Any] = {"router_id": f"router-{furnished}", "router_incarnation": "1"}
     single = pb.CheckRequest(workspace_id=furnished, user_id="ann", agent_id="helper", **me)
