@@ -198,6 +198,7 @@ class Lane:
 # In one message with BEGIN, so that it costs no round trip of its own, and for this transaction only, as PgBouncer needs it.
 _BEGIN = "BEGIN; SET LOCAL lock_timeout = '2s'; SET LOCAL idle_in_transaction_session_timeout = '2s'"
 _BEGIN_READING = "BEGIN READ ONLY; SET LOCAL idle_in_transaction_session_timeout = '2s'"
+_PLANS_ANEW = "; SET LOCAL plan_cache_mode = force_custom_plan"
 _BEGIN_SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL idle_in_transaction_session_timeout = '30s'"
 
 
@@ -223,9 +224,14 @@ async def transaction(pool: Pool, tenants: Sequence[str] = ()) -> AsyncIterator[
 
 
 @contextlib.asynccontextmanager
-async def reading(pool: Pool, tenants: Sequence[str]) -> AsyncIterator[Connection]:
-    """The same for reading only, where row-level security is on."""
-    async with _transaction(pool, _BEGIN_READING + _seeing(tenants), outcome="NOT_STORED") as acquired:
+async def reading(pool: Pool, tenants: Sequence[str], *, plans_anew: bool = False) -> AsyncIterator[Connection]:
+    """The same for reading only, where row-level security is on.
+
+    `plans_anew`: each statement is planned for its values. For pages, whose place says how much is in front of them: a plan
+    for any values may read and sort everything there.
+    """
+    begin = _BEGIN_READING + (_PLANS_ANEW if plans_anew else "") + _seeing(tenants)
+    async with _transaction(pool, begin, outcome="NOT_STORED") as acquired:
         yield acquired
 
 

@@ -28,28 +28,39 @@ class Reads:
 
         Not older than `least`. Raises RevisionNotReached, HistoryChanged, and what `ask` raises.
         """
-        try:
-            return await self._once(workspace_id, ask, least)
-        except PastRewritten:
-            await renew_epoch(self._pool)
-        return await self._once(workspace_id, ask, least)
+        return await self._read(workspace_id, ask, least, plans_anew=False)
 
     async def report(
         self, workspace_id: str, ask: Callable[[Connection], Awaitable[Answer]], least: Revision | None = None
     ) -> Answer:
         """The same for lists and reports, which carry no revision of their own: also from a replica that has `least`.
 
-        Nobody else may be answered by it: without a token even the own last change could be missing.
+        Nobody else may be answered by it: without a token even the own last change could be missing. Statements are planned
+        for their values, as which index serves a page depends on its place, and on which filters are set.
         """
         if self._replica is not None and least is not None:
             with contextlib.suppress(NotAtReplica):
                 return await self._replica.report(workspace_id, ask, least)
-        return await self.read(workspace_id, ask, least)
+        return await self._read(workspace_id, ask, least, plans_anew=True)
+
+    async def _read(
+        self,
+        workspace_id: str,
+        ask: Callable[[Connection], Awaitable[Answer]],
+        least: Revision | None,
+        *,
+        plans_anew: bool,
+    ) -> Answer:
+        try:
+            return await self._once(workspace_id, ask, least, plans_anew)
+        except PastRewritten:
+            await renew_epoch(self._pool)
+        return await self._once(workspace_id, ask, least, plans_anew)
 
     async def _once(
-        self, workspace_id: str, ask: Callable[[Connection], Awaitable[Answer]], least: Revision | None
+        self, workspace_id: str, ask: Callable[[Connection], Awaitable[Answer]], least: Revision | None, plans_anew: bool
     ) -> Answer:
-        async with postgres.reading(self._pool, (workspace_id,)) as connection:
+        async with postgres.reading(self._pool, (workspace_id,), plans_anew=plans_anew) as connection:
             if least is not None:
                 (await read_head(connection)).satisfies(least)
             return await ask(connection)

@@ -79,7 +79,7 @@ class Replica:
         least: Revision,
         looked: "asyncio.Future[bool]",
     ) -> Answer:
-        async with postgres.reading(self._pool, (workspace_id,)) as connection:
+        async with postgres.reading(self._pool, (workspace_id,), plans_anew=True) as connection:
             row = await connection.fetchrow(STATEMENTS["read_replayed_head"])
             if not looked.done():
                 looked.set_result(True)

@@ -89,7 +89,6 @@ class PostgresResources(Generic[Kind]):
         values = (*_scope(listing.workspace_id), listing.size + 1, listing.look.show_deleted, *listing.filters)
 
         async def ask(connection: Connection) -> list[Record]:
-            await connection.execute(STATEMENTS["plan_for_the_values"])
             found = await connection.fetch(statement, *values, *listing.after)
             if not found and listing.workspace_id:
                 await require_workspace(connection, listing.workspace_id)

@@ -39,10 +39,6 @@ FOR NO KEY UPDATE;
 SELECT CASE WHEN fingerprint = registry.fingerprint() THEN epoch END AS epoch, clock_timestamp() AS at
 FROM registry.registry_head;
 
--- name: plan_for_the_values
--- Until the end of the transaction: which index serves a listing depends on which filters are set.
-SELECT set_config('plan_cache_mode', 'force_custom_plan', true);
-
 -- name: insert_audit_head
 INSERT INTO registry.audit_heads (workspace_id) VALUES ($1);
 

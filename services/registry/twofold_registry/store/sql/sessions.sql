@@ -22,11 +22,14 @@ WHERE (s.user_id, s.agent_id, s.pod_id, s.pod_epoch, s.pod_number)
 RETURNING session_id, fence;
 
 -- name: held_by_others
--- Those tenures that are known with another holding.
+-- Those tenures that are known with another holding. LIMIT 1 keeps each look-up a walk down one index, whatever is planned.
 SELECT s.session_id, s.fence
 FROM unnest($2::text[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::bigint[]) AS told
     (session_id, fence, user_id, agent_id, pod_id, pod_epoch, pod_number)
-JOIN registry.sessions s ON s.workspace_id = $1 AND s.session_id = told.session_id AND s.fence = told.fence
+CROSS JOIN LATERAL (
+    SELECT * FROM registry.sessions
+    WHERE workspace_id = $1 AND session_id = told.session_id AND fence = told.fence LIMIT 1
+) s
 WHERE (s.user_id, s.agent_id, s.pod_id, s.pod_epoch, s.pod_number)
     <> (told.user_id, told.agent_id, told.pod_id, told.pod_epoch, told.pod_number);
 
