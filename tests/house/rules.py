@@ -376,6 +376,7 @@ FIELDS: Mapping[str, Rule] = {
     "registry.v1.RegisterPodRequest.address": NAME,
     "registry.v1.BatchCheckPodsRequest.pods": Many(500),
     "registry.v1.MarkPodDeadRequest.reason": NAME,
+    "registry.v1.WatchRouter.incarnation": NAME,
     "registry.v1.WatchPlace.epoch": Whole(1),
     "registry.v1.WatchPlace.revision": Whole(0),
     "registry.v1.WatchPlace.tag": Anything(),  # random: one that is wrong begins the stream anew

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
@@ -14,6 +15,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from tests.chassis.redis_servers import until
 from tests.databases import settings_of_database
 from tests.registry.stubs import Connection, Registry, invalid, refused, settings_of
+from tests.registry.test_routers import Silent as Unasked
 from twofold.errors.v1.reason_pb2 import Reason
 from twofold.registry.v1 import agent_pb2, change_pb2, permission_pb2, user_pb2, workspace_pb2
 from twofold_chassis import postgres
@@ -23,7 +25,7 @@ from twofold_registry.app import registry
 from twofold_registry.revisions import revision_of
 from twofold_registry.routers import Routers
 from twofold_registry.store.feed import PostgresFeed, PostgresRegistrations
-from twofold_registry.watching import SLOW, Changed, Checkpoint, Command, Leave, Open, Watching
+from twofold_registry.watching import SLOW, Changed, Checkpoint, Command, Leave, Look, Open, Opened, Ping, Place, Watching
 
 WAIT_S = 60
 LEASE_MS = 400
@@ -466,6 +468,53 @@ async def test_a_watcher_that_takes_nothing_is_told_so_and_cut_and_the_others_ar
         assert await anext(told) is SLOW
         with pytest.raises(StopAsyncIteration):
             await anext(told)
+
+
+class HeldFeed:
+    """Nothing ever changes, and looking takes until it is let go."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Semaphore(0)
+        self.go = asyncio.Semaphore(0)
+
+    async def open_at(self, place: Place | None) -> Opened:
+        return Opened(Place(1, 1, 1), resumed=False)
+
+    async def look(self, after: int) -> Look:
+        self.begun.release()
+        await self.go.acquire()
+        return Look(Place(1, 1, 1), 0, datetime.now(UTC), {}, [], is_all=True)
+
+    def state(self) -> Any: ...
+
+
+async def test_a_ping_is_never_answered_from_a_look_that_had_begun_before_it_came() -> None:
+    feed, said = HeldFeed(), asyncio.Queue[Command]()
+
+    async def commands() -> AsyncIterator[Command]:
+        while True:
+            yield await said.get()
+            said.task_done()  # asked for the next: this one is heard
+
+    watching = Watching(feed, Routers(Unasked(), lease_s=1.0), watchers_max=1)
+    async with watching.watch(Open(None, None, wants_state=False), commands()) as watch:
+        told = watch.told()
+        feed.go.release()  # for catching up
+        assert isinstance(await anext(told), Opened)
+        following = asyncio.create_task(anext(told))
+        for _ in range(2):
+            await feed.begun.acquire()
+        said.put_nowait(Ping(7))  # while the first look for all is under way
+        await said.join()
+        feed.go.release()
+        first = await following
+        assert isinstance(first, Checkpoint)
+        assert first.nonce == 0
+        feed.go.release()
+        second = await anext(told)
+        assert isinstance(second, Checkpoint)
+        assert second.nonce == 7
+        await told.aclose()
 
 
 async def test_a_look_takes_whole_revisions_however_many_things_one_changed(
