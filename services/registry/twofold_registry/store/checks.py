@@ -37,7 +37,7 @@ Answer = Read[Found] | RouterNotRegistered
 
 
 class PostgresChecks:
-    """Asks the primary, always: a copy would not know what was revoked a moment ago."""
+    """Checks are asked of the primary, always: a copy would not know what was revoked a moment ago. Listings are reports."""
 
     def __init__(self, pool: Pool, reads: Reads) -> None:
         self._pool = pool
