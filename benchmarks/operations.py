@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import grpc
 
-from benchmarks import registry, threads
+from benchmarks import registry, threads, usage
 from benchmarks.comparing import MANY, Operation, against_echo, always, subject
 from benchmarks.places import Place
 from benchmarks.rows import ROUNDS, WARM_UP, Comparison, Server, Subject
@@ -49,6 +49,7 @@ OPERATIONS: Sequence[Operation] = (
     Operation("P8-window", lambda place: _window_far(place)),
     Operation("P8-window-postgres", lambda place: _window_far_from_postgres(place)),
     *registry.OPERATIONS,
+    *usage.OPERATIONS,
 )
 
 

@@ -11,6 +11,9 @@ from twofold.registry.v1 import agent_pb2, billing_pb2, usage_pb2
 from twofold_chassis import fields
 from twofold_registry import months
 
+CLAIM = "INSERT INTO registry.usage_keys VALUES ($1, $2, decode(repeat('00', 32), 'hex'))"
+"""Takes an event id; whoever records an event of that id waits until the transaction ends."""
+
 _SUMS = """sum(messages) AS messages, sum(input_tokens) AS input_tokens, sum(output_tokens) AS output_tokens"""
 # Every way to the same number, by month and currency, out of one snapshot: the events, the sums that are kept of them, the
 # totals, and the invoices, the latter two with the adjustments. All but the first two columns count differences.

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.registry.billing import Books, agreed, event, middle_of, months_ago, owed, somebody_waits, this_month
+from tests.registry.billing import CLAIM, Books, agreed, event, middle_of, months_ago, owed, somebody_waits, this_month
 from tests.registry.stubs import Connection, Registry, invalid, lost, refused, taken, unknown
 from twofold.errors.v1.reason_pb2 import Reason
 from twofold.registry.v1 import agent_pb2, billing_pb2, usage_pb2
@@ -265,11 +265,7 @@ async def test_who_records_while_a_month_is_closed_is_in_one_of_the_two_months(
     await books.record(event("a/0", middle_of(LAST)))
     async with owner.transaction():
         # Whoever records an event of this user waits here, in the middle of its transaction.
-        await owner.execute(
-            "INSERT INTO registry.usage_keys VALUES ($1, 'b/0', decode(repeat('00', 32), 'hex'), $2)",
-            books.workspace_id,
-            LAST,
-        )
+        await owner.execute(CLAIM, books.workspace_id, "b/0")
         recording = asyncio.create_task(books.record(event("a/9", middle_of(past)), event("b/0", middle_of(past))))
         await somebody_waits(owner)
         closing = asyncio.create_task(books.close(LAST))
@@ -293,11 +289,10 @@ async def test_a_month_that_ends_and_is_closed_in_the_middle_of_a_recording_does
     books: Books, owner: Connection
 ) -> None:
     await books.record(event("a/0"))
-    claim = "INSERT INTO registry.usage_keys VALUES ($1, 'b/0', decode(repeat('00', 32), 'hex'), $2)"
     close = "UPDATE registry.usage_totals SET closed = true WHERE workspace_id = $1 AND month = $2"
     invoice = "INSERT INTO registry.invoices VALUES ($1, $2, '{USD}', '{0}', 1, now(), 'somebody', 1)"
     async with owner.transaction():
-        await owner.execute(claim, books.workspace_id, this_month())
+        await owner.execute(CLAIM, books.workspace_id, "b/0")
         recording = asyncio.create_task(books.record(event("b/0")))
         await somebody_waits(owner)
         await owner.execute(close, books.workspace_id, this_month())

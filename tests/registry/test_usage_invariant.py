@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.databases import settings_of_database
-from tests.registry.billing import Books, agreed, event, middle_of, months_ago, owed, somebody_waits, this_month
+from tests.registry.billing import CLAIM, Books, agreed, event, middle_of, months_ago, owed, somebody_waits
 from tests.registry.stubs import Connection, Registry, refused, settings_of
 from tests.registry.test_usage_reports import grouped
 from twofold.errors.v1.reason_pb2 import Reason
@@ -143,11 +143,7 @@ async def test_a_duplicate_waits_for_the_first_and_then_is_told_the_truth(
 ) -> None:
     books = Books(api, workspace)
     async with owner.transaction():
-        await owner.execute(
-            "INSERT INTO registry.usage_keys VALUES ($1, 'a/0', decode(repeat('00', 32), 'hex'), $2)",
-            workspace,
-            this_month(),
-        )
+        await owner.execute(CLAIM, workspace, "a/0")
         second = asyncio.create_task(books.record(event("a/0")))
         await somebody_waits(owner)
         assert not second.done()

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from json.encoder import encode_basestring_ascii as _quoted
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from twofold_chassis.refusals import AlreadyExists, InvalidField, Reason, ResourceExhausted
 from twofold_registry import months
@@ -36,9 +36,8 @@ class WindowTooLarge(ResourceExhausted):
     reason = Reason.REASON_TOO_MANY
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One billable event."""
+class Event(NamedTuple):
+    """One billable event. A tuple, as hundreds are made for one call: in a third of the time of a frozen dataclass."""
 
     event_id: str
     user_id: str

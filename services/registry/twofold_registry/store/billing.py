@@ -133,8 +133,8 @@ async def _check_order(change: Change, key: BillKey) -> None:
 
 
 async def _closed(change: Change, key: BillKey, answer: Answer[Closing]) -> bytes:
-    # Whoever was past the gate of the month has committed now, and is in its sums; everybody else finds it closed, and begins
-    # anew in the month that is open.
+    # Whoever was past the gate of the month has committed now, and is in its sums; everybody else finds it closed, and
+    # begins anew in the month that is open.
     await caps.lock_month(change, key.workspace_id, key.month)
     await change.write("freeze_lines", key.workspace_id, key.month)
     sums = await change.connection.fetch(STATEMENTS["frozen_sums"], key.workspace_id, key.month)

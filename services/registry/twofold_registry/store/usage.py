@@ -175,7 +175,8 @@ async def _keep(connection: Connection, workspace_id: str, events: Sequence[Even
     """
     agent_ids = {event.agent_id for event, _ in batch.values()}
     terms = await _terms(connection, workspace_id, agent_ids)
-    if any(month_of(event.at) < terms.current_month for event, _ in batch.values()):
+    begin = months.begin_of(terms.current_month)
+    if any(event.at < begin for event, _ in batch.values()):
         await connection.execute(STATEMENTS["keep_months_open"], workspace_id)
         terms = await _terms(connection, workspace_id, agent_ids)
     ordered = sorted(batch.values(), key=lambda kept: kept[0].event_id)
@@ -189,9 +190,10 @@ async def _keep(connection: Connection, workspace_id: str, events: Sequence[Even
     assert row is not None
     if not row["all_open"]:
         raise _Locked
-    new = set(row["fresh"] or ())
-    await _compare(connection, workspace_id, {event_id: batch[event_id][1] for event_id in batch.keys() - new})
-    return new
+    if row["taken"] is None:
+        return set(batch)
+    await _compare(connection, workspace_id, {event_id: batch[event_id][1] for event_id in row["taken"]})
+    return set(batch).difference(row["taken"])
 
 
 async def _terms(connection: Connection, workspace_id: str, agent_ids: set[str]) -> _Terms:
@@ -204,7 +206,7 @@ async def _terms(connection: Connection, workspace_id: str, agent_ids: set[str])
     )
 
 
-def _columns(ordered: Sequence[tuple[Event, bytes]], terms: _Terms) -> tuple[list[object], ...]:
+def _columns(ordered: Sequence[tuple[Event, bytes]], terms: _Terms) -> tuple[object, ...]:
     events = [event for event, _ in ordered]
     prices = list(terms.prices.items())
     return (
@@ -220,12 +222,12 @@ def _columns(ordered: Sequence[tuple[Event, bytes]], terms: _Terms) -> tuple[lis
         [body for _, body in ordered],
         # One that was recorded before need not be affordable any more, so whether it is too much only the table decides.
         [min(event.cost_micros(terms.prices[event.agent_id]), COST_MAX + 1) for event in events],
-        [months.booked(month_of(event.at), terms.open_month) for event in events],
         [agent_id for agent_id, _ in prices],
         [price.currency for _, price in prices],
         [price.per_message_micros for _, price in prices],
         [price.per_1000_input_tokens_micros for _, price in prices],
         [price.per_1000_output_tokens_micros for _, price in prices],
+        terms.open_month,
     )
 
 
@@ -236,8 +238,6 @@ def _too_expensive(events: Sequence[Event], terms: _Terms) -> TooExpensive:
 
 
 async def _compare(connection: Connection, workspace_id: str, bodies: dict[str, bytes]) -> None:
-    if not bodies:
-        return
     for row in await connection.fetch(STATEMENTS["recorded_bodies"], workspace_id, list(bodies)):
         if row["body_hash"] != bodies[row["event_id"]]:
             raise EventReused(workspace_id, row["event_id"])

@@ -4,15 +4,13 @@ CREATE TABLE registry.usage_keys (
     workspace_id text COLLATE "C" NOT NULL,
     event_id text COLLATE "C" NOT NULL,
     body_hash bytea NOT NULL,
-    event_month date NOT NULL,
     CONSTRAINT event_ids_are_unique PRIMARY KEY (workspace_id, event_id),
     CONSTRAINT event_ids_fit CHECK (octet_length(event_id) BETWEEN 1 AND 255),
     CONSTRAINT event_hashes_are_whole CHECK (octet_length(body_hash) = 32)
 );
 
-INSERT INTO registry.usage_keys (workspace_id, event_id, body_hash, event_month)
-SELECT workspace_id, event_id, body_hash, date_trunc('month', event_time AT TIME ZONE 'UTC')::date
-FROM registry.usage_events;
+INSERT INTO registry.usage_keys (workspace_id, event_id, body_hash)
+SELECT workspace_id, event_id, body_hash FROM registry.usage_events;
 
 ALTER TABLE registry.usage_events RENAME TO usage_events_before;
 ALTER INDEX registry.usage_by_time RENAME TO usage_by_time_before;

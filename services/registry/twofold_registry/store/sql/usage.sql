@@ -17,37 +17,43 @@ SELECT FROM registry.audit_heads WHERE workspace_id = $1 FOR KEY SHARE;
 -- Claims the ids, keeps the events whose id was free, and adds them up, in one statement and so in one transaction: there is no
 -- moment at which an id is taken and its event does not count. An id that another call is recording now is waited for. Everybody
 -- takes keys, sums and totals in the same order, so nobody waits in a circle; totals last, as all of the workspace meet there.
--- Columns of the batch as arrays, then those of the agents' prices. Returns the ids that were free, and whether all months were open.
+-- Columns of the batch as arrays, then those of the agents' prices, then the first open month (NULL: all are). Returns which ids
+-- were not free (NULL: all were), and whether all months were open.
 WITH batch AS MATERIALIZED (
     SELECT * FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::timestamptz[], $8::bigint[],
-        $9::bigint[], $10::bigint[], $11::bytea[], $12::bigint[], $13::date[]) AS b
+        $9::bigint[], $10::bigint[], $11::bytea[], $12::bigint[]) AS b
         (event_id, user_id, agent_id, thread_id, kind, event_time, messages, input_tokens, output_tokens, body_hash,
-        cost_micros, month)
+        cost_micros)
 ), prices AS MATERIALIZED (
-    SELECT * FROM unnest($14::text[], $15::text[], $16::bigint[], $17::bigint[], $18::bigint[]) AS p
+    SELECT * FROM unnest($13::text[], $14::text[], $15::bigint[], $16::bigint[], $17::bigint[]) AS p
         (agent_id, currency, price_message_micros, price_input_micros, price_output_micros)
 ), fresh AS (
-    INSERT INTO registry.usage_keys (workspace_id, event_id, body_hash, event_month)
-    SELECT $1, event_id, body_hash, date_trunc('month', event_time AT TIME ZONE 'UTC')::date FROM batch ORDER BY event_id
+    INSERT INTO registry.usage_keys (workspace_id, event_id, body_hash)
+    SELECT $1, event_id, body_hash FROM batch ORDER BY event_id
     ON CONFLICT (workspace_id, event_id) DO NOTHING
     RETURNING event_id
+), new AS MATERIALIZED (
+    SELECT b.event_id, b.user_id, b.agent_id, b.thread_id, b.kind, b.event_time, b.messages, b.input_tokens, b.output_tokens,
+        b.cost_micros, m.origin_month, greatest(m.origin_month, $18::date) AS month, p.currency, p.price_message_micros,
+        p.price_input_micros, p.price_output_micros
+    FROM fresh f
+    JOIN batch b ON b.event_id = f.event_id
+    JOIN prices p ON p.agent_id = b.agent_id
+    CROSS JOIN LATERAL (SELECT date_trunc('month', b.event_time AT TIME ZONE 'UTC')::date AS origin_month) AS m
 ), recorded AS (
     INSERT INTO registry.usage_events
         (workspace_id, event_id, user_id, agent_id, thread_id, kind, event_time, messages, input_tokens, output_tokens, month,
         currency, price_message_micros, price_input_micros, price_output_micros, cost_micros)
-    SELECT $1, b.event_id, b.user_id, b.agent_id, b.thread_id, b.kind, b.event_time, b.messages, b.input_tokens,
-        b.output_tokens, b.month, p.currency, p.price_message_micros, p.price_input_micros, p.price_output_micros, b.cost_micros
-    FROM fresh f JOIN batch b ON b.event_id = f.event_id JOIN prices p ON p.agent_id = b.agent_id
-    RETURNING date_trunc('month', event_time AT TIME ZONE 'UTC')::date AS origin_month, agent_id, user_id, kind, month,
-        currency, price_message_micros, price_input_micros, price_output_micros, messages, input_tokens, output_tokens,
-        cost_micros
+    SELECT $1, event_id, user_id, agent_id, thread_id, kind, event_time, messages, input_tokens, output_tokens, month, currency,
+        price_message_micros, price_input_micros, price_output_micros, cost_micros
+    FROM new
 ), sums AS (
     INSERT INTO registry.usage_sums AS s
         (workspace_id, origin_month, agent_id, user_id, kind, month, currency, price_message_micros, price_input_micros,
         price_output_micros, events, messages, input_tokens, output_tokens, cost_micros)
     SELECT $1, origin_month, agent_id, user_id, kind, month, currency, price_message_micros, price_input_micros,
         price_output_micros, count(*), sum(messages), sum(input_tokens), sum(output_tokens), sum(cost_micros)
-    FROM recorded
+    FROM new
     GROUP BY origin_month, agent_id, user_id, kind, month, currency, price_message_micros, price_input_micros,
         price_output_micros
     ORDER BY origin_month, agent_id, user_id, kind, month, currency, price_message_micros, price_input_micros,
@@ -66,7 +72,7 @@ WITH batch AS MATERIALIZED (
         (workspace_id, month, currency, events, messages, input_tokens, output_tokens, cost_micros)
     SELECT $1, d.month, d.currency, count(*), sum(r.messages), sum(r.input_tokens), sum(r.output_tokens),
         CASE WHEN d.currency = '' THEN 0 ELSE sum(r.cost_micros) END
-    FROM due d JOIN recorded r ON r.month = d.month AND d.currency IN ('', r.currency)
+    FROM due d JOIN new r ON r.month = d.month AND d.currency IN ('', r.currency)
     GROUP BY d.month, d.currency
     ORDER BY d.month, d.currency
     ON CONFLICT (workspace_id, month, currency)
@@ -76,7 +82,8 @@ WITH batch AS MATERIALIZED (
     WHERE NOT t.closed
     RETURNING t.month
 )
-SELECT (SELECT array_agg(event_id) FROM fresh) AS fresh,
+SELECT CASE WHEN (SELECT count(*) FROM fresh) < cardinality($2::text[])
+        THEN array(SELECT event_id FROM batch EXCEPT SELECT event_id FROM fresh) END AS taken,
     (SELECT count(*) FROM due) = (SELECT count(*) FROM totals) AS all_open;
 
 -- name: recorded_bodies
