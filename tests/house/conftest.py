@@ -11,6 +11,7 @@ from typing import Any
 import asyncpg
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from pydantic import SecretStr
 
 import twofold_memory.settings as memory_settings
@@ -187,6 +188,7 @@ async def world(house: House) -> World:
             user_id=world.user_id,
             request_id=world.open_turn_id,
             messages=[hello],
+            lease_duration=Duration(seconds=900),  # longer than all tests: when it ends, what was said is stored
         )
     )
     return world
