@@ -192,16 +192,22 @@ def _kind(value: str, field: str) -> str:
 
 def _event(event: pb.UsageEvent, latest: datetime) -> Event:
     return Event(
-        event_id=fields.identifier(event.event_id, "event_id"),
-        user_id=fields.identifier(event.user_id, "user_id"),
-        agent_id=fields.identifier(event.agent_id, "agent_id"),
-        thread_id=fields.optional_identifier(event.thread_id, "thread_id") or "",
+        event_id=_id(event.event_id, "event_id"),
+        user_id=_id(event.user_id, "user_id"),
+        agent_id=_id(event.agent_id, "agent_id"),
+        thread_id=event.thread_id and _id(event.thread_id, "thread_id"),
         at=_time(event, latest),
         messages=fields.whole(event.messages, "messages", least=0, most=_MESSAGES_MAX),
         input_tokens=fields.whole(event.input_tokens, "input_tokens", least=0, most=_TOKENS_MAX),
         output_tokens=fields.whole(event.output_tokens, "output_tokens", least=0, most=_TOKENS_MAX),
         kind=_kind(event.kind, "kind") if event.kind else TURN,
     )
+
+
+def _id(value: str, field: str) -> str:
+    if 0 < len(value) <= fields.ID_BYTES_MAX and value.isascii() and value.isprintable():
+        return value  # as nearly all are: in a third of the time
+    return fields.identifier(value, field)
 
 
 def _time(event: pb.UsageEvent, latest: datetime) -> datetime:
