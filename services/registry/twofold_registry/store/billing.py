@@ -91,7 +91,7 @@ class PostgresBilling:
             await require_workspace(connection, workspace_id)
             return await connection.fetch(STATEMENTS["list_invoices"], workspace_id, before, size + 1)
 
-        found = await self._reads.read(workspace_id, ask, least)
+        found = await self._reads.report(workspace_id, ask, least)
         return rows.page([_invoice(workspace_id, row) for row in found], size)
 
     async def adjust(self, draft: Draft, attempt: Attempt, answer: Answer[Adjustment]) -> bytes:
