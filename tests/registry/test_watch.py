@@ -200,6 +200,24 @@ async def test_who_begins_with_the_state_has_everything_and_then_every_change(ap
         assert {key[2] for key in watcher.of(workspace_id) if key[0] == "user"} == {"ann", "cleo"}
 
 
+async def test_c15_what_a_deletion_hid_is_in_every_copy_again_when_it_is_restored(api: Registry, workspace_id: str) -> None:
+    await furnish(api, workspace_id)
+    one, other = f"{workspace_id}-1", f"{workspace_id}-2"
+    for hidden in (one, other):
+        await furnish(api, hidden)
+    await api.users.DeleteUser(user_pb2.DeleteUserRequest(workspace_id=one, user_id="ann"))
+    await api.workspaces.DeleteWorkspace(workspace_pb2.DeleteWorkspaceRequest(workspace_id=other))
+    async with Watcher(api).watching() as watcher:  # a copy that has never seen them
+        assert watcher.of(one) == await truth(api, one)
+        assert watcher.of(other) == {}
+        await api.users.UndeleteUser(user_pb2.UndeleteUserRequest(workspace_id=one, user_id="ann"))
+        await api.workspaces.UndeleteWorkspace(workspace_pb2.UndeleteWorkspaceRequest(workspace_id=other))
+        await watcher.caught_up()
+        for restored in (one, other):
+            assert watcher.of(restored) == await truth(api, restored)
+            assert ("grant", restored, "ann", "helper") in watcher.of(restored)
+
+
 async def test_a_ping_is_answered_with_what_was_committed_before_it(api: Registry, workspace_id: str) -> None:
     await api.make_workspace(workspace_id)
     async with Watcher(api).watching(state=False) as watcher:
@@ -222,6 +240,17 @@ async def test_who_only_listens_hears_changes_and_that_nothing_happens(api: Regi
             await watcher.until("change")
         await watcher.until("checkpoint")
         await watcher.until("checkpoint")
+
+
+async def test_the_state_comes_in_messages_that_a_client_takes(api: Registry, workspace_id: str) -> None:
+    await api.make_workspace(workspace_id)
+    large = agent_pb2.AgentSettings(instructions="x" * 65536)
+    await asyncio.gather(*(api.make_agent(workspace_id, f"a{index}", settings=large) for index in range(40)))
+    call = api.changes.Watch()
+    await call.write(change_pb2.WatchRequest(open=change_pb2.WatchOpen(state=True, until_caught_up=True)))
+    sizes = [told.ByteSize() async for told in call if told.HasField("state")]
+    assert max(sizes) <= 1024 * 1024 + 100
+    assert sum(sizes) > 40 * 65536
 
 
 async def test_a_copy_is_made_once_with_a_stream_that_ends(api: Registry, workspace_id: str) -> None:

@@ -27,8 +27,8 @@ BUFFER_BYTES_MAX = 16 * 1024 * 1024
 LOOK_ROWS_MAX = 1000
 _LOOK_EACH_S = 1.0
 _AFTER_FAILURE_S = 0.25
-_CHANGE_BYTES = 200
-"""What a change costs besides the resources in it."""
+_THING_BYTES = 200
+"""What it costs besides the resource: ids, and what Python adds."""
 
 
 class TooManyWatchers(ResourceExhausted):
@@ -51,6 +51,11 @@ class Thing(NamedTuple):
     workspace_id: str
     item: Item
 
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes."""
+        return _THING_BYTES + len(self.item.after or b"")
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Changed:
@@ -65,7 +70,7 @@ class Changed:
     @property
     def size(self) -> int:
         """About how many bytes it takes."""
-        return sum(_CHANGE_BYTES + len(thing.item.after or b"") for thing in self.things)
+        return sum(thing.size for thing in self.things)
 
 
 class Look(NamedTuple):

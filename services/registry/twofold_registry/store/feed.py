@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import timedelta
 from operator import itemgetter
 
@@ -31,6 +31,7 @@ CHANNEL = "twofold_registry"
 _STATES_AT_ONCE = 2
 _STATE_ROWS = 200
 _TURN_S_MAX = 10.0
+_PART_BYTES_MAX = 1024 * 1024
 _STATE_S_MAX = 300.0
 _REGISTERED = timedelta(seconds=REGISTERED_S)
 _AGAIN_S = 1.0
@@ -117,8 +118,23 @@ async def _state(connection: Connection) -> AsyncIterator[Sequence[Thing]]:
     for statement, key, thing in _STATE:
         after = ("",) * len(key)
         while found := await connection.fetch(STATEMENTS[statement], *after, _STATE_ROWS):
-            yield [thing(row) for row in found]
+            for part in _parts([thing(row) for row in found]):
+                yield part
             after = tuple(found[-1][name] for name in key)
+
+
+def _parts(things: Sequence[Thing]) -> Iterator[Sequence[Thing]]:
+    """The same in parts that a client takes as one message, but for a single thing that is larger."""
+    part: list[Thing] = []
+    room = _PART_BYTES_MAX
+    for thing in things:
+        size = thing.size
+        if part and size > room:
+            yield part
+            part, room = [], _PART_BYTES_MAX
+        part.append(thing)
+        room -= size
+    yield part
 
 
 def _workspace_there(row: Record) -> Thing:

@@ -369,7 +369,10 @@ class WatchState(_message.Message):
     ITEMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___WatchItem]:
-        """Workspaces, users, agents and grants that are not deleted; expired grants among them. At most 500, and 1 MiB but for one."""
+        """Workspaces, users and agents that are not deleted themselves, and grants; at most 200 and 1 MiB, but for one that is larger. What hides others tells of itself
+        alone: users, agents and grants of a deleted workspace are among them, and so are grants of deleted users and agents, and expired
+        ones. Who keeps a copy applies the rule of PermissionService: when the workspace, user or agent is restored, they count again.
+        """
 
     def __init__(
         self,
