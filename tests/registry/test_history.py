@@ -13,7 +13,7 @@ import structlog.testing
 
 from tests.databases import settings_of_database
 from tests.registry.stubs import Connection, Registry, refused, settings_of
-from tests.registry.test_requests import WRITES, Send, write
+from tests.registry.test_requests import WRITES, Send, furnish, write
 from twofold.errors.v1.reason_pb2 import Reason
 from twofold.registry.v1 import agent_pb2
 from twofold_chassis.settings import DatabaseSettings
@@ -138,9 +138,7 @@ class Acting:
 async def test_a_change_whose_audit_entry_cannot_be_written_does_not_happen(
     api: Registry, owner: Connection, workspace: str, refused_audit: str, rpc: str
 ) -> None:
-    await api.make_user(workspace, "ann")
-    await api.make_agent(workspace, "helper")
-    await api.grant(workspace, "ann", "helper")
+    await furnish(api, workspace)
     doomed: Any = Registry.__new__(Registry)
     for name, stub in vars(api).items():
         setattr(doomed, name, Acting(stub, refused_audit))

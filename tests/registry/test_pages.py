@@ -25,6 +25,8 @@ async def furnished(api: Registry, workspace: str) -> str:
     for name in reversed(IDS):
         await api.make_user(workspace, name, email=f"u{IDS.index(name)}@acme.test")
         await api.make_agent(workspace, name)
+    for number in range(3):
+        await api.make_workspace(f"{workspace}-{number}", plan=workspace.lower())
     for user in IDS[:3]:
         for agent in IDS[:3]:
             await api.grant(workspace, user, agent)
@@ -33,7 +35,7 @@ async def furnished(api: Registry, workspace: str) -> str:
 
 def listing(api: Registry, rpc: str, workspace: str) -> Ask:
     requests: dict[str, tuple[Any, Any]] = {
-        "ListWorkspaces": (api.workspaces.ListWorkspaces, workspace_pb2.ListWorkspacesRequest()),
+        "ListWorkspaces": (api.workspaces.ListWorkspaces, workspace_pb2.ListWorkspacesRequest(plan=workspace.lower())),
         "ListUsers": (api.users.ListUsers, user_pb2.ListUsersRequest(workspace_id=workspace)),
         "ListAgents": (api.agents.ListAgents, agent_pb2.ListAgentsRequest(workspace_id=workspace)),
         "ListGrants": (api.permissions.ListGrants, permission_pb2.ListGrantsRequest(workspace_id=workspace)),

@@ -131,8 +131,8 @@ def deleted_workspace(workspace: str) -> str:
     return f"{workspace}-deleted"
 
 
-@pytest.fixture
-async def furnished(api: Registry, workspace: str) -> str:
+async def furnish(api: Registry, workspace: str) -> None:
+    """What the writes speak of."""
     await api.make_user(workspace, "eve")
     await api.users.DeleteUser(user_pb2.DeleteUserRequest(workspace_id=workspace, user_id="eve"))
     await api.make_agent(workspace, "old")
@@ -143,6 +143,11 @@ async def furnished(api: Registry, workspace: str) -> str:
     await api.make_user(workspace, "bob")
     await api.make_agent(workspace, "helper")
     await api.grant(workspace, "ann", "helper")
+
+
+@pytest.fixture
+async def furnished(api: Registry, workspace: str) -> str:
+    await furnish(api, workspace)
     return workspace
 
 
