@@ -274,6 +274,23 @@ async def test_a_deleted_workspace_is_restored_with_all_that_is_in_it(api: Regis
         await undelete(api, "nowhere")
 
 
+async def test_a_workspace_that_is_only_validated_is_not_there(api: Registry, owner: Connection, workspace: str) -> None:
+    head = "SELECT revision FROM registry.registry_head"
+    before = await owner.fetchval(head)
+    new = pb.Workspace(workspace_id=f"{workspace}-new", display_name="New")
+    told = (await api.workspaces.CreateWorkspace(pb.CreateWorkspaceRequest(workspace=new, validate_only=True))).workspace
+    assert (told.display_name, told.plan, told.etag) == ("New", "default", "")
+    new.workspace_id = workspace
+    with taken(Reason.REASON_WORKSPACE_EXISTS):
+        await api.workspaces.CreateWorkspace(pb.CreateWorkspaceRequest(workspace=new, validate_only=True))
+    gone = await api.workspaces.DeleteWorkspace(pb.DeleteWorkspaceRequest(workspace_id=workspace, validate_only=True))
+    assert gone.workspace.HasField("purge_time")
+    assert (await get(api, workspace)).display_name == "Acme"
+    with unknown(Reason.REASON_WORKSPACE_UNKNOWN):
+        await get(api, f"{workspace}-new")
+    assert await owner.fetchval(head) == before
+
+
 async def test_workspaces_are_found_by_plan_state_and_name(api: Registry, workspace_id: str) -> None:
     plan = workspace_id.lower()
     made: dict[str, dict[str, Any]] = {

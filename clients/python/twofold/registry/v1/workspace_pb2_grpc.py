@@ -141,7 +141,8 @@ class WorkspaceServiceServicer:
 
     def PurgeWorkspace(self, request, context):
         """PurgeWorkspace forgets a deleted workspace at once, without waiting for its purge_time. It cannot be restored any more; the
-        values of its users and agents, and its grants, are forgotten right afterwards by the registry's sweep.
+        values of its users and agents, and its grants, which nobody can see any more, are forgotten within minutes by the registry's
+        sweep.
         Errors: as UndeleteWorkspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -76,7 +76,8 @@ class WorkspaceServiceStub:
     """
     PurgeWorkspace: _aio.UnaryUnaryMultiCallable[_workspace_pb2.PurgeWorkspaceRequest, _workspace_pb2.PurgeWorkspaceResponse]
     """PurgeWorkspace forgets a deleted workspace at once, without waiting for its purge_time. It cannot be restored any more; the
-    values of its users and agents, and its grants, are forgotten right afterwards by the registry's sweep.
+    values of its users and agents, and its grants, which nobody can see any more, are forgotten within minutes by the registry's
+    sweep.
     Errors: as UndeleteWorkspace.
     """
 
@@ -161,7 +162,8 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_workspace_pb2.PurgeWorkspaceRequest, _abc.Awaitable[_workspace_pb2.PurgeWorkspaceResponse]],
     ) -> _abc.Awaitable[_workspace_pb2.PurgeWorkspaceResponse]:
         """PurgeWorkspace forgets a deleted workspace at once, without waiting for its purge_time. It cannot be restored any more; the
-        values of its users and agents, and its grants, are forgotten right afterwards by the registry's sweep.
+        values of its users and agents, and its grants, which nobody can see any more, are forgotten within minutes by the registry's
+        sweep.
         Errors: as UndeleteWorkspace.
         """
 
