@@ -129,7 +129,7 @@ class AuditEntry(_message.Message):
     resource_id: _builtins.str
     """Id of the resource within the workspace; of a permission "<user_id>/<agent_id>" with "/" and "%" of the ids percent-encoded."""
     before_json: _builtins.str
-    """The resource before the change as a JSON object; empty for a creation."""
+    """The resource before the change as a JSON object; empty for a creation and a restoration. Of a purge, only its ids."""
     after_json: _builtins.str
     """The resource after the change as a JSON object; empty for a deletion."""
     request_id: _builtins.str
