@@ -22,10 +22,25 @@ from twofold_chassis import postgres
 from twofold_chassis.settings import DatabaseSettings
 from twofold_cli.embedded.postgres import EmbeddedPostgres
 from twofold_registry.app import registry
+from twofold_registry.history import Item, ItemKind
 from twofold_registry.revisions import revision_of
 from twofold_registry.routers import Routers
 from twofold_registry.store.feed import PostgresFeed, PostgresRegistrations
-from twofold_registry.watching import SLOW, Changed, Checkpoint, Command, Leave, Look, Open, Opened, Ping, Place, Watching
+from twofold_registry.watching import (
+    COMPACTED,
+    SLOW,
+    Changed,
+    Checkpoint,
+    Command,
+    Leave,
+    Look,
+    Open,
+    Opened,
+    Ping,
+    Place,
+    Thing,
+    Watching,
+)
 
 WAIT_S = 60
 LEASE_MS = 400
@@ -544,6 +559,29 @@ async def test_a_ping_is_never_answered_from_a_look_that_had_begun_before_it_cam
         assert isinstance(second, Checkpoint)
         assert second.nonce == 7
         await told.aclose()
+
+
+class CompactedFeed(HeldFeed):
+    """The changes behind a place are gone by the look of that number."""
+
+    def __init__(self, when: int) -> None:
+        super().__init__()
+        self._looks_left = when
+
+    async def look(self, after: int) -> Look:
+        self._looks_left -= 1
+        if self._looks_left > 0:
+            return Look(Place(1, 1, 1), 0, datetime.now(UTC), {}, [], is_all=True)
+        fifth = Changed(5, 5, datetime.now(UTC), wait=False, things=[Thing("w", Item(ItemKind.WORKSPACE))])
+        return Look(Place(1, 5, 5), 4, datetime.now(UTC), {}, [fifth], is_all=True)
+
+
+@pytest.mark.parametrize("when", [1, 2, 3])
+async def test_changes_behind_a_gap_are_not_told(when: int) -> None:
+    watching = Watching(CompactedFeed(when), Routers(Unasked(), lease_s=1.0), watchers_max=1)
+    async with watching.watch(Open(None, None, wants_state=False), nobody_speaks()) as watch:
+        told = [type(one) if isinstance(one, Opened | Checkpoint) else one async for one in watch.told()]
+    assert told == [Opened, *[Checkpoint] * (when - 2), COMPACTED]
 
 
 async def test_a_look_takes_whole_revisions_however_many_things_one_changed(
