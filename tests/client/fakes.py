@@ -59,6 +59,10 @@ class Users(Scripted, user_pb2_grpc.UserServiceServicer):
         await self.noted(request, context)
         return user_pb2.GetUserResponse()
 
+    async def BatchGetUsers(self, request: user_pb2.BatchGetUsersRequest, context: Any) -> user_pb2.BatchGetUsersResponse:
+        await self.noted(request, context)
+        return user_pb2.BatchGetUsersResponse()
+
     async def ListUsers(self, request: user_pb2.ListUsersRequest, context: Any) -> user_pb2.ListUsersResponse:
         await self.noted(request, context)
         return user_pb2.ListUsersResponse()
@@ -70,6 +74,14 @@ class Users(Scripted, user_pb2_grpc.UserServiceServicer):
     async def DeleteUser(self, request: user_pb2.DeleteUserRequest, context: Any) -> user_pb2.DeleteUserResponse:
         await self.noted(request, context)
         return user_pb2.DeleteUserResponse()
+
+    async def UndeleteUser(self, request: user_pb2.UndeleteUserRequest, context: Any) -> user_pb2.UndeleteUserResponse:
+        await self.noted(request, context)
+        return user_pb2.UndeleteUserResponse()
+
+    async def PurgeUser(self, request: user_pb2.PurgeUserRequest, context: Any) -> user_pb2.PurgeUserResponse:
+        await self.noted(request, context)
+        return user_pb2.PurgeUserResponse()
 
 
 class Turns(Scripted, turn_pb2_grpc.TurnServiceServicer):

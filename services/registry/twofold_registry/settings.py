@@ -28,7 +28,10 @@ class RegistrySettings(ListenSettings):
         default=3600, ge=600, description="for how long changes are kept for those who follow them and were away"
     )
     sessions_kept_days: int = Field(
-        default=90, ge=1, le=36_500, description="for how long the history of sessions is kept at most, after each was heard of last"
+        default=90,
+        ge=1,
+        le=36_500,
+        description="for how long the history of sessions is kept at most, after each was heard of last",
     )
     pods_kept_days: int = Field(
         default=30,
