@@ -1,4 +1,4 @@
-"""The examples of the README and of docs/calls.md are run as they stand there, against a real stack."""
+"""The examples of the README, docs/calls.md and docs/registry.md are run as they stand there, against a real stack."""
 
 import json
 import re
@@ -20,6 +20,7 @@ from twofold_cli.up import DEVELOPMENT
 
 README = Path(__file__).parents[2] / "README.md"
 CALLS = README.parent / "docs" / "calls.md"
+REGISTRY = README.parent / "docs" / "registry.md"
 PROTOS = README.parent / "protos"
 AGENT = "http://127.0.0.1:8900"
 CALL = re.compile(r"^(registry|memory|router) (\w+)/(\w+) (.+)$", re.MULTILINE)
@@ -112,6 +113,22 @@ async def test_every_example_works_in_its_order(stack: Stack, page: Path) -> Non
             assert answers, (name, method)
             said.append("".join(answer.get("delta", {}).get("text", "") for answer in answers))
     assert page is README or "Your name is Ada." in said
+
+
+async def test_the_life_of_a_workspace_goes_as_it_is_told(stack: Stack) -> None:
+    answers: dict[str, list[dict[str, Any]]] = {}
+    for room, name, method, body in examples(REGISTRY):
+        descriptor = service_of(room, name).methods_by_name[method]
+        answers.setdefault(method, []).append((await called(stack, descriptor, room, body))[-1])
+    assert [check["reason"] for check in answers["Check"]] == ["CHECK_REASON_NO_GRANT", "CHECK_REASON_GRANT"]
+    assert [recorded["duplicates"] for recorded in answers["RecordUsage"]] == [[False, False], [True], [False]]
+    january, february = answers["GetBill"]
+    assert january["totals"] == [{"currency": "USD", "amount_micros": "6000"}]
+    assert [line["about_month"] for line in february["lines"]] == ["2026-01"]
+    assert answers["GetCaps"][0]["caps"]["state"] == "CAP_STATE_SOFT"
+    assert answers["GetInvoice"][0]["invoice"]["totals"] == january["totals"]
+    assert [explained.get("allowed", False) for explained in answers["ExplainPermission"]] == [True, False]
+    assert all("fault" not in verified["result"] for verified in answers["VerifyAudit"])
 
 
 async def test_the_first_call_is_one_of_those_that_up_prints() -> None:
