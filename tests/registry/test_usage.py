@@ -1,16 +1,21 @@
 import asyncio
+import hashlib
 import itertools
+import json
 import random
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.registry.stubs import Connection, Registry, invalid, taken, unknown
 from twofold.errors.v1.reason_pb2 import Reason
 from twofold.registry.v1 import usage_pb2 as pb
 from twofold.registry.v1 import workspace_pb2
 from twofold_chassis import fields
+from twofold_registry.usage import Event
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 START, END = Timestamp(seconds=0), fields.timestamp(datetime(2200, 1, 1, tzinfo=UTC))
@@ -202,3 +207,18 @@ async def test_a_span_has_a_begin_and_a_later_end(api: Registry, workspace: str)
         await api.usage.GetUsage(pb.GetUsageRequest(workspace_id=workspace, start_time=START))
     with invalid("end_time"):
         await usage(api, workspace, start=END, end=END)
+
+
+_TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20)
+
+
+@given(_TEXT, _TEXT, _TEXT, st.datetimes(timezones=st.just(UTC)), st.integers(0, 10**12))
+def test_the_hash_of_a_body_is_what_it_always_was(
+    user_id: str, agent_id: str, thread_id: str, at: datetime, count: int
+) -> None:
+    """It is compared for ever, also with those of events that were recorded before there were kinds."""
+    body = [user_id, agent_id, thread_id, at.isoformat(timespec="microseconds"), 1, count, 0]
+    turn = Event("id", user_id, agent_id, thread_id, "turn", at, 1, count, 0)
+    assert turn.body_hash() == hashlib.sha256(json.dumps(body).encode()).digest()
+    tool = turn._replace(kind="tool")
+    assert tool.body_hash() == hashlib.sha256(json.dumps([*body, "tool"]).encode()).digest()

@@ -64,6 +64,15 @@ class _Terms(NamedTuple):
     prices: Mapping[str, Price]
 
 
+class _Subject(NamedTuple):
+    """Who used what; the first fields of an event behind its id."""
+
+    user_id: str
+    agent_id: str
+    thread_id: str
+    kind: str
+
+
 class PostgresUsage:
     """The truth about what was used."""
 
@@ -208,25 +217,27 @@ async def _terms(connection: Connection, workspace_id: str, agent_ids: set[str])
 
 def _columns(ordered: Sequence[tuple[Event, bytes]], terms: _Terms) -> tuple[object, ...]:
     events = [event for event, _ in ordered]
-    prices = list(terms.prices.items())
+    places: dict[_Subject, int] = {}
+    subjects = [places.setdefault(_Subject(*event[1:5]), len(places) + 1) for event in events]
+    prices = [terms.prices[subject.agent_id] for subject in places]
     return (
         [event.event_id for event in events],
-        [event.user_id for event in events],
-        [event.agent_id for event in events],
-        [event.thread_id for event in events],
-        [event.kind for event in events],
+        subjects,
         [event.at for event in events],
         [event.messages for event in events],
         [event.input_tokens for event in events],
         [event.output_tokens for event in events],
         [body for _, body in ordered],
         # One that was recorded before need not be affordable any more, so whether it is too much only the table decides.
-        [min(event.cost_micros(terms.prices[event.agent_id]), COST_MAX + 1) for event in events],
-        [agent_id for agent_id, _ in prices],
-        [price.currency for _, price in prices],
-        [price.per_message_micros for _, price in prices],
-        [price.per_1000_input_tokens_micros for _, price in prices],
-        [price.per_1000_output_tokens_micros for _, price in prices],
+        [min(event.cost_micros(prices[place - 1]), COST_MAX + 1) for event, place in zip(events, subjects, strict=True)],
+        [subject.user_id for subject in places],
+        [subject.agent_id for subject in places],
+        [subject.thread_id for subject in places],
+        [subject.kind for subject in places],
+        [price.currency for price in prices],
+        [price.per_message_micros for price in prices],
+        [price.per_1000_input_tokens_micros for price in prices],
+        [price.per_1000_output_tokens_micros for price in prices],
         terms.open_month,
     )
 

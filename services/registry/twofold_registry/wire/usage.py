@@ -196,11 +196,11 @@ def _event(event: pb.UsageEvent, latest: datetime) -> Event:
         user_id=_id(event.user_id, "user_id"),
         agent_id=_id(event.agent_id, "agent_id"),
         thread_id=event.thread_id and _id(event.thread_id, "thread_id"),
+        kind=_kind(event.kind, "kind") if event.kind else TURN,
         at=_time(event, latest),
         messages=fields.whole(event.messages, "messages", least=0, most=_MESSAGES_MAX),
         input_tokens=fields.whole(event.input_tokens, "input_tokens", least=0, most=_TOKENS_MAX),
         output_tokens=fields.whole(event.output_tokens, "output_tokens", least=0, most=_TOKENS_MAX),
-        kind=_kind(event.kind, "kind") if event.kind else TURN,
     )
 
 

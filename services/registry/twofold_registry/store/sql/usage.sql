@@ -17,28 +17,29 @@ SELECT FROM registry.audit_heads WHERE workspace_id = $1 FOR KEY SHARE;
 -- Claims the ids, keeps the events whose id was free, and adds them up, in one statement and so in one transaction: there is no
 -- moment at which an id is taken and its event does not count. An id that another call is recording now is waited for. Everybody
 -- takes keys, sums and totals in the same order, so nobody waits in a circle; totals last, as all of the workspace meet there.
--- Columns of the batch as arrays, then those of the agents' prices, then the first open month (NULL: all are). Returns which ids
--- were not free (NULL: all were), and whether all months were open.
+-- Columns of the batch as arrays; what several events have in common, who used what at which price, apart and once ($10 to $17),
+-- with its place in each event ($3), as text is dear to send; the first open month (NULL: all are). Returns which ids were not free
+-- (NULL: all were), and whether all months were open.
 WITH batch AS MATERIALIZED (
-    SELECT * FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::timestamptz[], $8::bigint[],
-        $9::bigint[], $10::bigint[], $11::bytea[], $12::bigint[]) AS b
-        (event_id, user_id, agent_id, thread_id, kind, event_time, messages, input_tokens, output_tokens, body_hash,
-        cost_micros)
-), prices AS MATERIALIZED (
-    SELECT * FROM unnest($13::text[], $14::text[], $15::bigint[], $16::bigint[], $17::bigint[]) AS p
-        (agent_id, currency, price_message_micros, price_input_micros, price_output_micros)
+    SELECT * FROM unnest($2::text[], $3::integer[], $4::timestamptz[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bytea[],
+        $9::bigint[]) AS b
+        (event_id, subject, event_time, messages, input_tokens, output_tokens, body_hash, cost_micros)
+), subjects AS MATERIALIZED (
+    SELECT * FROM unnest($10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::bigint[], $16::bigint[],
+        $17::bigint[]) WITH ORDINALITY AS s
+        (user_id, agent_id, thread_id, kind, currency, price_message_micros, price_input_micros, price_output_micros, subject)
 ), fresh AS (
     INSERT INTO registry.usage_keys (workspace_id, event_id, body_hash)
     SELECT $1, event_id, body_hash FROM batch ORDER BY event_id
     ON CONFLICT (workspace_id, event_id) DO NOTHING
     RETURNING event_id
 ), new AS MATERIALIZED (
-    SELECT b.event_id, b.user_id, b.agent_id, b.thread_id, b.kind, b.event_time, b.messages, b.input_tokens, b.output_tokens,
-        b.cost_micros, m.origin_month, greatest(m.origin_month, $18::date) AS month, p.currency, p.price_message_micros,
-        p.price_input_micros, p.price_output_micros
+    SELECT b.event_id, s.user_id, s.agent_id, s.thread_id, s.kind, b.event_time, b.messages, b.input_tokens, b.output_tokens,
+        b.cost_micros, m.origin_month, greatest(m.origin_month, $18::date) AS month, s.currency, s.price_message_micros,
+        s.price_input_micros, s.price_output_micros
     FROM fresh f
     JOIN batch b ON b.event_id = f.event_id
-    JOIN prices p ON p.agent_id = b.agent_id
+    JOIN subjects s ON s.subject = b.subject
     CROSS JOIN LATERAL (SELECT date_trunc('month', b.event_time AT TIME ZONE 'UTC')::date AS origin_month) AS m
 ), recorded AS (
     INSERT INTO registry.usage_events
