@@ -11,6 +11,15 @@ BEGIN
             AND a.attname = 'workspace_id' AND NOT a.attisdropped
             AND c.relname NOT IN ('changes', 'pods')  -- of no tenant: they are read by the system role only
     LOOP
+        -- What is right stays untouched: each of these locks the table against everybody, and others serve while this one starts.
+        CONTINUE WHEN (SELECT relrowsecurity AND relforcerowsecurity FROM pg_class WHERE oid = format('registry.%I', name)::regclass)
+            AND EXISTS (SELECT FROM pg_policy WHERE polrelid = format('registry.%I', name)::regclass AND polname = 'tenants')
+            AND EXISTS (
+                SELECT FROM pg_policy
+                WHERE polrelid = format('registry.%I', name)::regclass AND polname = 'everything'
+                    AND polroles @> ARRAY[to_regrole($role${system}$role$)::oid, to_regrole($role${owner}$role$)::oid]
+                    AND polroles <@ ARRAY[to_regrole($role${system}$role$)::oid, to_regrole($role${owner}$role$)::oid]
+            );
         EXECUTE format('ALTER TABLE registry.%I ENABLE ROW LEVEL SECURITY', name);
         EXECUTE format('ALTER TABLE registry.%I FORCE ROW LEVEL SECURITY', name);
         EXECUTE format('DROP POLICY IF EXISTS tenants ON registry.%I', name);
