@@ -10,6 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from tests.memory.rooms import Memory
+from twofold_chassis import postgres
 from twofold_chassis.breaker import Breaker
 from twofold_chassis.redis import RedisLink, RedisUnavailable, Script
 from twofold_chassis.redis_wire import Argument, Reply
@@ -110,10 +111,10 @@ def mortal_connection(fate: Fate) -> "type[asyncpg.Connection[Any]]":
 @contextlib.asynccontextmanager
 async def worker(database: DatabaseSettings, redis: RedisSettings, fate: Fate) -> AsyncIterator[tuple[Appends, Journal]]:
     """The rooms between a call and the stores, without anything that drains by itself."""
-    url = database.url.get_secret_value()
     link = MortalLink(redis)
     link.fate = fate
-    pool = await asyncpg.create_pool(url, min_size=0, max_size=4, connection_class=mortal_connection(fate), reset=nothing)
+    pool = postgres.Pool(database, "test", size_min=0, connection_class=mortal_connection(fate))
+    await pool
     metrics, breaker = CollectorRegistry(), Breaker()
     windows = RedisThreads(link, ttl_s=3600, messages_max=100, metrics=metrics)
     journal = Journal(
@@ -134,10 +135,6 @@ async def worker(database: DatabaseSettings, redis: RedisSettings, fate: Fate) -
             await turns.close()
         pool.terminate()
         await link.close()
-
-
-async def nothing(_: Any) -> None:
-    return
 
 
 async def tell(appends: Appends, key: ThreadKey, told: dict[str, bool]) -> None:

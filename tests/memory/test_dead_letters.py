@@ -23,6 +23,8 @@ from twofold.memory.v1.conversation_pb2 import (
 from twofold.memory.v1.event_pb2 import ListEventsRequest
 from twofold.memory.v1.message_pb2 import Durability, ReadSource
 from twofold.memory.v1.sync_pb2_grpc import SyncServiceStub
+from twofold_chassis import postgres
+from twofold_chassis.settings import DatabaseSettings
 from twofold_memory.draining import Waiter
 from twofold_memory.journaled import Journaled, payload
 from twofold_memory.store.journal import PostgresJournal
@@ -380,7 +382,7 @@ async def test_a_dead_letter_of_a_conversation_that_is_erased_is_gone(
 
 
 async def test_a_turn_that_cannot_be_stored_brings_no_disorder_into_those_that_wait_with_it(
-    sql: "Sql[Any]", key: ThreadKey
+    room: Memory, memory_database: DatabaseSettings, key: ThreadKey
 ) -> None:
     """M2, M6: all have waited for so long that what they wait for would be given up, were it not in sight."""
 
@@ -390,7 +392,9 @@ async def test_a_turn_that_cannot_be_stored_brings_no_disorder_into_those_that_w
 
     waiters = [waiter("third", "3", "second"), waiter("poison", "\0"), waiter("second", "2", "poison")]
     waiters.append(replace(waiter("behind", "4", "lost"), overdue=False))
-    drained = await PostgresJournal(sql).drain(key, waiters)
+    pool = await postgres.open_pool(memory_database, name="test")
+    drained = await PostgresJournal(pool).drain(key, waiters)
+    await postgres.close_pool(pool)
     found = {name.turn_id: (turn.first_seq, turn.order_unverified) for name, turn in drained.stored.items()}
     assert found == {"second": (1, False), "third": (2, False)}
     assert drained.inserted == drained.stored.keys()

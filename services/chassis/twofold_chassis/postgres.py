@@ -66,7 +66,15 @@ _SENTENCES: tuple[tuple[type[BaseException], str], ...] = (
 class Pool(_DriversPool):
     """The driver's pool, which knows how long its statements may take, and how many wait for one of its connections."""
 
-    def __init__(self, settings: DatabaseSettings, name: str, metrics: PoolMetrics | None, *, size_min: int = 1) -> None:
+    def __init__(
+        self,
+        settings: DatabaseSettings,
+        name: str,
+        metrics: PoolMetrics | None = None,
+        *,
+        size_min: int = 1,
+        connection_class: "type[asyncpg.Connection[asyncpg.Record]]" = asyncpg.Connection,
+    ) -> None:
         super().__init__(
             settings.url.get_secret_value(),
             min_size=size_min,
@@ -77,7 +85,7 @@ class Pool(_DriversPool):
             init=None,
             reset=_nothing_to_reset,  # type: ignore[arg-type]  # the stubs name the wrong kind of connection
             loop=asyncio.get_running_loop(),
-            connection_class=asyncpg.Connection,
+            connection_class=connection_class,
             record_class=asyncpg.Record,
             timeout=settings.connect_timeout_s,
             command_timeout=settings.command_timeout_s,
