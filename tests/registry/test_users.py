@@ -393,13 +393,15 @@ async def test_what_is_only_validated_is_checked_in_full_and_leaves_nothing(
     bob = pb.User(workspace_id=workspace, user_id="bob", email="BOB@acme.test")
     told = await api.users.CreateUser(pb.CreateUserRequest(user=bob, **only))
     assert (told.user.email, told.user.role, told.user.etag) == ("bob@acme.test", pb.ROLE_MEMBER, "")
+    assert told.revision_token == b""
     change = pb.User(workspace_id=workspace, user_id="ann", display_name="Ann", etag=ann.etag)
     mask = FieldMask(paths=["display_name"])
     changed = await api.users.UpdateUser(pb.UpdateUserRequest(user=change, update_mask=mask, **only))
     assert (changed.user.display_name, changed.user.email) == ("Ann", "ann@acme.test")
     back = await api.users.UndeleteUser(pb.UndeleteUserRequest(workspace_id=workspace, user_id="eve", **only))
     assert not back.user.HasField("delete_time")
-    await api.users.PurgeUser(pb.PurgeUserRequest(workspace_id=workspace, user_id="eve", **only))
+    purged = await api.users.PurgeUser(pb.PurgeUserRequest(workspace_id=workspace, user_id="eve", **only))
+    assert purged.revision_token == b""
 
     bob.email = "Ann@acme.test"
     with taken(Reason.REASON_EMAIL_TAKEN):

@@ -66,7 +66,7 @@ def written(response: type[Message], message: Callable[[Stored[Kind]], Message])
     """Answers a write with the resource, in the response's field of its kind."""
 
     def answer(stored: Stored[Kind], revision: Revision) -> bytes:
-        values: dict[str, Any] = {stored.value.kind: message(stored), "revision_token": revision.token()}
+        values: dict[str, Any] = {stored.value.kind: message(stored), "revision_token": _token(revision)}
         return response(**values).SerializeToString()
 
     return answer
@@ -76,7 +76,12 @@ def forgotten(response: type[Message]) -> Answer[None]:
     """Answers a write that leaves nothing."""
 
     def answer(_: None, revision: Revision) -> bytes:
-        values: dict[str, Any] = {"revision_token": revision.token()}
+        values: dict[str, Any] = {"revision_token": _token(revision)}
         return response(**values).SerializeToString()
 
     return answer
+
+
+def _token(revision: Revision) -> bytes:
+    """How new a read must be to see a write; empty for one that was only checked."""
+    return revision.token() if revision.number else b""

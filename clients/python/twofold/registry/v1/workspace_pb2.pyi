@@ -21,7 +21,8 @@ order_by of workspaces, users, agents: "id" (the default; by the bytes of their 
 Batches of reads: 1 to 500 ids, each once. The answer holds what there is, in the order of the request, and names the ids of
   what there is not; what would make it larger than 2 MiB is left out and named, to be asked for again.
 validate_only: the write is checked in full against what is there now, and not made: it takes no revision, is told to nobody,
-  and leaves its request_id free. The answer is what would be, without etag.
+  and leaves its request_id free. The answer is what would be, without etag and
+  revision_token.
 Deletion: a deleted resource is hidden, is not found by any call but those that say so, and can be restored with all that hung
   on it until its purge_time, REGISTRY__PURGE_AFTER_DAYS days (30) after its deletion. Then it is purged (or earlier, by its own
   rpc): its values and grants are forgotten, its id stays taken. What the audit tells of it stays; copies of it in first
