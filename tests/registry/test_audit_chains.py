@@ -24,7 +24,7 @@ from twofold_cli.embedded.postgres import EmbeddedPostgres
 from twofold_registry import audit_chains
 from twofold_registry.app import registry
 from twofold_registry.audit import FIRST_LINK, Chained, Entry, Head, Link, link_hash, moment
-from twofold_registry.audit_chains import Batch, Chains, Walk
+from twofold_registry.audit_chains import Batch, Chains, Kept, Walk
 from twofold_registry.audit_keys import AuditKeys, private_key
 
 WRITERS = 200
@@ -258,7 +258,62 @@ async def test_c14_what_is_cut_off_or_rewritten_as_a_whole_is_found_by_a_signed_
     assert told(await verified(room.api, "tampered", signed_head=head)) == ("KNOWN_HEAD", ENTRIES)
     known = {"after_seq": 6, "after_hash": good[5].hash}
     assert told(await verified(room.api, "tampered", **known)) == ("KNOWN_HEAD", 6)
+    # Whoever goes on from the very place of the head has to have met it there.
+    rewritten = await exported(room.api, "tampered")
+    known = {"after_seq": ENTRIES, "after_hash": rewritten[-1].hash, "signed_head": head}
+    assert told(await verified(room.api, "tampered", **known)) == ("KNOWN_HEAD", ENTRIES)
+    with pytest.raises(audit.ChainBroken, match="history was rewritten"):
+        audit.verify([], after=audit.Link(ENTRIES, rewritten[-1].hash), head=head)
     await restore(tampered)
+    assert told(await verified(room.api, "tampered", **known | {"after_hash": good[-1].hash})) is None
+    assert audit.verify([], after=audit.Link(ENTRIES, good[-1].hash), head=head).seq == ENTRIES
+
+
+@pytest.mark.parametrize("time", ["infinity", "-infinity", "4000-01-01 BC", "294276-12-31"])
+async def test_c14_a_time_that_is_none_is_a_fault_of_its_entry_and_not_of_the_service(
+    room: Room, tampered: Connection, time: str
+) -> None:
+    await restore(tampered)
+    await tampered.execute(
+        f"UPDATE registry.audit_entries SET created_at = $1::text::timestamptz WHERE {OF} AND seq = 4", time
+    )
+    assert told(await verified(room.api, "tampered")) == ("HASH", 4)
+    with pytest.raises(audit.ChainBroken) as broken:
+        audit.verify(await exported(room.api, "tampered"))
+    assert broken.value.seq == 4
+    await restore(tampered)
+
+
+async def test_nothing_of_an_exported_entry_or_head_can_be_changed_below_the_microsecond(
+    room: Room, workspace_id: str
+) -> None:
+    await room.api.make_workspace(workspace_id)
+    (entry,) = await exported(room.api, workspace_id)
+    answer = await room.api.audit.ExportAuditHead(pb.ExportAuditHeadRequest(workspace_id=workspace_id))
+    entry.create_time.nanos += 1
+    with pytest.raises(audit.ChainBroken) as broken:
+        audit.verify([entry])
+    assert broken.value.seq == 1
+    answer.signed_head.time.nanos += 1
+    assert not audit.signed_by(answer.signed_head, answer.public_key)
+    with invalid("signed_head.time"):
+        await verified(room.api, workspace_id, signed_head=answer.signed_head)
+
+
+async def test_a_head_before_the_place_that_is_gone_on_from_is_no_proof(room: Room, workspace_id: str) -> None:
+    await room.api.make_workspace(workspace_id)
+    answer = await room.api.audit.ExportAuditHead(pb.ExportAuditHeadRequest(workspace_id=workspace_id))
+    await room.api.make_agent(workspace_id, "helper")
+    entries = await exported(room.api, workspace_id)
+    with pytest.raises(ValueError, match="lies before"):
+        audit.verify([], after=audit.Link(2, entries[1].hash), head=answer.signed_head)
+
+
+async def test_what_is_verified_has_a_revision_also_where_nothing_has_come_since(room: Room, workspace_id: str) -> None:
+    await room.api.make_workspace(workspace_id)
+    (entry,) = await exported(room.api, workspace_id)
+    result = await verified(room.api, workspace_id, after_seq=1, after_hash=entry.hash)
+    assert (result.verified.seq, result.verified.revision) == (1, entry.revision)
 
 
 async def rewrite(connection: Connection, entries: list[pb.AuditEntry], place: int) -> None:
@@ -302,6 +357,10 @@ async def test_a_signed_head_is_checked_by_anybody_who_has_the_key(room: Room, w
     forged.CopyFrom(answer.signed_head)
     forged.time.seconds += 1
     assert not audit.signed_by(forged, key.public_key)
+    # A key of another length, which the head names as its own.
+    long = key.public_key + b"x"
+    forged.key_id = audit.key_id(long)
+    assert not audit.signed_by(forged, long)
 
 
 async def test_without_a_key_heads_are_refused_by_the_name_of_the_setting(api: Registry, workspace: str) -> None:
@@ -384,7 +443,7 @@ class OneBatch:
         await self.go.wait()
         return Batch(last=last, head=FIRST_LINK, lowest=None, behind=None, entries=[], following=None)
 
-    async def link(self, workspace_id: str, seq: int) -> Link | None:
+    async def kept(self, workspace_id: str, seq: int) -> Kept | None:
         return None
 
 

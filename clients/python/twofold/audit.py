@@ -17,6 +17,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from twofold.registry.v1.audit_pb2 import AuditEntry, SignedAuditHead
 
 _PURPOSE = b"twofold audit head v1\n"
+_KEY_BYTES = 32
 
 
 class Link(NamedTuple):
@@ -61,17 +62,25 @@ def link_hash(entry: AuditEntry) -> bytes:
 def verify(entries: Iterable[AuditEntry], *, after: Link = FIRST, head: SignedAuditHead | None = None) -> Link:
     """The end of the entries, which are in the order of their places and begin behind `after`. Raises ChainBroken.
 
-    They must hold the entry that `head` is of. Its signature is not looked at: see `signed_by`.
+    They, or `after`, must hold the entry that `head` is of: raises ValueError if that lies before `after`. The signature of
+    the head is not looked at: see `signed_by`.
     """
     workspace_id = head.workspace_id if head else ""
+    if head and head.seq < after.seq:
+        raise ValueError(f"the head, of {head.seq}, lies before the place to begin behind, {after.seq}")
+    _meet(after, head)
     for entry in entries:
         workspace_id = workspace_id or entry.workspace_id
         after = _behind(after, entry, workspace_id)
-        if head and after.seq == head.seq and after.hash != head.hash:
-            raise ChainBroken(after.seq, "another entry stood here when the head was signed: history was rewritten")
+        _meet(after, head)
     if head and after.seq < head.seq:
         raise ChainBroken(after.seq + 1, f"missing: when the head was signed the chain ended at {head.seq}")
     return after
+
+
+def _meet(link: Link, head: SignedAuditHead | None) -> None:
+    if head and link.seq == head.seq and link.hash != head.hash:
+        raise ChainBroken(link.seq, "another entry stood here when the head was signed: history was rewritten")
 
 
 def _behind(link: Link, entry: AuditEntry, workspace_id: str) -> Link:
@@ -84,7 +93,7 @@ def _behind(link: Link, entry: AuditEntry, workspace_id: str) -> Link:
         raise ChainBroken(place, "the entry is of another workspace")
     if entry.prev_hash != link.hash:
         raise ChainBroken(place, "the entry does not follow the one before it")
-    if entry.hash != link_hash(entry):
+    if entry.hash != link_hash(entry) or not _is_whole(entry.create_time):
         raise ChainBroken(place, "the hash is not that of the content")
     return Link(place, entry.hash)
 
@@ -106,7 +115,7 @@ def signed_by(head: SignedAuditHead, public_key: bytes) -> bool:
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-    if head.key_id != key_id(public_key):
+    if len(public_key) != _KEY_BYTES or head.key_id != key_id(public_key) or not _is_whole(head.time):
         return False
     try:
         Ed25519PublicKey.from_public_bytes(public_key).verify(head.signature, head_bytes(head))
@@ -122,6 +131,11 @@ def _written(value: str | int | bytes) -> bytes:
     elif isinstance(value, str):
         value = value.encode()
     return len(value).to_bytes(8, "big") + value
+
+
+def _is_whole(time: Timestamp) -> bool:
+    """Whether nothing of it is below the microsecond, which no hash and no signature tells of."""
+    return time.nanos % 1000 == 0
 
 
 def _microseconds(time: Timestamp) -> int:

@@ -75,6 +75,13 @@ class Batch:
     following: int | None
 
 
+class Kept(NamedTuple):
+    """An entry of a chain as it is kept: its place and hash, and where its change stands in the history."""
+
+    link: Link
+    order: tuple[int, int]
+
+
 class Walk:
     """The verification of one chain, batch by batch."""
 
@@ -90,6 +97,15 @@ class Walk:
     @property
     def progress(self) -> Progress:
         return Progress(self.end, self._order[0], self._head_seq)
+
+    def go_on(self, kept: Kept | None) -> Fault | None:
+        """Begins behind what was verified before, if that is what is kept there."""
+        place, revision = self.end.seq, kept.order[0] if kept else 0
+        if kept is None or kept.link != self.end:
+            message = f"the chain does not hold the entry that was verified at {place}"
+            return Fault(FaultKind.KNOWN_HEAD, place, revision, message)
+        self._order = kept.order
+        return self._rewritten(self.end, revision)
 
     def step(self, batch: Batch) -> Fault | None:
         """Goes over the next places; the first fault in them, in the order of the places."""
@@ -126,12 +142,19 @@ class Walk:
             return fault(FaultKind.HASH, f"the hash of the entry at {place} is not that of its content")
         if (entry.revision, entry.ordinal) <= self._order:
             return fault(FaultKind.ORDER, f"the revision of the entry at {place} is not behind that of the one before it")
-        if self._known is not None and self._known.seq == place and self._known.hash != computed:
-            message = f"another entry stood at {place} when the head was signed: history was rewritten"
-            return fault(FaultKind.KNOWN_HEAD, message)
+        rewritten = self._rewritten(Link(place, computed), entry.revision)
+        if rewritten is not None:
+            return rewritten
         self.end, self._order = Link(place, computed), (entry.revision, entry.ordinal)
         self.count += 1
         return None
+
+    def _rewritten(self, link: Link, revision: int) -> Fault | None:
+        """Whether the known head stands at this place, and is another one."""
+        if self._known is None or self._known.seq != link.seq or self._known == link:
+            return None
+        message = f"another entry stood at {link.seq} when the head was signed: history was rewritten"
+        return Fault(FaultKind.KNOWN_HEAD, link.seq, revision, message)
 
     def _close(self, batch: Batch, head: Link) -> Fault | None:
         """Looks at what is not there, when all that was asked for has been gone over."""
@@ -169,8 +192,8 @@ class Store(Protocol):
         """The places behind `after` up to `last`, as many as fit into a message. Raises WorkspaceUnknown."""
         ...
 
-    async def link(self, workspace_id: str, seq: int) -> Link | None:
-        """The hash that is kept at this place."""
+    async def kept(self, workspace_id: str, seq: int) -> Kept | None:
+        """What is kept at this place. Raises WorkspaceUnknown."""
         ...
 
 
@@ -190,7 +213,9 @@ class Chains:
         """
         with self._slot():
             walk = Walk(workspace_id, after or FIRST_LINK, signed.head.link if signed else None)
-            fault = _signature_fault(signed, keys) or await self._known_fault(workspace_id, after)
+            fault = _signature_fault(signed, keys)
+            if fault is None and after is not None:
+                fault = walk.go_on(await self._store.kept(workspace_id, after.seq))
             while fault is None and not walk.done:
                 fault = walk.step(await self._next(workspace_id, walk.end.seq))
                 yield walk.progress
@@ -212,12 +237,6 @@ class Chains:
 
     async def _next(self, workspace_id: str, after: int) -> Batch:
         return await call.unless_draining(self._store.batch(workspace_id, after, after + PLACES_AT_ONCE))
-
-    async def _known_fault(self, workspace_id: str, after: Link | None) -> Fault | None:
-        if after is None or await self._store.link(workspace_id, after.seq) == after:
-            return None
-        message = f"the chain does not hold the entry that was verified at {after.seq}"
-        return Fault(FaultKind.KNOWN_HEAD, after.seq, 0, message)
 
     @contextlib.contextmanager
     def _slot(self) -> Iterator[None]:

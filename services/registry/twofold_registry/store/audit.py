@@ -9,7 +9,7 @@ from asyncpg import Record
 from twofold_chassis import postgres
 from twofold_chassis.postgres import Connection, Pool
 from twofold_registry.audit import AuditQuery, Chained, Head, Link, Place, Trail
-from twofold_registry.audit_chains import Batch
+from twofold_registry.audit_chains import Batch, Kept
 from twofold_registry.revisions import Revision
 from twofold_registry.store import rows
 from twofold_registry.store.reads import Reads
@@ -161,13 +161,13 @@ class PostgresChains:
             following=found[-1]["following"],
         )
 
-    async def link(self, workspace_id: str, seq: int) -> Link | None:
+    async def kept(self, workspace_id: str, seq: int) -> Kept | None:
         async with postgres.reading(self._pool, (workspace_id,)) as connection:
-            found = await connection.fetchval(STATEMENTS["audit_hash"], workspace_id, seq)
-            if found is None:
+            row = await connection.fetchrow(STATEMENTS["audit_place"], workspace_id, seq)
+            if row is None:
                 await require_past_workspace(connection, workspace_id)
                 return None
-        return Link(seq, found)
+        return Kept(Link(seq, row["hash"]), (row["revision"], row["ordinal"]))
 
 
 def _chained(row: Record) -> Chained:

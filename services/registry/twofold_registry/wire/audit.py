@@ -94,6 +94,8 @@ def signed_head(request: pb.VerifyAuditRequest, after: Link | None) -> SignedHea
         raise InvalidField(f"{field}.seq", "lies before after_seq")
     if not told.HasField("time"):
         raise InvalidField(f"{field}.time", "is required")
+    if told.time.nanos % 1000:  # not signed: it would pass for the time that was
+        raise InvalidField(f"{field}.time", "must be in whole microseconds")
     head = Head(
         workspace_id=told.workspace_id,
         seq=seq,

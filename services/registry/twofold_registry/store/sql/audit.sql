@@ -103,12 +103,13 @@ CROSS JOIN registry.registry_head h
 LEFT JOIN registry.audit_entries e ON e.workspace_id = c.workspace_id AND e.seq = c.seq
 WHERE c.workspace_id = $1;
 
--- name: audit_hash
-SELECT hash FROM registry.audit_entries WHERE workspace_id = $1 AND seq = $2 LIMIT 1;
+-- name: audit_place
+SELECT hash, revision, ordinal FROM registry.audit_entries WHERE workspace_id = $1 AND seq = $2 LIMIT 1;
 
 -- name: audit_batch
 -- The places behind $2 up to $3, at most $4 entries and about $5 bytes of them, and the end of the chain: all in one view. It
 -- trusts no constraint, as whoever rewrites a chain can drop those first. `following` is the place of the next entry up to $3.
+-- A time that no entry can have (infinity, before Christ) is read as another one, whose hash is not the entry's either.
 WITH ends AS MATERIALIZED (
     SELECT c.seq AS head_seq, c.hash AS head_hash,
         (SELECT min(a.seq) FROM registry.audit_entries a WHERE a.workspace_id = $1) AS lowest,
@@ -119,7 +120,9 @@ WITH ends AS MATERIALIZED (
 SELECT ends.head_seq, ends.head_hash, ends.lowest, ends.behind, e.*
 FROM ends
 LEFT JOIN LATERAL (
-    SELECT seq, revision, ordinal, actor, action, resource_kind, resource_id, before_json, after_json, request_id, created_at,
+    SELECT seq, revision, ordinal, actor, action, resource_kind, resource_id, before_json, after_json, request_id,
+        CASE WHEN created_at >= '0001-01-01T00:00:00Z' AND created_at < '9999-12-31T00:00:00Z' THEN created_at
+            ELSE '0001-01-01T00:00:00Z' END AS created_at,
         prev_hash, hash, following
     FROM (
         SELECT *, lead(seq) OVER places AS following,
