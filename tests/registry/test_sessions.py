@@ -138,9 +138,12 @@ async def test_an_event_of_somebody_elses_session_is_told_and_the_others_are_kep
     await record(api, workspace, opened("s", 0))
     assert await record(api, workspace, opened("t", 1), closed("s", 60, **other), closed("t", 2)) == [1]
     assert [told(session) for session in await listed(api, workspace)] == [(1, 2, LEFT), (0, None, 0)]
-    # In one batch the first one counts.
+    # In one batch the first one counts, of a session that is not known yet; else what is known.
     assert await record(api, workspace, opened("u", 3), closed("u", 4, **other)) == [1]
     assert told((await listed(api, workspace))[0]) == (3, None, 0)
+    assert await record(api, workspace, opened("u", 1, **other), closed("u", 5), closed("u", 4, **other)) == [0, 2]
+    assert told((await listed(api, workspace))[0]) == (3, 5, LEFT)
+    assert await record(api, workspace, opened("u", 1, **other), opened("u", 2, user_id="eve")) == [0, 1]
 
 
 EVENTS = some.lists(

@@ -12,6 +12,7 @@ from twofold.errors.v1.reason_pb2 import Reason
 from twofold.registry.v1 import agent_pb2, user_pb2
 from twofold.registry.v1 import workspace_pb2 as pb
 from twofold_chassis import postgres
+from twofold_chassis.refusals import Busy
 from twofold_chassis.requests import Requests
 from twofold_chassis.settings import DatabaseSettings
 from twofold_registry.store.agents import PostgresAgents
@@ -386,6 +387,24 @@ async def test_what_was_deleted_for_long_enough_is_purged_and_told_of(
     entries = [(entry.actor, entry.action) for entry in await api.trail(workspace)][-2:]
     assert sorted(entries) == [("system", "agent.purge"), ("system", "user.purge")]
     assert await owner.fetchval(left.format("changes") + " AND kind IN ('user', 'agent') AND after IS NULL", workspace) == 4
+
+
+async def test_one_that_cannot_be_purged_holds_up_no_other(
+    api: Registry, owner: Connection, purges: PostgresPurges, workspace: str
+) -> None:
+    stuck = (await api.make_workspace("")).workspace_id
+    for place, of in enumerate((stuck, workspace)):
+        await api.make_user(of, "ann")
+        await api.users.DeleteUser(user_pb2.DeleteUserRequest(workspace_id=of, user_id="ann"))
+        await age(owner, of, 40 - place)  # the one that is stuck is the first
+    async with owner.transaction():
+        await owner.execute("SELECT FROM registry.workspaces WHERE workspace_id = $1 FOR UPDATE", stuck)
+        with pytest.raises(Busy):
+            await purges.purge_due(500)
+    purged = "SELECT purged_at IS NOT NULL FROM registry.users WHERE workspace_id = $1"
+    assert [await owner.fetchval(purged, of) for of in (stuck, workspace)] == [False, True]
+    await purges.purge_due(500)
+    assert await owner.fetchval(purged, stuck)
 
 
 async def test_who_is_restored_in_the_last_moment_is_not_purged(

@@ -3,17 +3,19 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter
 
-from twofold_chassis.refusals import Refusal
+from twofold_chassis.refusals import Overloaded, Refusal, StoreUnavailable
 
 AT_ONCE = 500
 """Rows of one transaction."""
 _TURNS_MAX = 100
+
+Thing = TypeVar("Thing")
 
 
 class SweepSettings(Protocol):
@@ -36,6 +38,23 @@ class Sweep(NamedTuple):
     what: str
     run: Callable[[int], Awaitable[int]]
     every: int = 1
+
+
+async def one_by_one(things: Iterable[Thing], sweep: Callable[[Thing], Awaitable[None]]) -> None:
+    """Sweeps each of them. One that cannot be is none of the others' business: its failure is raised at the end.
+
+    Unless it is the store that fails: so it would with all of them.
+    """
+    failures: list[Exception] = []
+    for thing in things:
+        try:
+            await sweep(thing)
+        except (StoreUnavailable, Overloaded):
+            raise
+        except Exception as error:  # noqa: BLE001  (whatever it was)
+            failures.append(error)
+    if failures:
+        raise failures[0]
 
 
 class Sweeps:

@@ -12,7 +12,7 @@ from twofold_chassis.requests import Attempt
 from twofold_registry.resources import Answer, Key, NotDeleted, Write
 from twofold_registry.revisions import etag
 from twofold_registry.store.statements import STATEMENTS
-from twofold_registry.sweeps import Sweep
+from twofold_registry.sweeps import Sweep, one_by_one
 
 Purge = Callable[[Key, Write, Answer[None]], Awaitable[bytes]]
 _SELDOM = 30
@@ -38,8 +38,7 @@ class PostgresPurges:
         """Purges up to so many resources whose purge_time has come; says how many were due."""
         async with postgres.connection(self._system) as connection:
             due = await connection.fetch(STATEMENTS["purges_due"], most)
-        for row in due:
-            await self.purge_one(row)
+        await one_by_one(due, self.purge_one)
         return len(due)
 
     async def empty(self, most: int) -> int:
@@ -47,8 +46,12 @@ class PostgresPurges:
         async with postgres.connection(self._system) as connection:
             found = await connection.fetch(STATEMENTS["workspaces_to_empty"], _WORKSPACES_AT_ONCE)
         count = 0
-        for row in found:
+
+        async def empty(row: Record) -> None:
+            nonlocal count
             count += await self._empty(row["workspace_id"], most)
+
+        await one_by_one(found, empty)
         return count
 
     async def purge_one(self, row: Record) -> None:

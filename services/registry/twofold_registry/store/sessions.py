@@ -28,20 +28,15 @@ class PostgresSessions:
         self._reads = reads
 
     async def record(self, workspace_id: str, told: Sequence[Session]) -> list[int]:
-        joined: dict[Tenure, Session] = {}
-        for each in told:
-            first = joined.setdefault(each.tenure, each)
-            if first.holding == each.holding:
-                joined[each.tenure] = first.joined(each)
-        ordered = [joined[tenure] for tenure in sorted(joined)]
         async with postgres.transaction(self._pool, (workspace_id,)) as connection:
             await require_past_workspace(connection, workspace_id)
-            new = await connection.fetch(STATEMENTS["join_sessions"], workspace_id, *_holdings(ordered), *_times(ordered))
-            known = joined.keys() - {_tenure(row) for row in new}
-            others = await _held_by_others(connection, workspace_id, [joined[tenure] for tenure in known])
-        return [
-            place for place, each in enumerate(told) if each.tenure in others or each.holding != joined[each.tenure].holding
-        ]
+            holdings = await _known_holdings(connection, workspace_id, _disputed(told))
+            joined: dict[Tenure, Session] = {}
+            for each in told:
+                if each.holding == holdings.setdefault(each.tenure, each.holding):
+                    joined[each.tenure] = joined.get(each.tenure, each).joined(each)
+            others = await _join(connection, workspace_id, [joined[tenure] for tenure in sorted(joined)])
+        return [place for place, each in enumerate(told) if each.tenure in others or each.holding != holdings[each.tenure]]
 
     async def list(self, query: SessionQuery, before: Place | None, size: int, least: Revision | None) -> Page[Session]:
         statement, filters = _chosen(query)
@@ -69,6 +64,28 @@ def _chosen(query: SessionQuery) -> tuple[str, tuple[object, ...]]:
     return ("list_open_sessions" if query.open_only else "list_sessions"), ()
 
 
+def _disputed(told: Sequence[Session]) -> list[Tenure]:
+    """The tenures that are told with several holdings: which one counts is not for their order to decide."""
+    first: dict[Tenure, Holding] = {}
+    return [each.tenure for each in told if first.setdefault(each.tenure, each.holding) != each.holding]
+
+
+async def _known_holdings(connection: Connection, workspace_id: str, tenures: Sequence[Tenure]) -> dict[Tenure, Holding]:
+    if not tenures:
+        return {}
+    found = await connection.fetch(STATEMENTS["known_holdings"], workspace_id, *zip(*tenures, strict=True))
+    return {_tenure(row): _holding(row) for row in found}
+
+
+async def _join(connection: Connection, workspace_id: str, told: Sequence[Session]) -> set[Tenure]:
+    """Keeps what is told, each tenure once, in their order; returns those that are held by others."""
+    if not told:
+        return set()
+    new = await connection.fetch(STATEMENTS["join_sessions"], workspace_id, *_holdings(told), *_times(told))
+    kept = {_tenure(row) for row in new}
+    return await _held_by_others(connection, workspace_id, [each for each in told if each.tenure not in kept])
+
+
 async def _held_by_others(connection: Connection, workspace_id: str, told: Sequence[Session]) -> set[Tenure]:
     if not told:
         return set()
@@ -88,12 +105,15 @@ def _tenure(row: Record) -> Tenure:
     return Tenure(row["session_id"], row["fence"])
 
 
+def _holding(row: Record) -> Holding:
+    return Holding(row["user_id"], row["agent_id"], row["pod_id"], Incarnation(row["pod_epoch"], row["pod_number"]))
+
+
 def _session(row: Record) -> Session:
-    incarnation = Incarnation(row["pod_epoch"], row["pod_number"])
     closed_at = row["closed_at"]
     return Session(
         tenure=_tenure(row),
-        holding=Holding(row["user_id"], row["agent_id"], row["pod_id"], incarnation),
+        holding=_holding(row),
         opened_at=row["opened_at"],
         closing=None if closed_at is None else Closing(closed_at, CloseReason(row["close_reason"])),
     )

@@ -21,6 +21,14 @@ WHERE (s.user_id, s.agent_id, s.pod_id, s.pod_epoch, s.pod_number)
         OR (excluded.closed_at, excluded.close_reason) < (coalesce(s.closed_at, 'infinity'), s.close_reason))
 RETURNING session_id, fence;
 
+-- name: known_holdings
+SELECT s.session_id, s.fence, s.user_id, s.agent_id, s.pod_id, s.pod_epoch, s.pod_number
+FROM unnest($2::text[], $3::bigint[]) AS told (session_id, fence)
+CROSS JOIN LATERAL (
+    SELECT * FROM registry.sessions
+    WHERE workspace_id = $1 AND session_id = told.session_id AND fence = told.fence LIMIT 1
+) s;
+
 -- name: held_by_others
 -- Those tenures that are known with another holding. LIMIT 1 keeps each look-up a walk down one index, whatever is planned.
 SELECT s.session_id, s.fence
