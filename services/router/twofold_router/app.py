@@ -6,17 +6,20 @@ from collections.abc import AsyncIterator
 from prometheus_client import CollectorRegistry
 
 from twofold.router.v1 import routing_pb2, routing_pb2_grpc, turn_pb2, turn_pb2_grpc
+from twofold_chassis import fields
 from twofold_chassis.redis import open_link
 from twofold_chassis.server import Face, Running, serving
 from twofold_router import channels
 from twofold_router.agents_http import HttpAgents, http_session
-from twofold_router.cache import RedisRoutes
+from twofold_router.cache import redis_permissions, redis_routes
+from twofold_router.copies import Copies, Limiter
+from twofold_router.following import Follower
 from twofold_router.keeping import Keeping
+from twofold_router.knowledge import Knowledge
 from twofold_router.memory import MemoryConversations
 from twofold_router.metrics import Metrics
 from twofold_router.registry import RegistryAgents, RegistryLedger, RegistryPermissions
 from twofold_router.resolution import Resolver
-from twofold_router.routes import Routes
 from twofold_router.routing_service import RoutingService
 from twofold_router.settings import Settings
 from twofold_router.turn_service import TurnService
@@ -45,15 +48,30 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
         stack.push_async_callback(keeping.drain)
 
         timeout_s = options.peer_timeout_s
-        routes = Routes(
-            RedisRoutes(link),
-            RegistryAgents(registry, timeout_s=timeout_s),
-            metrics,
-            ttl_s=options.route_ttl_s,
-            timeout_s=timeout_s,
+        me = {"router_id": fields.new_id(), "incarnation": fields.new_id()}
+        knowledge = Knowledge(lease_s=options.lease_ms / 1000)
+        limiter = Limiter(options.cold_reads_max)
+        permissions = Copies(
+            knowledge,
+            RegistryPermissions(registry, **me, timeout_s=timeout_s),
+            redis_permissions(link),
+            limiter,
+            copies_max=options.copies_max,
+            read_s=timeout_s,
         )
+        routes = Copies(
+            knowledge,
+            RegistryAgents(registry, timeout_s=timeout_s),
+            redis_routes(link),
+            limiter,
+            copies_max=options.copies_max,
+            read_s=timeout_s,
+        )
+        stack.push_async_callback(permissions.close)
         stack.push_async_callback(routes.close)
-        resolver = Resolver(RegistryPermissions(registry, timeout_s=timeout_s), routes)
+        follower = Follower(registry, knowledge, **me, ping_s=options.ping_ms / 1000, silence_s=options.silence_ms / 1000)
+        await stack.enter_async_context(follower.following())
+        resolver = Resolver(knowledge, permissions, routes)
         turns = Turns(
             resolver,
             MemoryConversations(memory, timeout_s=timeout_s, keep_s=_KEEP_SHARE * options.keep_s),

@@ -1,69 +1,63 @@
-"""Copies of routes in Redis, refilled from the registry.
+"""Copies in Redis of what the registry says, shared by all routers.
 
-A value is: one byte version, two bytes length of the stamp, the stamp, the route as JSON. The first three are its mark. A
-value that cannot be read (another version's, or written by hand) is as good as none; it is its own mark, as a whole.
+A value is the revision in 16 digits, so that a script can compare it, and the value as JSON behind it. The epoch stands in
+the key: histories never meet. A value that cannot be read (another version's, or written by hand) is as good as none.
 """
 
-import json
-from dataclasses import asdict
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from twofold_chassis.redis import RedisLink, Reply, Script, losable
 from twofold_router import keys
-from twofold_router.routes import AgentKey, AgentSettings, Route, Seen, Target
+from twofold_router.copies import Told
+from twofold_router.knowledge import Stamp
+from twofold_router.permissions import PairKey, Permission
+from twofold_router.routes import AgentKey, Route
 
-_VERSION = 2
-_HEAD_BYTES = 3
-_SILENT = object()
-# url, published, settings, read_at, gone, targets
-_CONTENT = TypeAdapter(tuple[str, bool, AgentSettings, float, bool, tuple[Target, ...]])
-_PUT_ROUTE = Script.load("twofold_router.lua", "put_route")
+_DIGITS = 16
+_PUT = Script.load("twofold_router.lua", "put_copy")
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
-class RedisRoutes:
-    """Routes in Redis. When it does not answer within its budget there is no copy, and none is put."""
+class RedisCopies(Generic[Key, Value]):
+    """Copies of one kind. When Redis does not answer within its budget there is none, and none is put."""
 
-    def __init__(self, link: RedisLink) -> None:
+    def __init__(self, link: RedisLink, key: Callable[[int, Key], str], form: TypeAdapter[tuple[bool, Value]]) -> None:
         self._link = link
+        self._key = key
+        self._form = form
 
-    async def get(self, agent: AgentKey) -> Seen:
-        """What is there now."""
-        value: Reply = await losable(self._link.call("GET", _key(agent)), otherwise=_SILENT)
-        if value is _SILENT:
-            return Seen(answered=False)
-        return _seen(value) if value else Seen()
+    async def get(self, epoch: int, key: Key) -> Told[Value] | None:
+        value: Reply = await losable(self._link.call("GET", self._key(epoch, key)), otherwise=None)
+        return _read(value, epoch, self._form) if value else None
 
-    async def put(self, agent: AgentKey, route: Route, *, instead_of: bytes, ttl_s: float) -> bool:
-        """Puts the route, unless something else than what `instead_of` marks is there by now; True if it was put."""
-        ttl_ms = max(1, int(ttl_s * 1000))
-        arguments = (instead_of, encode(route), ttl_ms)
-        return bool(await losable(self._link.run(_PUT_ROUTE, [_key(agent)], arguments), otherwise=0))
-
-
-def _key(agent: AgentKey) -> str:
-    return keys.route(agent.workspace_id, agent.agent_id)
+    async def put(self, key: Key, told: Told[Value], ttl_s: float) -> None:
+        revision = f"{told.stamp.revision:0{_DIGITS}}".encode()
+        value = revision + self._form.dump_json((told.is_no, told.value))
+        name = self._key(told.stamp.epoch, key)
+        await losable(self._link.run(_PUT, [name], (revision, value, max(1, int(ttl_s * 1000)))), otherwise=None)
 
 
-def _mark(stamp: bytes) -> bytes:
-    return bytes([_VERSION]) + len(stamp).to_bytes(2, "big") + stamp
+def redis_permissions(link: RedisLink) -> RedisCopies[PairKey, Permission]:
+    """Copies of permissions."""
+    return RedisCopies(link, lambda epoch, key: keys.permission(epoch, *key), TypeAdapter(tuple[bool, Permission]))
 
 
-def encode(route: Route) -> bytes:
-    """The value of a route."""
-    targets = [asdict(target) for target in route.targets]
-    content = [route.url, route.published, asdict(route.settings), route.read_at, route.gone, targets]
-    return _mark(route.stamp) + json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
+def redis_routes(link: RedisLink) -> RedisCopies[AgentKey, Route]:
+    """Copies of routes."""
+    return RedisCopies(link, lambda epoch, key: keys.route(epoch, *key), TypeAdapter(tuple[bool, Route]))
 
 
-def _seen(value: bytes) -> Seen:
-    mark_bytes = _HEAD_BYTES + int.from_bytes(value[1:_HEAD_BYTES], "big")
-    if value[0] != _VERSION:
-        return Seen(mark=value)
+def _read(value: Any, epoch: int, form: TypeAdapter[tuple[bool, Value]]) -> Told[Value] | None:
+    revision = value[:_DIGITS]
+    if len(revision) < _DIGITS or not revision.isdigit():
+        return None
     try:
-        content = _CONTENT.validate_json(value[mark_bytes:], strict=True)
+        is_no, told = form.validate_json(value[_DIGITS:])
     except ValidationError:
-        return Seen(mark=value)
-    url, published, settings, read_at, gone, targets = content
-    stamp = value[_HEAD_BYTES:mark_bytes]
-    return Seen(Route(url, published, settings, stamp, read_at, gone, targets), value[:mark_bytes])
+        return None
+    return Told(told, Stamp(epoch, int(revision)), is_no)

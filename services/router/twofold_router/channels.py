@@ -8,7 +8,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from twofold import channels
 from twofold.memory.v1 import context_pb2, conversation_pb2
-from twofold.registry.v1 import agent_pb2, permission_pb2, usage_pb2
+from twofold.registry.v1 import agent_pb2, change_pb2, permission_pb2, usage_pb2
 
 _HEALTH_S = 1.0
 
@@ -37,6 +37,7 @@ _CONTEXTS = context_pb2.DESCRIPTOR.services_by_name["ContextService"]
 REGISTRY = _config(
     [
         permission_pb2.DESCRIPTOR.services_by_name["PermissionService"],
+        change_pb2.DESCRIPTOR.services_by_name["ChangeService"],
         agent_pb2.DESCRIPTOR.services_by_name["AgentService"],
         usage_pb2.DESCRIPTOR.services_by_name["UsageService"],
     ]

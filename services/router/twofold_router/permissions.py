@@ -1,8 +1,7 @@
 """Permissions: what the registry says of a user and an agent."""
 
-from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple
 
 from twofold_chassis.refusals import PermissionDenied
 from twofold_router.routes import AgentKey
@@ -20,28 +19,32 @@ class NotPermitted(PermissionDenied):
         )
 
 
-class Basis(Enum):
-    """On what ground use is allowed."""
+class PairKey(NamedTuple):
+    """Which user and which agent."""
+
+    workspace_id: str
+    user_id: str
+    agent_id: str
+
+
+class Verdict(Enum):
+    """The registry's answer. The last two are told only to whom they may be told."""
 
     GRANT = "grant"
     ROLE = "role"
+    DENIED = "denied"
+    AGENT_UNKNOWN = "agent_unknown"
+    AGENT_GONE = "agent_gone"
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The registry's answer, read at the revision `stamp`. No basis: denied.
+class Permission(NamedTuple):
+    """The answer, when it ends, if it does by itself, and when it was read: seconds since 1970 by the database's clock."""
 
-    `agent_unknown` is only set for users whose role implies use: they may know.
-    """
+    verdict: Verdict
+    ends_s: float | None
+    read_s: float
 
-    basis: Basis | None
-    agent_unknown: bool
-    stamp: bytes
-
-
-class Permissions(Protocol):
-    """The owner of the permissions."""
-
-    async def check(self, agent: AgentKey, user_id: str, at_least: bytes) -> Verdict:
-        """Whether the user may use the agent, at a revision at least as new as the token, if one is given."""
-        ...
+    def at(self, database_s: float) -> Verdict:
+        """What it says when the database's clock shows at most this."""
+        ended = self.ends_s is not None and self.ends_s <= database_s
+        return Verdict.DENIED if ended else self.verdict

@@ -17,7 +17,7 @@ def prompt(agent: AgentKey, route: Route, user_id: str, instructions: str, conte
     messages.append(Message("user", message))
     return Prompt(
         agent_id=agent.agent_id,
-        url=route.url_for(agent, user_id),
+        url=route.target_for(agent, user_id).url,
         model=settings.model,
         user_id=user_id,
         messages=tuple(messages),

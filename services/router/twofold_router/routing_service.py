@@ -22,3 +22,13 @@ class RoutingService(routing_pb2_grpc.RoutingServiceServicer):
         question = wire.question(request)
         resolution = await self._resolver.resolve(question)
         return wire.resolve_response(resolution)
+
+    async def Check(self, request: routing_pb2.CheckRequest, context: "Context") -> routing_pb2.CheckResponse:
+        question = wire.question(request)
+        return wire.check_response(await self._resolver.check(question))
+
+    async def BatchResolve(
+        self, request: routing_pb2.BatchResolveRequest, context: "Context"
+    ) -> routing_pb2.BatchResolveResponse:
+        questions = wire.questions(request)
+        return wire.batch_response(await self._resolver.resolve_all(questions))

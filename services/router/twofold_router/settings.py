@@ -14,7 +14,21 @@ class RouterSettings(ListenSettings):
     registry_target: str = Field(default="127.0.0.1:50051", min_length=1, description="host:port of the registry")
     memory_target: str = Field(default="127.0.0.1:50052", min_length=1, description="host:port of the memory")
     peer_timeout_s: float = Field(default=5.0, gt=0, le=60, description="how long one call to a peer may take")
-    route_ttl_s: float = Field(default=5.0, gt=0, le=5, description="how old a cached route may be")
+    lease_ms: int = Field(
+        default=1000,
+        ge=100,
+        le=60_000,
+        description="for how long copies may be answered from without the registry's word that nothing has changed; the same"
+        " as REGISTRY__LEASE_MS",
+    )
+    ping_ms: int = Field(default=250, ge=10, le=20_000, description="how often the registry is asked for its word")
+    silence_ms: int = Field(default=700, ge=50, le=60_000, description="after how long without it the stream counts as lost")
+    copies_max: int = Field(
+        default=100_000, ge=1, description="permissions, and routes, that a process keeps copies of at most"
+    )
+    cold_reads_max: int = Field(
+        default=64, ge=1, le=10_000, description="questions to the registry that may be under way at once; more are refused"
+    )
     turns_max: int = Field(default=1000, ge=1, description="turns at once in one process; more are refused")
     connect_timeout_s: float = Field(default=5.0, gt=0, le=60, description="how long dialling an agent may take")
     answer_bytes_max: int = Field(

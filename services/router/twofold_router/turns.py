@@ -17,11 +17,11 @@ from twofold_chassis.refusals import Busy, Overloaded, Reason, Refusal, RequestR
 from twofold_router import prompts
 from twofold_router.agents import Agents, Answer, Usage, estimated_tokens
 from twofold_router.conversations import Context, Conversations, Exchange, KeptTurn, Receipt, TurnKey, Wanted
+from twofold_router.copies import Source
 from twofold_router.keeping import Keeping
 from twofold_router.ledger import Ledger, UsageEvent
 from twofold_router.metrics import Metrics
 from twofold_router.resolution import Question, Resolution, Resolver
-from twofold_router.routes import Source
 
 _logger = structlog.get_logger("twofold.turn")
 

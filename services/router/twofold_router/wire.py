@@ -1,43 +1,62 @@
 """Proto ↔ domain for the router's own face. Pure; requests are validated while they are read."""
 
+from collections.abc import Sequence
+
 from google.protobuf.duration_pb2 import Duration
 
 from twofold.memory.v1 import message_pb2
 from twofold.router.v1 import routing_pb2, turn_pb2
 from twofold_chassis import fields
-from twofold_chassis.refusals import InvalidToken
-from twofold_router.permissions import Basis
-from twofold_router.resolution import Question, Resolution
-from twofold_router.routes import AgentKey, Source
+from twofold_chassis.refusals import InvalidField, Refusal
+from twofold_chassis.revisions import revision_of
+from twofold_router.copies import Source
+from twofold_router.permissions import Verdict
+from twofold_router.resolution import Question, Resolution, Ruling
+from twofold_router.routes import AgentKey
 from twofold_router.turns import Ask, Completed, Delta, Event, Started
 
 _MESSAGE_BYTES_MAX = 1024 * 1024
 _INSTRUCTIONS_BYTES_MAX = 64 * 1024
 _OPERATION_ID_BYTES_MAX = 250
-_TOKEN_BYTES_MAX = 3072
+_PAIRS_MAX = 500
 
 _BASES = {
-    Basis.GRANT: routing_pb2.PERMISSION_BASIS_GRANT,
-    Basis.ROLE: routing_pb2.PERMISSION_BASIS_ROLE,
+    Verdict.GRANT: routing_pb2.PERMISSION_BASIS_GRANT,
+    Verdict.ROLE: routing_pb2.PERMISSION_BASIS_ROLE,
 }
 _SOURCES = {
+    Source.PROCESS: routing_pb2.ROUTE_SOURCE_PROCESS,
     Source.CACHE: routing_pb2.ROUTE_SOURCE_CACHE,
     Source.REGISTRY: routing_pb2.ROUTE_SOURCE_REGISTRY,
 }
 
 
-def question(request: routing_pb2.ResolveRequest | turn_pb2.RunRequest) -> Question:
+def question(request: routing_pb2.ResolveRequest | routing_pb2.CheckRequest | turn_pb2.RunRequest) -> Question:
     """Who wants to use which agent."""
-    if len(request.min_revision_token) > _TOKEN_BYTES_MAX:
-        raise InvalidToken("min_revision_token", "is not a token of this service")
     return Question(
         AgentKey(
             fields.identifier(request.workspace_id, "workspace_id"),
             fields.identifier(request.agent_id, "agent_id"),
         ),
         fields.identifier(request.user_id, "user_id"),
-        request.min_revision_token,
+        revision_of(request.min_revision_token, "min_revision_token"),
     )
+
+
+def questions(request: routing_pb2.BatchResolveRequest) -> list[Question]:
+    """Who wants to use which agents."""
+    workspace_id = fields.identifier(request.workspace_id, "workspace_id")
+    if not 1 <= len(request.pairs) <= _PAIRS_MAX:
+        raise InvalidField("pairs", f"must be 1 to {_PAIRS_MAX}")
+    least = revision_of(request.min_revision_token, "min_revision_token")
+    return [
+        Question(
+            AgentKey(workspace_id, fields.identifier(pair.agent_id, f"pairs[{index}].agent_id")),
+            fields.identifier(pair.user_id, f"pairs[{index}].user_id"),
+            least,
+        )
+        for index, pair in enumerate(request.pairs)
+    ]
 
 
 def ask(request: turn_pb2.RunRequest) -> Ask:
@@ -55,13 +74,45 @@ def ask(request: turn_pb2.RunRequest) -> Ask:
 
 def resolve_response(resolution: Resolution) -> routing_pb2.ResolveResponse:
     """Yes, and there it lives."""
+    ruling = resolution.ruling
     return routing_pb2.ResolveResponse(
-        url=resolution.url,
-        basis=_BASES[resolution.basis],
+        url=resolution.target.url,
+        basis=_BASES[ruling.verdict],
         source=_SOURCES[resolution.source],
         route_age=_duration(resolution.age_s),
-        revision_token=resolution.stamp,
+        revision_token=ruling.stamp.token(),
+        permission_source=_SOURCES[ruling.source],
+        permission_age=_duration(ruling.age_s),
+        valid_for=_duration(ruling.valid_s),
+        generation=resolution.route.generation,
+        target_name=resolution.target.name,
     )
+
+
+def check_response(ruling: Ruling) -> routing_pb2.CheckResponse:
+    """Whether."""
+    return routing_pb2.CheckResponse(
+        allowed=ruling.verdict in _BASES,
+        basis=_BASES.get(ruling.verdict, routing_pb2.PERMISSION_BASIS_UNSPECIFIED),
+        source=_SOURCES[ruling.source],
+        age=_duration(ruling.age_s),
+        revision_token=ruling.stamp.token(),
+        valid_for=_duration(ruling.valid_s),
+    )
+
+
+def batch_response(results: Sequence[Resolution | Refusal]) -> routing_pb2.BatchResolveResponse:
+    """Each answer, or what it is refused with."""
+    return routing_pb2.BatchResolveResponse(results=map(_result, results))
+
+
+def _result(result: Resolution | Refusal) -> routing_pb2.ResolveResult:
+    if isinstance(result, Resolution):
+        return routing_pb2.ResolveResult(answer=resolve_response(result))
+    refusal = routing_pb2.ResolveRefusal(reason=result.reason, message=result.message)
+    if result.retry_after_s is not None:
+        refusal.retry_delay.CopyFrom(_duration(result.retry_after_s))
+    return routing_pb2.ResolveResult(refusal=refusal)
 
 
 def run_response(event: Event) -> turn_pb2.RunResponse:

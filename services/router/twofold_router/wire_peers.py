@@ -1,16 +1,29 @@
 """Proto ↔ domain for what the router asks of the registry and of memory. Pure."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from twofold.memory.v1 import context_pb2, conversation_pb2, message_pb2
-from twofold.registry.v1 import agent_pb2, permission_pb2, usage_pb2
+from twofold.registry.v1 import agent_pb2, change_pb2, permission_pb2, usage_pb2
 from twofold_chassis import fields
+from twofold_chassis.revisions import revision_of
 from twofold_router.agents import Answer, Limits, Message, ToolCall, Usage
 from twofold_router.conversations import Context, Exchange, KeptTurn, Receipt, TurnKey, Wanted
+from twofold_router.copies import Told
+from twofold_router.knowledge import (
+    Place,
+    Stamp,
+    Thing,
+    agent_thing,
+    permission_thing,
+    route_thing,
+    user_thing,
+    workspace_thing,
+)
 from twofold_router.ledger import UsageEvent
-from twofold_router.permissions import Basis, Verdict
+from twofold_router.permissions import Permission, Verdict
 from twofold_router.routes import AgentSettings, Route, Target
 
 _MESSAGE_TOKENS_MAX = 1_000_000_000
@@ -24,17 +37,65 @@ _ROLES = {
 }
 
 
-def verdict(response: permission_pb2.CheckResponse) -> Verdict:
+def opening(router: change_pb2.WatchRouter, known: Place) -> change_pb2.WatchOpen:
+    """Who follows the changes, and from where."""
+    opened = change_pb2.WatchOpen(router=router)
+    if known.epoch:
+        opened.place.CopyFrom(change_pb2.WatchPlace(epoch=known.epoch, revision=known.revision, tag=known.tag))
+    return opened
+
+
+def place(form: change_pb2.WatchPlace) -> Place:
+    """A place in the history."""
+    return Place(form.epoch, form.revision, form.tag)
+
+
+def changed_things(change: change_pb2.WatchChange) -> list[Thing]:
+    """What a revision changed."""
+    return [_THINGS[item.kind](item) for item in change.items if item.kind in _THINGS]
+
+
+def checkpoint(form: change_pb2.WatchCheckpoint) -> tuple[int, int, int, float, float, int]:
+    """What `Knowledge.checked` takes."""
+    read_s = form.read_time.ToNanoseconds() / 1e9
+    return form.nonce, form.epoch, form.revision, read_s, form.registered_ms / 1000, form.routers
+
+
+_THINGS: dict[change_pb2.WatchItemKind.ValueType, Callable[[change_pb2.WatchItem], Thing]] = {
+    change_pb2.WATCH_ITEM_KIND_WORKSPACE: lambda item: workspace_thing(item.workspace_id),
+    change_pb2.WATCH_ITEM_KIND_USER: lambda item: user_thing(item.workspace_id, item.user_id),
+    change_pb2.WATCH_ITEM_KIND_AGENT: lambda item: agent_thing(item.workspace_id, item.agent_id),
+    change_pb2.WATCH_ITEM_KIND_ROUTE: lambda item: route_thing(item.workspace_id, item.agent_id),
+    change_pb2.WATCH_ITEM_KIND_PERMISSION: lambda item: permission_thing(item.workspace_id, item.user_id, item.agent_id),
+}
+
+_VERDICTS = {
+    permission_pb2.CHECK_REASON_GRANT: Verdict.GRANT,
+    permission_pb2.CHECK_REASON_ROLE: Verdict.ROLE,
+    permission_pb2.CHECK_REASON_AGENT_UNKNOWN: Verdict.AGENT_UNKNOWN,
+    permission_pb2.CHECK_REASON_AGENT_GONE: Verdict.AGENT_GONE,
+}
+
+
+def permission(response: permission_pb2.CheckResponse) -> Told[Permission]:
     """What the registry says of a user and an agent."""
-    implied = response.reason == permission_pb2.CHECK_REASON_ROLE
-    return Verdict(
-        basis=(Basis.ROLE if implied else Basis.GRANT) if response.allowed else None,
-        agent_unknown=response.reason == permission_pb2.CHECK_REASON_AGENT_UNKNOWN,
-        stamp=response.revision_token,
-    )
+    ends_s = response.expire_time.ToNanoseconds() / 1e9 if response.HasField("expire_time") else None
+    value = Permission(_VERDICTS.get(response.reason, Verdict.DENIED), ends_s, response.read_time.ToNanoseconds() / 1e9)
+    return Told(value, _stamp(response.revision_token), is_no=not response.allowed)
 
 
-def route(response: agent_pb2.GetAgentResponse, *, read_at: float) -> Route:
+def _stamp(token: bytes) -> Stamp:
+    revision = revision_of(token, "revision_token")
+    assert revision is not None, "the registry says at which revision it was asked"
+    return Stamp(revision.epoch, revision.number)
+
+
+def told_route(response: agent_pb2.GetAgentResponse) -> Told[Route]:
+    """Where an agent lives."""
+    return Told(route(response), _stamp(response.revision_token), is_no=False)
+
+
+def route(response: agent_pb2.GetAgentResponse) -> Route:
     """What a turn needs of an agent."""
     agent = response.agent
     settings = agent.settings
@@ -52,8 +113,7 @@ def route(response: agent_pb2.GetAgentResponse, *, read_at: float) -> Route:
                 turn_s=settings.turn_timeout.ToMicroseconds() / 1e6,
             ),
         ),
-        stamp=response.revision_token,
-        read_at=read_at,
+        generation=agent.generation,
         gone=agent.state == agent_pb2.AGENT_STATE_GONE,
         targets=tuple(Target(target.name, target.url, target.weight) for target in agent.targets),
     )

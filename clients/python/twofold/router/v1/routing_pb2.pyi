@@ -10,10 +10,13 @@ Any rpc may be refused with: INVALID_ARGUMENT (REASON_INVALID_FIELD, REASON_INVA
   INTERNAL; these are not repeated at each rpc. A call without a deadline gets one of 30 seconds.
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from twofold.errors.v1 import reason_pb2 as _reason_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -34,19 +37,23 @@ class _RouteSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RouteSour
     ROUTE_SOURCE_UNSPECIFIED: _RouteSource.ValueType  # 0
     """Not used."""
     ROUTE_SOURCE_CACHE: _RouteSource.ValueType  # 1
-    """The copy in Redis, at most 5 seconds old."""
+    """The copy in Redis, which all routers share."""
     ROUTE_SOURCE_REGISTRY: _RouteSource.ValueType  # 2
     """The registry, in this call."""
+    ROUTE_SOURCE_PROCESS: _RouteSource.ValueType  # 3
+    """The copy in this process."""
 
 class RouteSource(_RouteSource, metaclass=_RouteSourceEnumTypeWrapper):
-    """RouteSource says where a route came from."""
+    """RouteSource says where an answer came from."""
 
 ROUTE_SOURCE_UNSPECIFIED: RouteSource.ValueType  # 0
 """Not used."""
 ROUTE_SOURCE_CACHE: RouteSource.ValueType  # 1
-"""The copy in Redis, at most 5 seconds old."""
+"""The copy in Redis, which all routers share."""
 ROUTE_SOURCE_REGISTRY: RouteSource.ValueType  # 2
 """The registry, in this call."""
+ROUTE_SOURCE_PROCESS: RouteSource.ValueType  # 3
+"""The copy in this process."""
 Global___RouteSource: _TypeAlias = RouteSource  # noqa: Y015
 
 class _PermissionBasis:
@@ -118,6 +125,11 @@ class ResolveResponse(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     ROUTE_AGE_FIELD_NUMBER: _builtins.int
     REVISION_TOKEN_FIELD_NUMBER: _builtins.int
+    PERMISSION_SOURCE_FIELD_NUMBER: _builtins.int
+    PERMISSION_AGE_FIELD_NUMBER: _builtins.int
+    VALID_FOR_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    TARGET_NAME_FIELD_NUMBER: _builtins.int
     url: _builtins.str
     """Base URL of the agent's service: of the target that takes this user's messages, if the agent has several. A user stays with a
     target until the agent's targets change; then as few as possible move.
@@ -125,12 +137,26 @@ class ResolveResponse(_message.Message):
     basis: Global___PermissionBasis.ValueType
     """On what ground use is allowed."""
     source: Global___RouteSource.ValueType
-    """Where the route came from. The permission always comes from the registry, in this call."""
+    """Where the route came from."""
     revision_token: _builtins.bytes
-    """The revision of the registry that the permission was read at."""
+    """The revision of the registry that the permission was read at. What has changed since did not touch it."""
+    permission_source: Global___RouteSource.ValueType
+    """Where the permission came from."""
+    generation: _builtins.int
+    """The generation of the agent's URL and targets."""
+    target_name: _builtins.str
+    """The name of the target; empty if the agent has none."""
     @_builtins.property
     def route_age(self) -> _duration_pb2.Duration:
-        """How long ago the route was read from the registry."""
+        """How long ago the route was read from the registry, or found in Redis."""
+
+    @_builtins.property
+    def permission_age(self) -> _duration_pb2.Duration:
+        """How long ago the permission was read from the registry, or found in Redis."""
+
+    @_builtins.property
+    def valid_for(self) -> _duration_pb2.Duration:
+        """For how long the answer may be relied on, counted from when the call was sent."""
 
     def __init__(
         self,
@@ -140,11 +166,242 @@ class ResolveResponse(_message.Message):
         source: Global___RouteSource.ValueType = ...,
         route_age: _duration_pb2.Duration | None = ...,
         revision_token: _builtins.bytes = ...,
+        permission_source: Global___RouteSource.ValueType = ...,
+        permission_age: _duration_pb2.Duration | None = ...,
+        valid_for: _duration_pb2.Duration | None = ...,
+        generation: _builtins.int = ...,
+        target_name: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["route_age", b"route_age"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["permission_age", b"permission_age", "route_age", b"route_age", "valid_for", b"valid_for"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis", b"basis", "revision_token", b"revision_token", "route_age", b"route_age", "source", b"source", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis", b"basis", "generation", b"generation", "permission_age", b"permission_age", "permission_source", b"permission_source", "revision_token", b"revision_token", "route_age", b"route_age", "source", b"source", "target_name", b"target_name", "url", b"url", "valid_for", b"valid_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResolveResponse: _TypeAlias = ResolveResponse  # noqa: Y015
+
+@_typing.final
+class CheckRequest(_message.Message):
+    """Request of Check."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    MIN_REVISION_TOKEN_FIELD_NUMBER: _builtins.int
+    workspace_id: _builtins.str
+    """The workspace. Required."""
+    user_id: _builtins.str
+    """The user. Required."""
+    agent_id: _builtins.str
+    """The agent. Required."""
+    min_revision_token: _builtins.bytes
+    """The answer must be at least this new: a revision_token of the registry. Optional."""
+    def __init__(
+        self,
+        *,
+        workspace_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        agent_id: _builtins.str = ...,
+        min_revision_token: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "min_revision_token", b"min_revision_token", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckRequest: _TypeAlias = CheckRequest  # noqa: Y015
+
+@_typing.final
+class CheckResponse(_message.Message):
+    """Response of Check."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALLOWED_FIELD_NUMBER: _builtins.int
+    BASIS_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    AGE_FIELD_NUMBER: _builtins.int
+    REVISION_TOKEN_FIELD_NUMBER: _builtins.int
+    VALID_FOR_FIELD_NUMBER: _builtins.int
+    allowed: _builtins.bool
+    """Whether the user may use the agent."""
+    basis: Global___PermissionBasis.ValueType
+    """On what ground; unset if not allowed."""
+    source: Global___RouteSource.ValueType
+    """Where the answer came from."""
+    revision_token: _builtins.bytes
+    """The revision of the registry that it was read at. What has changed since did not touch it."""
+    @_builtins.property
+    def age(self) -> _duration_pb2.Duration:
+        """How long ago it was read from the registry, or found in Redis."""
+
+    @_builtins.property
+    def valid_for(self) -> _duration_pb2.Duration:
+        """For how long the answer may be relied on, counted from when the call was sent."""
+
+    def __init__(
+        self,
+        *,
+        allowed: _builtins.bool = ...,
+        basis: Global___PermissionBasis.ValueType = ...,
+        source: Global___RouteSource.ValueType = ...,
+        age: _duration_pb2.Duration | None = ...,
+        revision_token: _builtins.bytes = ...,
+        valid_for: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "valid_for", b"valid_for"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "allowed", b"allowed", "basis", b"basis", "revision_token", b"revision_token", "source", b"source", "valid_for", b"valid_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckResponse: _TypeAlias = CheckResponse  # noqa: Y015
+
+@_typing.final
+class UserAgent(_message.Message):
+    """UserAgent names a pair."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user. Required."""
+    agent_id: _builtins.str
+    """The agent. Required."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        agent_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UserAgent: _TypeAlias = UserAgent  # noqa: Y015
+
+@_typing.final
+class BatchResolveRequest(_message.Message):
+    """Request of BatchResolve."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    PAIRS_FIELD_NUMBER: _builtins.int
+    MIN_REVISION_TOKEN_FIELD_NUMBER: _builtins.int
+    workspace_id: _builtins.str
+    """The workspace. Required."""
+    min_revision_token: _builtins.bytes
+    """The answers must be at least this new: a revision_token of the registry. Optional."""
+    @_builtins.property
+    def pairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___UserAgent]:
+        """The pairs, 1 to 500. Required."""
+
+    def __init__(
+        self,
+        *,
+        workspace_id: _builtins.str = ...,
+        pairs: _abc.Iterable[Global___UserAgent] | None = ...,
+        min_revision_token: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_revision_token", b"min_revision_token", "pairs", b"pairs", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchResolveRequest: _TypeAlias = BatchResolveRequest  # noqa: Y015
+
+@_typing.final
+class BatchResolveResponse(_message.Message):
+    """Response of BatchResolve."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResolveResult]:
+        """One for each pair, in the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___ResolveResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchResolveResponse: _TypeAlias = BatchResolveResponse  # noqa: Y015
+
+@_typing.final
+class ResolveResult(_message.Message):
+    """ResolveResult is what Resolve would have answered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWER_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def answer(self) -> Global___ResolveResponse:
+        """The answer."""
+
+    @_builtins.property
+    def refusal(self) -> Global___ResolveRefusal:
+        """What it is refused with."""
+
+    def __init__(
+        self,
+        *,
+        answer: Global___ResolveResponse | None = ...,
+        refusal: Global___ResolveRefusal | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "refusal", b"refusal", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "refusal", b"refusal", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["answer", "refusal"]  # noqa: Y015
+    _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
+
+Global___ResolveResult: _TypeAlias = ResolveResult  # noqa: Y015
+
+@_typing.final
+class ResolveRefusal(_message.Message):
+    """ResolveRefusal is what a pair is refused with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    RETRY_DELAY_FIELD_NUMBER: _builtins.int
+    reason: _reason_pb2.Reason.ValueType
+    """Why."""
+    message: _builtins.str
+    """For people."""
+    @_builtins.property
+    def retry_delay(self) -> _duration_pb2.Duration:
+        """When to ask again, where that helps."""
+
+    def __init__(
+        self,
+        *,
+        reason: _reason_pb2.Reason.ValueType = ...,
+        message: _builtins.str = ...,
+        retry_delay: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_delay", b"retry_delay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason", "retry_delay", b"retry_delay"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveRefusal: _TypeAlias = ResolveRefusal  # noqa: Y015

@@ -27,6 +27,11 @@ if _version_not_supported:
 
 class RoutingServiceStub:
     """RoutingService decides, for every message, whether it may pass and where to.
+
+    It answers from copies of what the registry says, and no answer is older than a lease (ROUTER__LEASE_MS, 1 s by default): a
+    revoke that has returned is not answered against later than that, whatever became of Redis, networks and clocks; one that was made with
+    REVOKE_WAIT_ALL_ROUTERS not at all after it has returned. An answer may be relied on until its valid_for is over, counted from when
+    the call was sent. Where it cannot be known, the answer is UNAVAILABLE with RetryInfo, never "denied" or "not found".
     """
 
     def __init__(self, channel):
@@ -40,10 +45,25 @@ class RoutingServiceStub:
                 request_serializer=twofold_dot_router_dot_v1_dot_routing__pb2.ResolveRequest.SerializeToString,
                 response_deserializer=twofold_dot_router_dot_v1_dot_routing__pb2.ResolveResponse.FromString,
                 _registered_method=True)
+        self.Check = channel.unary_unary(
+                '/twofold.router.v1.RoutingService/Check',
+                request_serializer=twofold_dot_router_dot_v1_dot_routing__pb2.CheckRequest.SerializeToString,
+                response_deserializer=twofold_dot_router_dot_v1_dot_routing__pb2.CheckResponse.FromString,
+                _registered_method=True)
+        self.BatchResolve = channel.unary_unary(
+                '/twofold.router.v1.RoutingService/BatchResolve',
+                request_serializer=twofold_dot_router_dot_v1_dot_routing__pb2.BatchResolveRequest.SerializeToString,
+                response_deserializer=twofold_dot_router_dot_v1_dot_routing__pb2.BatchResolveResponse.FromString,
+                _registered_method=True)
 
 
 class RoutingServiceServicer:
     """RoutingService decides, for every message, whether it may pass and where to.
+
+    It answers from copies of what the registry says, and no answer is older than a lease (ROUTER__LEASE_MS, 1 s by default): a
+    revoke that has returned is not answered against later than that, whatever became of Redis, networks and clocks; one that was made with
+    REVOKE_WAIT_ALL_ROUTERS not at all after it has returned. An answer may be relied on until its valid_for is over, counted from when
+    the call was sent. Where it cannot be known, the answer is UNAVAILABLE with RetryInfo, never "denied" or "not found".
     """
 
     def Resolve(self, request, context):
@@ -51,7 +71,25 @@ class RoutingServiceServicer:
         Errors: PERMISSION_DENIED (REASON_NOT_PERMITTED: no grant, or it has expired, or the workspace, user or agent does not
         exist), NOT_FOUND (REASON_AGENT_UNKNOWN: said only to users whose role implies use), FAILED_PRECONDITION
         (REASON_AGENT_NOT_PUBLISHED, REASON_AGENT_GONE), UNAVAILABLE (REASON_PEER_UNAVAILABLE: the registry cannot be asked, so nobody is allowed;
-        REASON_REVISION_NOT_REACHED), ABORTED (REASON_HISTORY_CHANGED).
+        REASON_REVISION_NOT_REACHED), ABORTED (REASON_HISTORY_CHANGED), RESOURCE_EXHAUSTED (REASON_OVERLOADED: too many questions to the
+        registry are under way).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Check(self, request, context):
+        """Check answers whether a user may use an agent. A denial is an answer here.
+        Errors: UNAVAILABLE (REASON_PEER_UNAVAILABLE, REASON_REVISION_NOT_REACHED), ABORTED (REASON_HISTORY_CHANGED), RESOURCE_EXHAUSTED
+        (REASON_OVERLOADED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchResolve(self, request, context):
+        """BatchResolve resolves up to 500 pairs of one workspace; what one is refused with stands beside it and fails no other.
+        Errors: ABORTED (REASON_HISTORY_CHANGED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -65,6 +103,16 @@ def add_RoutingServiceServicer_to_server(servicer, server):
                     request_deserializer=twofold_dot_router_dot_v1_dot_routing__pb2.ResolveRequest.FromString,
                     response_serializer=twofold_dot_router_dot_v1_dot_routing__pb2.ResolveResponse.SerializeToString,
             ),
+            'Check': grpc.unary_unary_rpc_method_handler(
+                    servicer.Check,
+                    request_deserializer=twofold_dot_router_dot_v1_dot_routing__pb2.CheckRequest.FromString,
+                    response_serializer=twofold_dot_router_dot_v1_dot_routing__pb2.CheckResponse.SerializeToString,
+            ),
+            'BatchResolve': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchResolve,
+                    request_deserializer=twofold_dot_router_dot_v1_dot_routing__pb2.BatchResolveRequest.FromString,
+                    response_serializer=twofold_dot_router_dot_v1_dot_routing__pb2.BatchResolveResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'twofold.router.v1.RoutingService', rpc_method_handlers)
@@ -75,6 +123,11 @@ def add_RoutingServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class RoutingService:
     """RoutingService decides, for every message, whether it may pass and where to.
+
+    It answers from copies of what the registry says, and no answer is older than a lease (ROUTER__LEASE_MS, 1 s by default): a
+    revoke that has returned is not answered against later than that, whatever became of Redis, networks and clocks; one that was made with
+    REVOKE_WAIT_ALL_ROUTERS not at all after it has returned. An answer may be relied on until its valid_for is over, counted from when
+    the call was sent. Where it cannot be known, the answer is UNAVAILABLE with RetryInfo, never "denied" or "not found".
     """
 
     @staticmethod
@@ -94,6 +147,60 @@ class RoutingService:
             '/twofold.router.v1.RoutingService/Resolve',
             twofold_dot_router_dot_v1_dot_routing__pb2.ResolveRequest.SerializeToString,
             twofold_dot_router_dot_v1_dot_routing__pb2.ResolveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Check(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twofold.router.v1.RoutingService/Check',
+            twofold_dot_router_dot_v1_dot_routing__pb2.CheckRequest.SerializeToString,
+            twofold_dot_router_dot_v1_dot_routing__pb2.CheckResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchResolve(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twofold.router.v1.RoutingService/BatchResolve',
+            twofold_dot_router_dot_v1_dot_routing__pb2.BatchResolveRequest.SerializeToString,
+            twofold_dot_router_dot_v1_dot_routing__pb2.BatchResolveResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -20,7 +20,13 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RoutingServiceStub:
-    """RoutingService decides, for every message, whether it may pass and where to."""
+    """RoutingService decides, for every message, whether it may pass and where to.
+
+    It answers from copies of what the registry says, and no answer is older than a lease (ROUTER__LEASE_MS, 1 s by default): a
+    revoke that has returned is not answered against later than that, whatever became of Redis, networks and clocks; one that was made with
+    REVOKE_WAIT_ALL_ROUTERS not at all after it has returned. An answer may be relied on until its valid_for is over, counted from when
+    the call was sent. Where it cannot be known, the answer is UNAVAILABLE with RetryInfo, never "denied" or "not found".
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Resolve: _aio.UnaryUnaryMultiCallable[_routing_pb2.ResolveRequest, _routing_pb2.ResolveResponse]
@@ -28,11 +34,27 @@ class RoutingServiceStub:
     Errors: PERMISSION_DENIED (REASON_NOT_PERMITTED: no grant, or it has expired, or the workspace, user or agent does not
     exist), NOT_FOUND (REASON_AGENT_UNKNOWN: said only to users whose role implies use), FAILED_PRECONDITION
     (REASON_AGENT_NOT_PUBLISHED, REASON_AGENT_GONE), UNAVAILABLE (REASON_PEER_UNAVAILABLE: the registry cannot be asked, so nobody is allowed;
-    REASON_REVISION_NOT_REACHED), ABORTED (REASON_HISTORY_CHANGED).
+    REASON_REVISION_NOT_REACHED), ABORTED (REASON_HISTORY_CHANGED), RESOURCE_EXHAUSTED (REASON_OVERLOADED: too many questions to the
+    registry are under way).
+    """
+    Check: _aio.UnaryUnaryMultiCallable[_routing_pb2.CheckRequest, _routing_pb2.CheckResponse]
+    """Check answers whether a user may use an agent. A denial is an answer here.
+    Errors: UNAVAILABLE (REASON_PEER_UNAVAILABLE, REASON_REVISION_NOT_REACHED), ABORTED (REASON_HISTORY_CHANGED), RESOURCE_EXHAUSTED
+    (REASON_OVERLOADED).
+    """
+    BatchResolve: _aio.UnaryUnaryMultiCallable[_routing_pb2.BatchResolveRequest, _routing_pb2.BatchResolveResponse]
+    """BatchResolve resolves up to 500 pairs of one workspace; what one is refused with stands beside it and fails no other.
+    Errors: ABORTED (REASON_HISTORY_CHANGED).
     """
 
 class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
-    """RoutingService decides, for every message, whether it may pass and where to."""
+    """RoutingService decides, for every message, whether it may pass and where to.
+
+    It answers from copies of what the registry says, and no answer is older than a lease (ROUTER__LEASE_MS, 1 s by default): a
+    revoke that has returned is not answered against later than that, whatever became of Redis, networks and clocks; one that was made with
+    REVOKE_WAIT_ALL_ROUTERS not at all after it has returned. An answer may be relied on until its valid_for is over, counted from when
+    the call was sent. Where it cannot be known, the answer is UNAVAILABLE with RetryInfo, never "denied" or "not found".
+    """
 
     @_abc_1.abstractmethod
     def Resolve(
@@ -44,7 +66,29 @@ class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: PERMISSION_DENIED (REASON_NOT_PERMITTED: no grant, or it has expired, or the workspace, user or agent does not
         exist), NOT_FOUND (REASON_AGENT_UNKNOWN: said only to users whose role implies use), FAILED_PRECONDITION
         (REASON_AGENT_NOT_PUBLISHED, REASON_AGENT_GONE), UNAVAILABLE (REASON_PEER_UNAVAILABLE: the registry cannot be asked, so nobody is allowed;
-        REASON_REVISION_NOT_REACHED), ABORTED (REASON_HISTORY_CHANGED).
+        REASON_REVISION_NOT_REACHED), ABORTED (REASON_HISTORY_CHANGED), RESOURCE_EXHAUSTED (REASON_OVERLOADED: too many questions to the
+        registry are under way).
+        """
+
+    @_abc_1.abstractmethod
+    def Check(
+        self,
+        request: _routing_pb2.CheckRequest,
+        context: _aio.ServicerContext[_routing_pb2.CheckRequest, _abc.Awaitable[_routing_pb2.CheckResponse]],
+    ) -> _abc.Awaitable[_routing_pb2.CheckResponse]:
+        """Check answers whether a user may use an agent. A denial is an answer here.
+        Errors: UNAVAILABLE (REASON_PEER_UNAVAILABLE, REASON_REVISION_NOT_REACHED), ABORTED (REASON_HISTORY_CHANGED), RESOURCE_EXHAUSTED
+        (REASON_OVERLOADED).
+        """
+
+    @_abc_1.abstractmethod
+    def BatchResolve(
+        self,
+        request: _routing_pb2.BatchResolveRequest,
+        context: _aio.ServicerContext[_routing_pb2.BatchResolveRequest, _abc.Awaitable[_routing_pb2.BatchResolveResponse]],
+    ) -> _abc.Awaitable[_routing_pb2.BatchResolveResponse]:
+        """BatchResolve resolves up to 500 pairs of one workspace; what one is refused with stands beside it and fails no other.
+        Errors: ABORTED (REASON_HISTORY_CHANGED).
         """
 
 def add_RoutingServiceServicer_to_server(servicer: RoutingServiceServicer, server: _aio.Server) -> None: ...

@@ -1,0 +1,197 @@
+"""Copies of what the registry says: in this process, and behind that in Redis, where all routers share them.
+
+A copy that was lost, or that is old, costs time and nothing else: whether it may be answered from is judged by the revision
+that it was read at (knowledge.py), when it is found and once more just before the answer leaves.
+"""
+
+import asyncio
+import random
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from enum import Enum
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+from twofold_chassis.clocks import boot_s
+from twofold_chassis.refusals import Overloaded, PeerUnavailable, Refusal
+from twofold_chassis.revisions import Revision
+from twofold_router.flights import Flights
+from twofold_router.knowledge import Knowledge, Stamp, Thing
+
+COPIES_MAX = 100_000
+_ROUNDS_MAX = 5
+_KEPT_S = 600.0
+_DENIED_KEPT_S = 30.0
+_JITTER = 0.1
+
+Key = TypeVar("Key")
+Asked = TypeVar("Asked", contravariant=True)
+Value = TypeVar("Value")
+
+
+class Source(Enum):
+    """Where an answer came from."""
+
+    PROCESS = "process"
+    CACHE = "cache"
+    REGISTRY = "registry"
+
+
+class Told(NamedTuple, Generic[Value]):
+    """What the registry told, at which revision. `is_no`: it is a refusal, kept for a shorter time."""
+
+    value: Value
+    stamp: Stamp
+    is_no: bool
+
+
+class Held(NamedTuple, Generic[Value]):
+    """Something to be answered from. `sent_at` is set if it was read for this answer: when the registry was asked."""
+
+    value: Value
+    stamp: Stamp
+    source: Source
+    read_at: float
+    sent_at: float | None
+
+
+class Truth(Protocol[Asked, Value]):
+    """Who owns it."""
+
+    def rests_on(self, key: Asked) -> Sequence[Thing]:
+        """The things whose changes may change it."""
+        ...
+
+    async def ask(self, key: Asked, least: Revision | None) -> Told[Value]:
+        """What it is now. Raises PeerUnavailable and what the registry refuses."""
+        ...
+
+
+class Shared(Protocol[Asked, Value]):
+    """Redis: neither method raises because it is away."""
+
+    async def get(self, epoch: int, key: Asked) -> Told[Value] | None:
+        """A copy, of whatever age."""
+        ...
+
+    async def put(self, key: Asked, told: Told[Value], ttl_s: float) -> None:
+        """Keeps a copy, unless there is a newer one."""
+        ...
+
+
+class Limiter:
+    """How many questions to the registry may be under way at once; the rest is refused at once."""
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+
+    async def run(self, work: Callable[[], Awaitable[Value]]) -> Value:
+        if self._left <= 0:
+            raise Overloaded("too many questions to the registry are under way", retry_after_s=0.1)
+        self._left -= 1
+        try:
+            return await work()
+        finally:
+            self._left += 1
+
+
+class Copies(Generic[Key, Value]):
+    """Copies of one kind."""
+
+    def __init__(
+        self,
+        knowledge: Knowledge,
+        truth: Truth[Key, Value],
+        shared: Shared[Key, Value],
+        limiter: Limiter,
+        *,
+        copies_max: int = COPIES_MAX,
+        read_s: float = 5.0,
+    ) -> None:
+        self._knowledge = knowledge
+        self._truth = truth
+        self._shared = shared
+        self._limiter = limiter
+        self._copies_max = copies_max
+        self._read_s = read_s
+        self._kept: OrderedDict[Key, tuple[Held[Value], float]] = OrderedDict()
+        self._epochs = 0
+        self._flights: Flights[tuple[int, Key, Revision | None], Held[Value]] = Flights()
+
+    def find(self, key: Key, least: Revision | None, now: float) -> Held[Value] | None:
+        """A copy in this process that may be answered from now."""
+        if self._epochs != self._knowledge.epochs:
+            self._kept.clear()
+            self._epochs = self._knowledge.epochs
+        kept = self._kept.get(key)
+        if kept is None:
+            return None
+        held, until = kept
+        if now >= until:
+            del self._kept[key]
+            return None
+        if not self._knowledge.may_use(held.stamp, self._truth.rests_on(key), least, now):
+            return None
+        self._kept.move_to_end(key)
+        return held
+
+    async def get(self, key: Key, least: Revision | None) -> Held[Value]:
+        """A copy, or what the registry says now. Raises what the registry refuses, PeerUnavailable, Overloaded.
+
+        Of many that want the same one reads, with a deadline of its own: whoever it was for may leave.
+        """
+        held = self.find(key, least, boot_s())
+        if held is not None:
+            return held
+        return await self._flights.join((self._knowledge.epochs, key, least), lambda: self._read(key, least))
+
+    def may_answer(self, key: Key, held: Held[Value], least: Revision | None, now: float) -> bool:
+        """Whether it may still be answered from. Nothing may be awaited between this and the answer."""
+        things = self._truth.rests_on(key)
+        if held.sent_at is None:
+            return self._knowledge.may_use(held.stamp, things, least, now)
+        return self._knowledge.may_answer(held.stamp, things, least, held.sent_at, now)
+
+    async def close(self) -> None:
+        """Ends what is under way."""
+        await self._flights.close()
+
+    async def _read(self, key: Key, least: Revision | None) -> Held[Value]:
+        try:
+            async with asyncio.timeout(self._read_s):
+                return await self._shared_or_asked(key, least)
+        except TimeoutError:
+            raise PeerUnavailable("the registry does not answer", retry_after_s=1.0, peer="registry") from None
+
+    async def _shared_or_asked(self, key: Key, least: Revision | None) -> Held[Value]:
+        knowledge, things = self._knowledge, self._truth.rests_on(key)
+        found = await self._shared.get(knowledge.place.epoch, key)
+        now = boot_s()
+        if found is not None and knowledge.may_use(found.stamp, things, least, now):
+            return self._keep(key, Held(found.value, found.stamp, Source.CACHE, now, None), is_no=found.is_no)
+        for _ in range(_ROUNDS_MAX):
+            sent_at = boot_s()
+            told = await self._limiter.run(lambda: self._truth.ask(key, least))
+            held = Held(told.value, told.stamp, Source.REGISTRY, sent_at, sent_at)
+            if not knowledge.may_answer(told.stamp, things, least, sent_at, boot_s()):
+                continue  # something changed while it was read: it is neither kept nor answered
+            if told.stamp.epoch == knowledge.place.epoch:
+                self._keep(key, held._replace(source=Source.PROCESS, sent_at=None), is_no=told.is_no)
+                await self._shared.put(key, told, _kept_s(is_no=told.is_no))
+            return held
+        raise _cannot_tell()
+
+    def _keep(self, key: Key, held: Held[Value], *, is_no: bool) -> Held[Value]:
+        kept = held._replace(source=Source.PROCESS)
+        self._kept[key] = (kept, held.read_at + _kept_s(is_no=is_no))
+        self._kept.move_to_end(key)
+        while len(self._kept) > self._copies_max:
+            self._kept.popitem(last=False)
+        return held
+
+
+def _kept_s(*, is_no: bool) -> float:
+    return (_DENIED_KEPT_S if is_no else _KEPT_S) * random.uniform(1 - _JITTER, 1 + _JITTER)
+
+
+def _cannot_tell() -> Refusal:
+    return PeerUnavailable("what the registry says changes faster than it can be read", retry_after_s=0.1, peer="registry")
