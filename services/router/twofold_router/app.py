@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry
 
 from twofold.router.v1 import routing_pb2, routing_pb2_grpc, turn_pb2, turn_pb2_grpc
 from twofold_chassis import fields
+from twofold_chassis.clocks import boot_s
 from twofold_chassis.redis import open_link
 from twofold_chassis.server import Face, Running, serving
 from twofold_router import channels
@@ -30,6 +31,8 @@ _TURNS = turn_pb2.DESCRIPTOR.services_by_name["TurnService"].full_name
 
 # Of the time for an answered turn: the rest is for recording its usage, however long keeping it took.
 _KEEP_SHARE = 0.75
+# For how long a check of health waits for the first word: a router that starts beside its registry serves at once.
+_FIRST_WORD_S = 0.5
 
 
 @contextlib.asynccontextmanager
@@ -56,6 +59,7 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
             RegistryPermissions(registry, **me, timeout_s=timeout_s),
             redis_permissions(link),
             limiter,
+            count=metrics.copies("permission"),
             copies_max=options.copies_max,
             read_s=timeout_s,
         )
@@ -64,6 +68,7 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
             RegistryAgents(registry, timeout_s=timeout_s),
             redis_routes(link),
             limiter,
+            count=metrics.copies("route"),
             copies_max=options.copies_max,
             read_s=timeout_s,
         )
@@ -85,8 +90,15 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
             Face(_ROUTING, RoutingService(resolver), routing_pb2_grpc.add_RoutingServiceServicer_to_server),
             Face(_TURNS, TurnService(turns), turn_pb2_grpc.add_TurnServiceServicer_to_server),
         ]
-        # Without the registry nobody is allowed anything. Memory is missed only by turns, which say so themselves.
+
+        async def serves() -> bool:
+            # Before the registry's first word nothing may be answered; while that holds it need not be asked. When it holds no
+            # longer, each answer is read from the registry: without it nobody is allowed anything. Memory is missed only by
+            # turns, which say so themselves.
+            await knowledge.until_known(_FIRST_WORD_S)
+            return knowledge.is_known and (boot_s() < knowledge.until() or await channels.serves(registry))
+
         running = await stack.enter_async_context(
-            serving(options, settings.log, faces=faces, check=lambda: channels.serves(registry), metrics=collectors)
+            serving(options, settings.log, faces=faces, check=serves, metrics=collectors)
         )
         yield running

@@ -47,9 +47,9 @@ def redis_permissions(link: RedisLink) -> RedisCopies[PairKey, Permission]:
     return RedisCopies(link, lambda epoch, key: keys.permission(epoch, *key), TypeAdapter(tuple[bool, Permission]))
 
 
-def redis_routes(link: RedisLink) -> RedisCopies[AgentKey, Route]:
+def redis_routes(link: RedisLink) -> RedisCopies[AgentKey, Route | None]:
     """Copies of routes."""
-    return RedisCopies(link, lambda epoch, key: keys.route(epoch, *key), TypeAdapter(tuple[bool, Route]))
+    return RedisCopies(link, lambda epoch, key: keys.route(epoch, *key), TypeAdapter(tuple[bool, Route | None]))
 
 
 def _read(value: Any, epoch: int, form: TypeAdapter[tuple[bool, Value]]) -> Told[Value] | None:

@@ -6,26 +6,32 @@ that it was read at (knowledge.py), when it is found and once more just before t
 
 import asyncio
 import random
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
+from twofold_chassis import call
+from twofold_chassis.call import Call
 from twofold_chassis.clocks import boot_s
 from twofold_chassis.refusals import Overloaded, PeerUnavailable, Refusal
 from twofold_chassis.revisions import Revision
 from twofold_router.flights import Flights
-from twofold_router.knowledge import Knowledge, Stamp, Thing
+from twofold_router.knowledge import Knowledge, Place, Stamp, Thing
 
 COPIES_MAX = 100_000
 _ROUNDS_MAX = 5
 _KEPT_S = 600.0
 _DENIED_KEPT_S = 30.0
 _JITTER = 0.1
+_NO_SHARE = 8
+"""Refusals have an eighth of the room: whoever asks for what does not exist does not push out what is used."""
 
 Key = TypeVar("Key")
 Asked = TypeVar("Asked", contravariant=True)
 Value = TypeVar("Value")
+Some = TypeVar("Some", covariant=True)
 
 
 class Source(Enum):
@@ -36,16 +42,25 @@ class Source(Enum):
     REGISTRY = "registry"
 
 
-class Told(NamedTuple, Generic[Value]):
+class Told(NamedTuple, Generic[Some]):
     """What the registry told, at which revision. `is_no`: it is a refusal, kept for a shorter time."""
 
-    value: Value
+    value: Some
     stamp: Stamp
     is_no: bool
 
 
+class Unstamped(NamedTuple, Generic[Some]):
+    """What the registry told without saying at which revision: that there is no such thing. It is not kept."""
+
+    value: Some
+
+
 class Held(NamedTuple, Generic[Value]):
-    """Something to be answered from. `sent_at` is set if it was read for this answer: when the registry was asked."""
+    """Something to be answered from. `sent_at` is set if it was read for this answer: when the registry was asked.
+
+    `read_at` is when that was, or when it was found in Redis.
+    """
 
     value: Value
     stamp: Stamp
@@ -54,14 +69,14 @@ class Held(NamedTuple, Generic[Value]):
     sent_at: float | None
 
 
-class Truth(Protocol[Asked, Value]):
+class Truth(Protocol[Asked, Some]):
     """Who owns it."""
 
     def rests_on(self, key: Asked) -> Sequence[Thing]:
         """The things whose changes may change it."""
         ...
 
-    async def ask(self, key: Asked, least: Revision | None) -> Told[Value]:
+    async def ask(self, key: Asked, least: Revision | None) -> Told[Some] | Unstamped[Some]:
         """What it is now. Raises PeerUnavailable and what the registry refuses."""
         ...
 
@@ -104,6 +119,7 @@ class Copies(Generic[Key, Value]):
         shared: Shared[Key, Value],
         limiter: Limiter,
         *,
+        count: Callable[[Source], None],
         copies_max: int = COPIES_MAX,
         read_s: float = 5.0,
     ) -> None:
@@ -111,38 +127,38 @@ class Copies(Generic[Key, Value]):
         self._truth = truth
         self._shared = shared
         self._limiter = limiter
-        self._copies_max = copies_max
+        self._count = count
         self._read_s = read_s
-        self._kept: OrderedDict[Key, tuple[Held[Value], float]] = OrderedDict()
+        # What is read after that may not be answered any more.
+        self._ask_s = min(read_s, knowledge.lease_s)
+        self._yes: _Kept[Key, Value] = _Kept(copies_max)
+        self._no: _Kept[Key, Value] = _Kept(max(1, copies_max // _NO_SHARE))
         self._epochs = 0
         self._flights: Flights[tuple[int, Key, Revision | None], Held[Value]] = Flights()
 
     def find(self, key: Key, least: Revision | None, now: float) -> Held[Value] | None:
         """A copy in this process that may be answered from now."""
         if self._epochs != self._knowledge.epochs:
-            self._kept.clear()
+            self._yes.clear()
+            self._no.clear()
             self._epochs = self._knowledge.epochs
-        kept = self._kept.get(key)
-        if kept is None:
+        held = self._yes.find(key, now) or self._no.find(key, now)
+        if held is None or not self._knowledge.may_use(held.stamp, self._truth.rests_on(key), least, now):
             return None
-        held, until = kept
-        if now >= until:
-            del self._kept[key]
-            return None
-        if not self._knowledge.may_use(held.stamp, self._truth.rests_on(key), least, now):
-            return None
-        self._kept.move_to_end(key)
         return held
 
     async def get(self, key: Key, least: Revision | None) -> Held[Value]:
-        """A copy, or what the registry says now. Raises what the registry refuses, PeerUnavailable, Overloaded.
+        """A copy, or what the registry says now. Whoever answers from it looks once more whether that may be answered.
 
-        Of many that want the same one reads, with a deadline of its own: whoever it was for may leave.
+        Of many that want the same one reads, with a deadline of its own: whoever it was for may leave. Raises what the
+        registry refuses, PeerUnavailable, Overloaded.
         """
         held = self.find(key, least, boot_s())
         if held is not None:
             return held
-        return await self._flights.join((self._knowledge.epochs, key, least), lambda: self._read(key, least))
+        # A revision that the stream has passed needs no reading of its own: the floors hold it.
+        ahead = None if least is None or self._knowledge.has_passed(least) else least
+        return await self._flights.join((self._knowledge.epochs, key, ahead), lambda: self._read(key, ahead))
 
     def may_answer(self, key: Key, held: Held[Value], least: Revision | None, now: float) -> bool:
         """Whether it may still be answered from. Nothing may be awaited between this and the answer."""
@@ -151,11 +167,18 @@ class Copies(Generic[Key, Value]):
             return self._knowledge.may_use(held.stamp, things, least, now)
         return self._knowledge.may_answer(held.stamp, things, least, held.sent_at, now)
 
+    def answered(self, held: Held[Value]) -> None:
+        """Counts that an answer rests on it."""
+        self._count(held.source)
+
     async def close(self) -> None:
         """Ends what is under way."""
         await self._flights.close()
 
     async def _read(self, key: Key, least: Revision | None) -> Held[Value]:
+        # The reading belongs to all who wait for it: its time is its own, not what its first caller has left.
+        first = call.current()
+        call.enter(Call(first.identity, first.request_id, time.monotonic() + self._read_s))
         try:
             async with asyncio.timeout(self._read_s):
                 return await self._shared_or_asked(key, least)
@@ -169,24 +192,62 @@ class Copies(Generic[Key, Value]):
         if found is not None and knowledge.may_use(found.stamp, things, least, now):
             return self._keep(key, Held(found.value, found.stamp, Source.CACHE, now, None), is_no=found.is_no)
         for _ in range(_ROUNDS_MAX):
-            sent_at = boot_s()
-            told = await self._limiter.run(lambda: self._truth.ask(key, least))
-            held = Held(told.value, told.stamp, Source.REGISTRY, sent_at, sent_at)
-            if not knowledge.may_answer(told.stamp, things, least, sent_at, boot_s()):
+            place, sent_at = knowledge.place, boot_s()
+            async with asyncio.timeout(self._ask_s):
+                told = await self._limiter.run(lambda: self._truth.ask(key, least))
+            stamp = told.stamp if isinstance(told, Told) else _stamp_at_least(place, least)
+            held = Held(told.value, stamp, Source.REGISTRY, sent_at, sent_at)
+            knowledge.answered_in(stamp.epoch)
+            if not knowledge.may_answer(stamp, things, least, sent_at, boot_s()):
                 continue  # something changed while it was read: it is neither kept nor answered
-            if told.stamp.epoch == knowledge.place.epoch:
-                self._keep(key, held._replace(source=Source.PROCESS, sent_at=None), is_no=told.is_no)
+            if isinstance(told, Told) and stamp.epoch == knowledge.place.epoch:
+                self._keep(key, held._replace(sent_at=None), is_no=told.is_no)
                 await self._shared.put(key, told, _kept_s(is_no=told.is_no))
             return held
         raise _cannot_tell()
 
     def _keep(self, key: Key, held: Held[Value], *, is_no: bool) -> Held[Value]:
-        kept = held._replace(source=Source.PROCESS)
-        self._kept[key] = (kept, held.read_at + _kept_s(is_no=is_no))
-        self._kept.move_to_end(key)
-        while len(self._kept) > self._copies_max:
-            self._kept.popitem(last=False)
+        kept, other = (self._no, self._yes) if is_no else (self._yes, self._no)
+        other.drop(key)
+        kept.put(key, held._replace(source=Source.PROCESS), held.read_at + _kept_s(is_no=is_no))
         return held
+
+
+class _Kept(Generic[Key, Value]):
+    """At most so many; those that were found last."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._kept: OrderedDict[Key, tuple[Held[Value], float]] = OrderedDict()
+
+    def find(self, key: Key, now: float) -> Held[Value] | None:
+        kept = self._kept.get(key)
+        if kept is None:
+            return None
+        held, until = kept
+        if now >= until:
+            del self._kept[key]
+            return None
+        self._kept.move_to_end(key)
+        return held
+
+    def put(self, key: Key, held: Held[Value], until: float) -> None:
+        self._kept[key] = (held, until)
+        self._kept.move_to_end(key)
+        if len(self._kept) > self._most:
+            self._kept.popitem(last=False)
+
+    def drop(self, key: Key) -> None:
+        self._kept.pop(key, None)
+
+    def clear(self) -> None:
+        self._kept.clear()
+
+
+def _stamp_at_least(place: Place, least: Revision | None) -> Stamp:
+    # It was read after all that was known when it was asked for, and not before the revision that was asked for.
+    known = Stamp(place.epoch, place.revision)
+    return known if least is None else max(known, Stamp(least.epoch, least.number))
 
 
 def _kept_s(*, is_no: bool) -> float:

@@ -10,12 +10,15 @@ All in one event loop; no time here is a wall clock's, but that of the database,
 """
 
 import asyncio
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from twofold_chassis.revisions import Revision
 
 FLOORS_MAX = 200_000
+_TRIMMED_AT_ONCE = 8
+"""The share of the floors that goes when there are too many: only copies from before those are lost, not all."""
 _PINGS_MAX = 64
 _NEVER = float("-inf")
 
@@ -72,8 +75,9 @@ class Stamp(NamedTuple):
 class Knowledge:
     """The state; `lease_s` is how long an answered ping lets us answer, counted from when it was sent."""
 
-    def __init__(self, *, lease_s: float) -> None:
+    def __init__(self, *, lease_s: float, floors_max: int = FLOORS_MAX) -> None:
         self.lease_s = lease_s
+        self._floors_max = floors_max
         self.place = Place(0, -1, 0)
         self.base = -1
         self.lease_until = _NEVER
@@ -81,7 +85,9 @@ class Knowledge:
         self.routers = 1
         self.epochs = 0
         """How many have begun here: what was kept in one is of no use in the next."""
-        self._floors: dict[Thing, int] = {}
+        self.newest_epoch = 0
+        """The newest that was heard of, here or in an answer of the registry."""
+        self._floors: dict[Thing, int] = {}  # by revision: the thing that changed last stands last
         self._pings: dict[int, float] = {}
         # The database's clock in seconds when the ping that holds the lease was answered, and when that was sent.
         self._database = (0.0, 0.0)
@@ -94,32 +100,34 @@ class Knowledge:
         self._pings.clear()
 
     def started(self, place: Place, *, resumed: bool) -> None:
-        """The stream goes on behind this place. Raises OldPrimary."""
-        if place.epoch < self.place.epoch:
-            raise OldPrimary(f"epoch {place.epoch} after {self.place.epoch}")
+        """The stream goes on behind this place. Raises OldPrimary, Broken."""
+        if place.epoch < self.newest_epoch:
+            raise OldPrimary(f"epoch {place.epoch} after {self.newest_epoch}")
+        self.newest_epoch = place.epoch
         if resumed:
             if place != self.place:
                 raise Broken("resumed somewhere else")
             return
         if place.epoch > self.place.epoch:
-            self._floors.clear()
             self.lease_until = _NEVER
             self.epochs += 1
+        elif place.revision < self.place.revision:  # what has been heard since is told again, and not forgotten
+            self.place = place
+            return
         self.place, self.base = place, place.revision
-        self._floors = {thing: floor for thing, floor in self._floors.items() if floor > place.revision}
+        self._floors.clear()  # none is behind this place
+        self._move()
 
     def changed(self, revision: int, tag: int, things: Sequence[Thing]) -> None:
         """The next revision changed these. Raises Broken if it is not the next."""
         if revision != self.place.revision + 1:
             raise Broken(f"revision {revision} after {self.place.revision}")
         for thing in things:
-            self._floors[thing] = revision
+            self._floors[thing] = max(revision, self._floors.pop(thing, -1))
         self.place = Place(self.place.epoch, revision, tag)
-        if len(self._floors) > FLOORS_MAX:  # both at once: nobody may see one without the other
-            self.base = revision
-            self._floors.clear()
-        self._moved.set()
-        self._moved = asyncio.Event()
+        if len(self._floors) > self._floors_max:
+            self._trim()
+        self._move()
 
     def pinged(self, nonce: int, sent_at: float) -> None:
         """A ping was sent."""
@@ -127,27 +135,38 @@ class Knowledge:
         while len(self._pings) > _PINGS_MAX:
             del self._pings[next(iter(self._pings))]
 
-    def checked(self, nonce: int, epoch: int, revision: int, database_s: float, registered_s: float, routers: int) -> None:
-        """Everything up to there has been told. Raises Broken if that is not where we are."""
+    def checked(self, nonce: int, epoch: int, revision: int, database_s: float, registered_s: float, routers: int) -> bool:
+        """Everything up to there has been told; True if that answers a ping. Raises Broken if that is not where we are."""
         if (epoch, revision) != (self.place.epoch, self.place.revision):
             raise Broken(f"checkpoint at {epoch}/{revision}, we are at {self.place.epoch}/{self.place.revision}")
         self.routers = max(1, routers)
         sent_at = self._pings.pop(nonce, None)
         if sent_at is None:  # nobody's ping: it says nothing of when it was read
-            return
+            return False
         self._pings = {other: at for other, at in self._pings.items() if at > sent_at}
         if sent_at + self.lease_s > self.lease_until:
             self.lease_until = sent_at + self.lease_s
             self._database = (database_s, sent_at)
         self.registered_until = max(self.registered_until, sent_at + registered_s)
-        self._moved.set()
-        self._moved = asyncio.Event()
+        self._move()
+        return True
+
+    def answered_in(self, epoch: int) -> None:
+        """The registry has answered a question in this epoch: a stream of one before it is that of an old Postgres."""
+        if epoch > self.newest_epoch:
+            self.newest_epoch = epoch
+            self._move()
 
     # What may be answered ------------------------------------------------------------------------------------
 
     def floor(self, things: Sequence[Thing]) -> int:
         """The oldest revision at which something that rests on these may have been read."""
         return max(self.base, *(self._floors.get(thing, -1) for thing in things))
+
+    @property
+    def is_known(self) -> bool:
+        """Whether a ping has ever been answered. Before that nothing may be answered."""
+        return self.registered_until != _NEVER
 
     def until(self) -> float:
         """Until when copies may be answered from."""
@@ -160,8 +179,7 @@ class Knowledge:
             and now < self.registered_until
             and stamp.epoch == self.place.epoch
             and stamp.revision >= self.floor(things)
-            # If the stream has passed it, the floors hold it, however old the copy's own stamp is.
-            and (least is None or least.number <= self.place.revision or least.number <= stamp.revision)
+            and self._holds(stamp, least)
         )
 
     def may_answer(self, stamp: Stamp, things: Sequence[Thing], least: Revision | None, sent_at: float, now: float) -> bool:
@@ -171,23 +189,49 @@ class Knowledge:
             and now < self.registered_until
             and stamp.epoch >= self.place.epoch
             and (stamp.epoch > self.place.epoch or stamp.revision >= self.floor(things))
-            and (least is None or stamp.epoch > least.epoch or least.number <= stamp.revision)
+            and self._holds(stamp, least)
         )
+
+    def has_passed(self, least: Revision) -> bool:
+        """Whether the stream has come to this revision, so that the floors hold it."""
+        return least.epoch == self.place.epoch and least.number <= self.place.revision
+
+    def _holds(self, stamp: Stamp, least: Revision | None) -> bool:
+        """Whether what is no older than its floors, and was read at `stamp`, holds everything that `least` holds."""
+        if least is None:
+            return True
+        if least.epoch != stamp.epoch:
+            return False
+        # If the stream has passed it, the floors hold it, however old the own stamp is.
+        return self.has_passed(least) or least.number <= stamp.revision
 
     def database_s(self, now: float) -> float:
         """What the database's clock says at most; at most a lease ahead of it."""
         read_s, sent_at = self._database
         return read_s + (now - sent_at)
 
-    async def until_reached(self, revision: int, within_s: float) -> None:
+    async def until_passed(self, least: Revision, within_s: float) -> None:
         """Returns when the stream has come to this revision, or the time is over."""
-        await self._wait(lambda: self.place.revision >= revision, within_s)
+        await self._wait(lambda: self.has_passed(least), within_s)
+
+    async def until_old(self) -> None:
+        """Returns when the stream is of an epoch before one that the registry answers in."""
+        await self._wait(lambda: self.newest_epoch > self.place.epoch, None)
 
     async def until_known(self, within_s: float) -> None:
         """Returns when the first ping was answered, or the time is over."""
-        await self._wait(lambda: self.registered_until != _NEVER, within_s)
+        await self._wait(lambda: self.is_known, within_s)
 
-    async def _wait(self, is_so: Callable[[], bool], within_s: float) -> None:
+    def _trim(self) -> None:
+        """Forgets the oldest floors. Both at once: nobody may see that they are gone before the base has risen."""
+        for thing in list(itertools.islice(self._floors, max(1, len(self._floors) // _TRIMMED_AT_ONCE))):
+            self.base = max(self.base, self._floors.pop(thing))
+
+    def _move(self) -> None:
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    async def _wait(self, is_so: Callable[[], bool], within_s: float | None) -> None:
         try:
             async with asyncio.timeout(within_s):
                 while not is_so():

@@ -1,6 +1,10 @@
 """What the router counts, beside what the chassis counts of every call."""
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from twofold_router.copies import Source
 
 
 class Metrics:
@@ -8,14 +12,15 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._copies = Counter(
-            "twofold_router_copies", "Where permissions and routes came from.", ("kind", "source"), registry=registry
+            "twofold_router_copies", "Permissions and routes that were answered from, by where they came from.", ("kind", "source"), registry=registry
         )
         self._turns = Counter("twofold_router_turns", "Turns ended, by how.", ("outcome",), registry=registry)
         self.turns_running = Gauge("twofold_router_turns_running", "Turns under way.", registry=registry)
 
-    def came_from(self, kind: str, source: str) -> None:
-        """A permission or a route was had from there."""
-        self._copies.labels(kind, source).inc()
+    def copies(self, kind: str) -> Callable[[Source], None]:
+        """What counts answers of this kind by where they came from; their series are looked up now, not for each answer."""
+        counts = {source: self._copies.labels(kind, source.value).inc for source in Source}
+        return lambda source: counts[source]()
 
     def turn_ended(self, outcome: str) -> None:
         """A turn has ended: completed, cancelled, or the reason of its refusal."""

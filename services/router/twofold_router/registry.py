@@ -9,11 +9,11 @@ from twofold_chassis import peers
 from twofold_chassis.refusals import FailedPrecondition, NotFound, PeerUnavailable, Reason
 from twofold_chassis.revisions import Revision
 from twofold_router import wire_peers as wire
-from twofold_router.copies import Told
+from twofold_router.copies import Told, Unstamped
 from twofold_router.knowledge import Thing, agent_thing, permission_thing, route_thing, user_thing, workspace_thing
 from twofold_router.ledger import UsageEvent
 from twofold_router.permissions import PairKey, Permission
-from twofold_router.routes import AgentKey, AgentUnknown, Route
+from twofold_router.routes import AgentKey, Route
 
 _PEER = "registry"
 
@@ -56,8 +56,7 @@ class RegistryAgents:
     def rests_on(self, key: AgentKey) -> Sequence[Thing]:
         return route_thing(*key), agent_thing(*key), workspace_thing(key.workspace_id)
 
-    async def ask(self, key: AgentKey, least: Revision | None) -> Told[Route]:
-        """Refuses with AgentUnknown."""
+    async def ask(self, key: AgentKey, least: Revision | None) -> Told[Route | None] | Unstamped[Route | None]:
         request = agent_pb2.GetAgentRequest(
             workspace_id=key.workspace_id, agent_id=key.agent_id, min_revision_token=_token(least)
         )
@@ -66,7 +65,7 @@ class RegistryAgents:
             return wire.told_route(await peers.asked(_PEER, asked))
         except NotFound as refusal:
             if refusal.reason == Reason.REASON_AGENT_UNKNOWN:
-                raise AgentUnknown(key) from None
+                return Unstamped(None)
             raise
 
 

@@ -17,6 +17,7 @@ _ROUNDS_MAX = 5
 _STREAM_S = 0.05
 _FIRST_PING_S = 1.0
 _COLD_AT_ONCE = 16
+_PERMITS = (Verdict.GRANT, Verdict.ROLE)
 
 
 class AgentNotPublished(FailedPrecondition):
@@ -69,11 +70,18 @@ class Resolution:
         return self.target.url
 
 
+class Facts(NamedTuple):
+    """What an answer rests on. Without a route it can only be that nothing is permitted."""
+
+    permission: Held[Permission]
+    route: Held[Route | None] | None
+
+
 class Resolver:
     """Answers out of copies of what the registry says, for as long as those may be answered from; else asks the registry."""
 
     def __init__(
-        self, knowledge: Knowledge, permissions: Copies[PairKey, Permission], routes: Copies[AgentKey, Route]
+        self, knowledge: Knowledge, permissions: Copies[PairKey, Permission], routes: Copies[AgentKey, Route | None]
     ) -> None:
         self._knowledge = knowledge
         self._permissions = permissions
@@ -84,57 +92,44 @@ class Resolver:
 
         Where it cannot be known, with PeerUnavailable: never with any of the others.
         """
-        pair, agent, least = question.pair, question.agent, question.least
-        now = boot_s()
-        permission: Held[Permission] | None = self._permissions.find(pair, least, now)
-        route: Held[Route] | AgentUnknown | None = self._routes.find(agent, least, now)
+        facts = self._find(question)
         for _ in range(_ROUNDS_MAX):
-            if permission is None or route is None:
-                await self._get_ready(least)
-                permission, route = await self._read(question)
-            now = boot_s()
+            if facts is None:
+                facts = await self._read(question)
             # From here to the answer nothing is awaited: what is looked at last is what is answered.
-            if self._permissions.may_answer(pair, permission, least, now):
-                ruling = self._ruling(permission, now)
-                _require_permitted(question, ruling.verdict)
-                if isinstance(route, AgentUnknown):
-                    raise _vanished(question, ruling.verdict)
-                if self._routes.may_answer(agent, route, least, now):
-                    return _resolution(question, ruling, route, now)
-            permission = route = None
+            answer = self._answer(question, facts, boot_s())
+            if answer is not None:
+                return answer
+            facts = None
         raise _cannot_tell()
 
     async def resolve_all(self, questions: Sequence[Question]) -> Sequence[Resolution | Refusal]:
         """The same for many: what one is refused with is its answer. Raises HistoryChanged."""
         waiting = asyncio.Semaphore(_COLD_AT_ONCE)  # of one batch; others want to ask as well
 
-        async def warm(question: Question) -> None:
+        async def read(question: Question) -> Facts | Refusal:
             async with waiting:
-                await self._tried(question)
+                return await self._tried(question)
 
-        cold = [question for question in questions if not self._is_warm(question)]
-        if cold:
-            await asyncio.gather(*map(warm, cold))
-        return [await self._tried(question) for question in questions]
-
-    def _is_warm(self, question: Question) -> bool:
-        now = boot_s()
-        return (
-            self._permissions.find(question.pair, question.least, now) is not None
-            and self._routes.find(question.agent, question.least, now) is not None
-        )
-
-    async def _tried(self, question: Question) -> Resolution | Refusal:
-        try:
-            return await self.resolve(question)
-        except HistoryChanged:
-            raise
-        except Refusal as refusal:
-            return refusal
+        facts: list[Facts | Refusal | None] = [self._find(question) for question in questions]
+        answers: list[Resolution | Refusal | None] = []
+        for _ in range(_ROUNDS_MAX):
+            cold = [index for index, found in enumerate(facts) if found is None]
+            if cold:
+                known = await asyncio.gather(*(read(questions[index]) for index in cold))
+                for index, found in zip(cold, known, strict=True):
+                    facts[index] = found
+            now = boot_s()  # one look for all, and nothing is awaited behind it
+            answers = [self._answered(*one, now) for one in zip(questions, facts, strict=True)]
+            if None not in answers:
+                break
+            facts = [found if answer is not None else None for found, answer in zip(facts, answers, strict=True)]
+        return [_cannot_tell() if answer is None else answer for answer in answers]
 
     async def check(self, question: Question) -> Ruling:
         """What the registry says of the pair alone; a denial is an answer here."""
         pair, least = question.pair, question.least
+        self._require_history(least)
         held = self._permissions.find(pair, least, boot_s())
         for _ in range(_ROUNDS_MAX):
             if held is None:
@@ -142,44 +137,110 @@ class Resolver:
                 held = await self._permissions.get(pair, least)
             now = boot_s()
             if self._permissions.may_answer(pair, held, least, now):
+                self._permissions.answered(held)
                 return self._ruling(held, now)
             held = None
         raise _cannot_tell()
 
-    async def _get_ready(self, least: Revision | None) -> None:
-        knowledge = self._knowledge
-        await knowledge.until_known(_FIRST_PING_S)
-        if least is None:
-            return
-        if least.epoch < knowledge.place.epoch:
-            raise HistoryChanged("the revision token is of another history of the registry; drop it and read again")
-        if least.epoch == knowledge.place.epoch and least.number > knowledge.place.revision:
-            await knowledge.until_reached(least.number, _STREAM_S)
+    def _find(self, question: Question) -> Facts | None:
+        """The copies in this process, if they are enough for an answer: whom nothing is permitted needs no route."""
+        self._require_history(question.least)
+        now = boot_s()
+        permission = self._permissions.find(question.pair, question.least, now)
+        if permission is None:
+            return None
+        route = self._routes.find(question.agent, question.least, now)
+        return Facts(permission, route) if route is not None or not self._permits(permission) else None
 
-    async def _read(self, question: Question) -> "tuple[Held[Permission], Held[Route] | AgentUnknown]":
+    async def _read(self, question: Question) -> Facts:
+        await self._get_ready(question.least)
         permission, route = await asyncio.gather(
             self._permissions.get(question.pair, question.least),
             self._routes.get(question.agent, question.least),
             return_exceptions=True,
         )
-        # The permission speaks first: before it is given, nothing of the agent may be seen, not even its absence.
+        # The permission speaks first: before it is given, nothing of the agent may be seen.
         if isinstance(permission, BaseException):
             raise permission
-        if isinstance(route, BaseException) and not isinstance(route, AgentUnknown):
-            if self._ruling(permission, boot_s()).verdict in (Verdict.GRANT, Verdict.ROLE):
+        if isinstance(route, BaseException):
+            if self._permits(permission):
                 raise route
-            return permission, AgentUnknown(question.agent)
-        return permission, route
+            return Facts(permission, None)
+        return Facts(permission, route)
+
+    async def _tried(self, question: Question) -> Facts | Refusal:
+        try:
+            return await self._read(question)
+        except HistoryChanged:
+            raise
+        except Refusal as refusal:
+            return refusal
+
+    def _answered(self, question: Question, facts: Facts | Refusal | None, now: float) -> Resolution | Refusal | None:
+        if facts is None or isinstance(facts, Refusal):
+            return facts
+        try:
+            return self._answer(question, facts, now)
+        except Refusal as refusal:
+            return refusal
+
+    def _answer(self, question: Question, facts: Facts, now: float) -> Resolution | None:
+        """The answer, if it may be given now. Raises what it refuses with."""
+        (permission, route), agent, least = facts, question.agent, question.least
+        if not self._permissions.may_answer(question.pair, permission, least, now):
+            return None
+        ruling = self._ruling(permission, now)
+        _require_permitted(question, ruling.verdict)
+        if route is None or not self._routes.may_answer(agent, route, least, now):
+            return None
+        if route.value is None:
+            raise _vanished(question, ruling.verdict)
+        self._permissions.answered(permission)
+        self._routes.answered(route)
+        return self._resolution(question, ruling, route, route.value, now)
+
+    def _require_history(self, least: Revision | None) -> None:
+        if least is not None and least.epoch < self._knowledge.place.epoch:
+            raise HistoryChanged("the revision token is of another history of the registry; drop it and read again")
+
+    async def _get_ready(self, least: Revision | None) -> None:
+        knowledge = self._knowledge
+        await knowledge.until_known(_FIRST_PING_S)
+        if not knowledge.is_known:
+            raise PeerUnavailable("the registry has not been heard yet", retry_after_s=1.0, peer="registry")
+        self._require_history(least)
+        if least is not None and least.epoch == knowledge.place.epoch:
+            await knowledge.until_passed(least, _STREAM_S)
+
+    def _permits(self, held: Held[Permission]) -> bool:
+        return self._ruling(held, boot_s()).verdict in _PERMITS
 
     def _ruling(self, held: Held[Permission], now: float) -> Ruling:
-        knowledge, permission = self._knowledge, held.value
+        permission, sent_at = held.value, held.sent_at
+        # Of what was read for this answer the database's clock was read after it was asked for.
+        database_s = self._knowledge.database_s(now) if sent_at is None else permission.read_s + (now - sent_at)
+        verdict, valid_s = permission.at(database_s), self._valid_s(held, now)
+        if permission.ends_s is not None and verdict in _PERMITS:
+            valid_s = min(valid_s, permission.ends_s - database_s)
+        return Ruling(verdict, held.stamp, held.source, max(0.0, now - held.read_at), valid_s)
+
+    def _valid_s(self, held: Held[Permission] | Held[Route | None], now: float) -> float:
+        knowledge = self._knowledge
         if held.sent_at is None:
-            database_s, until = knowledge.database_s(now), knowledge.until()
-        else:  # read for this answer: the database's clock was read after it was asked for
-            database_s = permission.read_s + (now - held.sent_at)
-            until = min(held.sent_at + knowledge.lease_s, knowledge.registered_until)
-        verdict = permission.at(database_s)
-        return Ruling(verdict, held.stamp, held.source, max(0.0, now - held.read_at), max(0.0, until - now))
+            return max(0.0, knowledge.until() - now)
+        return max(0.0, min(held.sent_at + knowledge.lease_s, knowledge.registered_until) - now)
+
+    def _resolution(
+        self, question: Question, ruling: Ruling, held: Held[Route | None], route: Route, now: float
+    ) -> Resolution:
+        agent = question.agent
+        if route.gone:
+            raise _gone(agent)
+        if not route.published:
+            raise AgentNotPublished(f"agent {agent.agent_id!r} takes no messages", agent_id=agent.agent_id)
+        target = route.target_for(agent, question.user_id)
+        ruling = ruling._replace(valid_s=min(ruling.valid_s, self._valid_s(held, now)))
+        return Resolution(ruling, target, route, held.source, max(0.0, now - held.read_at))
 
 
 def _require_permitted(question: Question, verdict: Verdict) -> None:
@@ -190,16 +251,6 @@ def _require_permitted(question: Question, verdict: Verdict) -> None:
         raise _gone(agent)
     if verdict is Verdict.DENIED:
         raise NotPermitted(agent, question.user_id)
-
-
-def _resolution(question: Question, ruling: Ruling, held: Held[Route], now: float) -> Resolution:
-    route, agent = held.value, question.agent
-    if route.gone:
-        raise _gone(agent)
-    if not route.published:
-        raise AgentNotPublished(f"agent {agent.agent_id!r} takes no messages", agent_id=agent.agent_id)
-    target = route.target_for(agent, question.user_id)
-    return Resolution(ruling, target, route, held.source, max(0.0, now - held.read_at))
 
 
 def _gone(agent: AgentKey) -> AgentGone:

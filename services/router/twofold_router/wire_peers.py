@@ -90,7 +90,7 @@ def _stamp(token: bytes) -> Stamp:
     return Stamp(revision.epoch, revision.number)
 
 
-def told_route(response: agent_pb2.GetAgentResponse) -> Told[Route]:
+def told_route(response: agent_pb2.GetAgentResponse) -> Told[Route | None]:
     """Where an agent lives."""
     return Told(route(response), _stamp(response.revision_token), is_no=False)
 
