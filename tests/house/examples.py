@@ -978,6 +978,13 @@ _ROUTER: dict[str, Callable[[World], ProtoMessage]] = {
     "RoutingService.Resolve": lambda world: routing_pb2.ResolveRequest(
         workspace_id=world.workspace_id, user_id=world.user_id, agent_id=world.agent_id
     ),
+    "RoutingService.Check": lambda world: routing_pb2.CheckRequest(
+        workspace_id=world.workspace_id, user_id=world.user_id, agent_id=world.agent_id
+    ),
+    "RoutingService.BatchResolve": lambda world: routing_pb2.BatchResolveRequest(
+        workspace_id=world.workspace_id,
+        pairs=[routing_pb2.UserAgent(user_id=world.user_id, agent_id=world.agent_id)],
+    ),
     "TurnService.Run": lambda world: turn_pb2.RunRequest(
         workspace_id=world.workspace_id,
         agent_id=world.agent_id,

@@ -536,6 +536,7 @@ FIELDS: Mapping[str, Rule] = {
     "memory.v1.ExportConversationsRequest.updated_before": Time(earliest_s=-10 * 86400),
     "memory.v1.CreateConversationRequest.erased_epoch": Whole(0),
     "memory.v1.SetRetentionRequest.days": Whole(0, 36_500),
+    "router.v1.BatchResolveRequest.pairs": Many(500),
     "router.v1.RunRequest.operation_id": Line(250),
     "router.v1.RunRequest.message": Text(MIB),
     "router.v1.RunRequest.instructions": Text(64 * KIB),

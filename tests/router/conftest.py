@@ -36,6 +36,17 @@ class Client:
         )
         return await self._routing.Resolve(request, metadata=METADATA, timeout=timeout)
 
+    async def check(self, workspace_id: str, /, **fields: Any) -> routing_pb2.CheckResponse:
+        request = routing_pb2.CheckRequest(**{"workspace_id": workspace_id, "user_id": "ada", "agent_id": "agent", **fields})
+        return await self._routing.Check(request, metadata=METADATA, timeout=30)
+
+    async def resolve_all(
+        self, workspace_id: str, /, *pairs: tuple[str, str], **fields: Any
+    ) -> list[routing_pb2.ResolveResult]:
+        told = [routing_pb2.UserAgent(user_id=user_id, agent_id=agent_id) for user_id, agent_id in pairs]
+        request = routing_pb2.BatchResolveRequest(workspace_id=workspace_id, pairs=told, **fields)
+        return list((await self._routing.BatchResolve(request, metadata=METADATA, timeout=30)).results)
+
     def run(
         self, workspace_id: str, /, message: str = "you", *, timeout: float | None = 30, **fields: Any
     ) -> "grpc.aio.UnaryStreamCall[turn_pb2.RunRequest, turn_pb2.RunResponse]":
@@ -141,10 +152,13 @@ Start = Callable[..., AbstractAsyncContextManager[Client]]
 def start(_registry: tuple[FakeRegistry, str], _memory: tuple[FakeMemory, str], redis_settings: RedisSettings) -> Start:
     """Starts a router of a test's own, with settings of its own."""
 
+    # A machine that stands still for a second is no reason to ask the registry: what leases are about has its own tests.
+    patient = {"lease_ms": 30_000, "silence_ms": 20_000, "ping_ms": 50}
+
     @contextlib.asynccontextmanager
     async def started(redis: RedisSettings = redis_settings, **options: Any) -> AsyncIterator[Client]:
-        chosen = {"port": 0, "drain_s": 0.2, "registry_target": _registry[1], "memory_target": _memory[1], **options}
-        settings = Settings(redis=redis, router=RouterSettings(**chosen))
+        chosen = {"port": 0, "drain_s": 0.2, "registry_target": _registry[1], "memory_target": _memory[1]}
+        settings = Settings(redis=redis, router=RouterSettings(**chosen | patient | options))
         async with router(settings) as running, grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel:
             yield Client(channel, running.metrics_port)
 

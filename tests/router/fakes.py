@@ -2,14 +2,16 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from google.protobuf.duration_pb2 import Duration
 from prometheus_client import CollectorRegistry
 
+from tests.router.changes import FakeChanges
 from twofold.memory.v1 import (
     context_pb2,
     context_pb2_grpc,
@@ -19,9 +21,19 @@ from twofold.memory.v1 import (
     message_pb2,
     preference_pb2,
 )
-from twofold.registry.v1 import agent_pb2, agent_pb2_grpc, permission_pb2, permission_pb2_grpc, usage_pb2, usage_pb2_grpc
+from twofold.registry.v1 import (
+    agent_pb2,
+    agent_pb2_grpc,
+    change_pb2,
+    change_pb2_grpc,
+    permission_pb2,
+    permission_pb2_grpc,
+    usage_pb2,
+    usage_pb2_grpc,
+)
 from twofold_chassis import call, fields
-from twofold_chassis.refusals import AlreadyExists, NotFound, Reason, Refusal, RequestReused
+from twofold_chassis.refusals import AlreadyExists, FailedPrecondition, NotFound, Reason, Refusal, RequestReused
+from twofold_chassis.revisions import revision_of
 from twofold_chassis.server import Face, serving
 from twofold_chassis.settings import ListenSettings, LogSettings
 from twofold_memory.wire import messages as memory_wire
@@ -32,12 +44,31 @@ Pair = tuple[str, str]
 _DEFAULTS = {"context_messages_max": 20, "context_tokens_max": 8_000, "first_token_timeout": 30, "turn_timeout": 300}
 
 
+_KINDS = {
+    permission_pb2.CHECK_REASON_ROLE: change_pb2.WATCH_ITEM_KIND_USER,
+    permission_pb2.CHECK_REASON_USER_UNKNOWN: change_pb2.WATCH_ITEM_KIND_USER,
+    permission_pb2.CHECK_REASON_WORKSPACE_UNKNOWN: change_pb2.WATCH_ITEM_KIND_WORKSPACE,
+    permission_pb2.CHECK_REASON_AGENT_UNKNOWN: change_pb2.WATCH_ITEM_KIND_AGENT,
+}
+
+
+class Verdict(NamedTuple):
+    """What is said of a pair, and until when."""
+
+    reason: permission_pb2.CheckReason.ValueType
+    ends_s: float | None = None
+
+
 class AgentUnknown(NotFound):
     reason = Reason.REASON_AGENT_UNKNOWN
 
 
 class ConversationUnknown(NotFound):
     reason = Reason.REASON_CONVERSATION_UNKNOWN
+
+
+class RouterNotRegistered(FailedPrecondition):
+    reason = Reason.REASON_ROUTER_NOT_REGISTERED
 
 
 class TurnUnknown(NotFound):
@@ -90,21 +121,23 @@ class FakeRegistry(
     agent_pb2_grpc.AgentServiceServicer,
     usage_pb2_grpc.UsageServiceServicer,
 ):
-    """Agents, verdicts and usage events in dictionaries."""
+    """Agents, verdicts and usage events in dictionaries, and `changes`: every change of the first two, in order."""
 
     def __init__(self) -> None:
+        self.changes = FakeChanges()  # type: ignore[abstract]  # only what the router asks
         self.reset()
 
     def reset(self) -> None:
+        """As new, but that the history goes on: a router lives longer than a test. Each test has a workspace of its own."""
         self.calls = Calls()
         self.agents: dict[Pair, agent_pb2.Agent] = {}
-        self.verdicts: dict[tuple[str, str, str], permission_pb2.CheckReason.ValueType] = {}
+        self.verdicts: dict[tuple[str, str, str], Verdict] = {}
         self.events: dict[Pair, usage_pb2.UsageEvent] = {}
-        self.revision = 1
+        self.changes.reset()
 
     @property
     def token(self) -> bytes:
-        return b"revision-%d" % self.revision
+        return self.changes.revision.token()
 
     def publish(self, workspace_id: str, agent_id: str, url: str, **settings: Any) -> None:
         settings = {**_DEFAULTS, "model": agent_id, **settings}
@@ -116,8 +149,27 @@ class FakeRegistry(
             url=url,
             state=agent_pb2.AGENT_STATE_PUBLISHED,
             settings=agent_pb2.AgentSettings(**settings),
+            generation=1,
         )
-        self.revision += 1
+        self._tell(change_pb2.WATCH_ITEM_KIND_AGENT, workspace_id, agent_id=agent_id)
+
+    def move(self, workspace_id: str, agent_id: str, url: str) -> None:
+        """Another URL: no permission rests on that."""
+        self.agents[workspace_id, agent_id].url = url
+        self.agents[workspace_id, agent_id].generation += 1
+        self._tell(change_pb2.WATCH_ITEM_KIND_ROUTE, workspace_id, agent_id=agent_id)
+
+    def declare(self, workspace_id: str, agent_id: str, state: agent_pb2.AgentState.ValueType) -> None:
+        """Another state. Permissions rest on whether it is gone, on nothing else of it."""
+        gone = agent_pb2.AGENT_STATE_GONE in (self.agents[workspace_id, agent_id].state, state)
+        self.agents[workspace_id, agent_id].state = state
+        kind = change_pb2.WATCH_ITEM_KIND_AGENT if gone else change_pb2.WATCH_ITEM_KIND_ROUTE
+        self._tell(kind, workspace_id, agent_id=agent_id)
+
+    def remove(self, workspace_id: str, agent_id: str) -> None:
+        """The agent is deleted; what was said of its users is left as it is."""
+        del self.agents[workspace_id, agent_id]
+        self._tell(change_pb2.WATCH_ITEM_KIND_AGENT, workspace_id, agent_id=agent_id)
 
     def grant(
         self,
@@ -125,23 +177,63 @@ class FakeRegistry(
         user_id: str,
         agent_id: str,
         reason: permission_pb2.CheckReason.ValueType = permission_pb2.CHECK_REASON_GRANT,
+        *,
+        for_s: float | None = None,
     ) -> None:
-        self.verdicts[workspace_id, user_id, agent_id] = reason
-        self.revision += 1
+        """From now on this is said of the pair; for so long, if it ends by itself."""
+        ends_s = None if for_s is None else time.time() + for_s
+        self.verdicts[workspace_id, user_id, agent_id] = Verdict(reason, ends_s)
+        kind = _KINDS.get(reason, change_pb2.WATCH_ITEM_KIND_PERMISSION)
+        ids = {
+            change_pb2.WATCH_ITEM_KIND_WORKSPACE: {},
+            change_pb2.WATCH_ITEM_KIND_USER: {"user_id": user_id},
+            change_pb2.WATCH_ITEM_KIND_AGENT: {"agent_id": agent_id},
+        }
+        self._tell(kind, workspace_id, **ids.get(kind, {"user_id": user_id, "agent_id": agent_id}))
+
+    def revoke(self, workspace_id: str, user_id: str, agent_id: str) -> None:
+        """The grant is taken away."""
+        self.grant(workspace_id, user_id, agent_id, permission_pb2.CHECK_REASON_NO_GRANT)
+
+    def _tell(self, kind: change_pb2.WatchItemKind.ValueType, workspace_id: str, **ids: str) -> None:
+        self.changes.change(change_pb2.WatchItem(kind=kind, workspace_id=workspace_id, **ids))
+
+    # What is answered is read when the call comes, and may be late: so it is with a real one.
 
     async def Check(self, request: permission_pb2.CheckRequest, context: Any) -> permission_pb2.CheckResponse:
+        answer = self._checked(request)
         await self.calls.enter("Check", request)
-        key = (request.workspace_id, request.user_id, request.agent_id)
-        reason = self.verdicts.get(key, permission_pb2.CHECK_REASON_NO_GRANT)
+        if isinstance(answer, Refusal):
+            raise answer
+        return answer
+
+    def _checked(self, request: permission_pb2.CheckRequest) -> permission_pb2.CheckResponse | Refusal:
+        if request.router_id and (request.router_id, request.router_incarnation) not in self.changes.registered:
+            return RouterNotRegistered("not registered")
+        try:
+            self.changes.revision.satisfies(revision_of(request.min_revision_token, "min_revision_token"))
+        except Refusal as refusal:
+            return refusal
+        key, now_s = (request.workspace_id, request.user_id, request.agent_id), time.time()
+        verdict = self.verdicts.get(key, Verdict(permission_pb2.CHECK_REASON_NO_GRANT))
+        reason = verdict.reason
+        if verdict.ends_s is not None and verdict.ends_s <= now_s:
+            reason = permission_pb2.CHECK_REASON_EXPIRED
         allowed = reason in (permission_pb2.CHECK_REASON_GRANT, permission_pb2.CHECK_REASON_ROLE)
-        return permission_pb2.CheckResponse(allowed=allowed, reason=reason, revision_token=self.token)
+        answer = permission_pb2.CheckResponse(allowed=allowed, reason=reason, revision_token=self.token)
+        answer.read_time.FromNanoseconds(round(now_s * 1e9))
+        if allowed and verdict.ends_s is not None:
+            answer.expire_time.FromNanoseconds(round(verdict.ends_s * 1e9))
+        return answer
 
     async def GetAgent(self, request: agent_pb2.GetAgentRequest, context: Any) -> agent_pb2.GetAgentResponse:
-        agent, token = self.agents.get((request.workspace_id, request.agent_id)), self.token
+        agent, revision = self.agents.get((request.workspace_id, request.agent_id)), self.changes.revision
+        answer = None if agent is None else agent_pb2.GetAgentResponse(agent=agent, revision_token=revision.token())
         await self.calls.enter("GetAgent", request)
-        if agent is None:
+        revision.satisfies(revision_of(request.min_revision_token, "min_revision_token"))
+        if answer is None:
             raise AgentUnknown("no such agent")
-        return agent_pb2.GetAgentResponse(agent=agent, revision_token=token)
+        return answer
 
     async def RecordUsage(self, request: usage_pb2.RecordUsageRequest, context: Any) -> usage_pb2.RecordUsageResponse:
         await self.calls.enter("RecordUsage", request)
@@ -262,6 +354,7 @@ async def registry_server(registry: FakeRegistry, *, port: int = 0) -> AsyncIter
             permission_pb2_grpc.add_PermissionServiceServicer_to_server,
         ),
         Face("twofold.registry.v1.AgentService", registry, agent_pb2_grpc.add_AgentServiceServicer_to_server),
+        Face("twofold.registry.v1.ChangeService", registry.changes, change_pb2_grpc.add_ChangeServiceServicer_to_server),
         Face("twofold.registry.v1.UsageService", registry, usage_pb2_grpc.add_UsageServiceServicer_to_server),
     ]
     async with _server(faces, port) as target:

@@ -2,14 +2,19 @@
 
 import asyncio
 import socket
+from contextlib import AsyncExitStack
 
+import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.router.conftest import Client, Start
+from tests.router.conftest import Client, Start, refused
 from tests.router.fakes import FakeRegistry, registry_server
+from twofold.router.v1 import routing_pb2
 from twofold_chassis.settings import load
 from twofold_router.settings import Settings
+
+ROUTING = "twofold.router.v1.RoutingService"
 
 
 async def status(client: Client, service: str) -> int:
@@ -17,11 +22,11 @@ async def status(client: Client, service: str) -> int:
     return int((await check(health_pb2.HealthCheckRequest(service=service))).status)
 
 
-async def until_serving(client: Client, service: str) -> None:
+async def until_serving(client: Client, service: str, *, serving: bool = True) -> None:
     watch = health_pb2_grpc.HealthStub(client.channel).Watch  # type: ignore[attr-defined]
     async with asyncio.timeout(20):
         async for answer in watch(health_pb2.HealthCheckRequest(service=service)):
-            if answer.status == health_pb2.HealthCheckResponse.SERVING:
+            if (answer.status == health_pb2.HealthCheckResponse.SERVING) is serving:
                 return
 
 
@@ -31,13 +36,51 @@ async def test_a_router_that_starts_first_serves_as_soon_as_the_registry_does(st
     registry = FakeRegistry()  # type: ignore[abstract]
     registry.publish(ws, "agent", "http://a")
     registry.grant(ws, "ada", "agent")
-    service = "twofold.router.v1.RoutingService"
+    service = ROUTING
     async with start(registry_target=f"127.0.0.1:{port}", memory_target="127.0.0.1:1") as early:
         assert await status(early, service) == health_pb2.HealthCheckResponse.NOT_SERVING
         async with registry_server(registry, port=port):
             await until_serving(early, service)
             assert (await early.resolve(ws)).url == "http://a"
             assert await status(early, "twofold.router.v1.TurnService") == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_a_router_serves_only_when_the_registry_has_told_it_how_far_it_is(
+    start: Start, client: Client, registry: FakeRegistry, ws: str
+) -> None:
+    registry.changes.hold_checkpoints()
+    async with start() as deaf:
+        assert await status(deaf, ROUTING) == health_pb2.HealthCheckResponse.NOT_SERVING
+        with refused(grpc.StatusCode.UNAVAILABLE, "REASON_PEER_UNAVAILABLE"):
+            await deaf.resolve(ws)
+        registry.changes.go_on()
+        await until_serving(deaf, ROUTING)
+        assert (await deaf.resolve(ws)).url
+
+
+async def test_a_router_serves_without_its_lease_as_long_as_the_registry_does(start: Start, client: Client, ws: str) -> None:
+    registry = FakeRegistry()  # type: ignore[abstract]
+    registry.publish(ws, "agent", "http://a")
+    registry.grant(ws, "ada", "agent")
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        port = reserved.getsockname()[1]
+    async with AsyncExitStack() as stack:
+        ending = AsyncExitStack()
+        await ending.enter_async_context(registry_server(registry, port=port))
+        stack.push_async_exit(ending)
+        left = await stack.enter_async_context(
+            start(registry_target=f"127.0.0.1:{port}", lease_ms=300, ping_ms=50, silence_ms=250)
+        )
+        await until_serving(left, ROUTING)
+        await left.resolve(ws)
+        registry.changes.hold_checkpoints()
+        await asyncio.sleep(2.5)  # longer than the lease, and twice as long as between two looks at its health
+        assert await status(left, ROUTING) == health_pb2.HealthCheckResponse.SERVING
+        assert (await left.resolve(ws)).permission_source == routing_pb2.ROUTE_SOURCE_REGISTRY
+        await ending.aclose()
+        await until_serving(left, ROUTING, serving=False)
+        with refused(grpc.StatusCode.UNAVAILABLE, "REASON_PEER_UNAVAILABLE"):
+            await left.resolve(ws)
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,8 +97,11 @@ async def test_what_is_done_is_counted(start: Start, client: Client, ws: str) ->
         await counted.turn(ws)
         text = await counted.metrics()
     for line in (
-        'twofold_router_routes_total{cache="miss"} 1.0',
-        'twofold_router_routes_total{cache="hit"} 1.0',
+        'twofold_router_copies_total{kind="permission",source="registry"} 1.0',
+        'twofold_router_copies_total{kind="permission",source="process"} 1.0',
+        'twofold_router_copies_total{kind="permission",source="cache"} 0.0',
+        'twofold_router_copies_total{kind="route",source="registry"} 1.0',
+        'twofold_router_copies_total{kind="route",source="process"} 1.0',
         'twofold_router_turns_total{outcome="completed"} 2.0',
         "twofold_router_turns_running 0.0",
     ):

@@ -1,7 +1,6 @@
-"""Copies of routes in Redis: what is put is found again, and never takes the place of what may be newer."""
+"""Copies in Redis: what is put is found again, and never takes the place of what was read at a later revision."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 
 import pytest
@@ -10,15 +9,18 @@ from twofold_chassis.redis import RedisLink
 from twofold_chassis.settings import RedisSettings
 from twofold_router import keys
 from twofold_router.agents import Limits
-from twofold_router.cache import RedisRoutes, encode
-from twofold_router.routes import AgentKey, AgentSettings, Route, Seen, Target
+from twofold_router.cache import redis_permissions, redis_routes
+from twofold_router.copies import Told
+from twofold_router.knowledge import Stamp
+from twofold_router.permissions import PairKey, Permission, Verdict
+from twofold_router.routes import AgentKey, AgentSettings, Route, Target
 
-TARGETS = [{"name": "blue", "url": "http://b", "weight": 1}]
+EPOCH = 3
 
 
-def route(stamp: bytes, url: str = "http://a") -> Route:
+def route(revision: int, url: str = "http://a", *, epoch: int = EPOCH) -> Told[Route]:
     settings = AgentSettings("Be kind. ☺", "model", True, 7, 99, Limits(1.5, 20.0))
-    return Route(url, True, settings, stamp, 1234.5, False, (Target("blue", "http://b", 1),))
+    return Told(Route(url, True, settings, 4, False, (Target("blue", "http://b", 1),)), Stamp(epoch, revision), is_no=False)
 
 
 @pytest.fixture
@@ -33,120 +35,93 @@ def agent(workspace_id: str) -> AgentKey:
     return AgentKey(workspace_id, "agent:{1}")
 
 
-def test_a_key_is_readable_and_tagged_by_its_workspace() -> None:
-    assert keys.route("acme", "agent/1") == "c:{acme}:route:agent%2F1"
+def test_keys_are_readable_and_tagged_by_their_workspace() -> None:
+    assert keys.route(3, "acme", "agent/1") == "c:{acme}:3:route:agent%2F1"
+    assert keys.permission(3, "acme", "ada:", "agent/1") == "c:{acme}:3:perm:ada%3A:agent%2F1"
 
 
 async def test_what_is_put_is_found_again(link: RedisLink, agent: AgentKey) -> None:
-    routes = RedisRoutes(link)
-    assert await routes.get(agent) == Seen()
-    assert await routes.put(agent, route(b"\0\xff{1}"), instead_of=b"", ttl_s=5)
-    assert (await routes.get(agent)).route == route(b"\0\xff{1}")
+    routes = redis_routes(link)
+    assert await routes.get(EPOCH, agent) is None
+    await routes.put(agent, route(2**40), 5)
+    assert await routes.get(EPOCH, agent) == route(2**40)
+
+
+@pytest.mark.parametrize("ends_s", [None, 1234.5])
+@pytest.mark.parametrize("verdict", Verdict)
+async def test_permissions_are_found_as_they_were_put(
+    link: RedisLink, workspace_id: str, verdict: Verdict, ends_s: float | None
+) -> None:
+    permissions, pair = redis_permissions(link), PairKey(workspace_id, "ada", "agent")
+    told = Told(Permission(verdict, ends_s, 1000.25), Stamp(EPOCH, 9), is_no=verdict is not Verdict.GRANT)
+    await permissions.put(pair, told, 5)
+    assert await permissions.get(EPOCH, pair) == told
 
 
 async def test_a_copy_lives_as_long_as_it_is_given(link: RedisLink, agent: AgentKey) -> None:
-    routes = RedisRoutes(link)
-    await routes.put(agent, route(b"1"), instead_of=b"", ttl_s=0.1)
+    routes = redis_routes(link)
+    await routes.put(agent, route(1), 0.1)
     await asyncio.sleep(0.15)
-    assert await routes.get(agent) == Seen()
+    assert await routes.get(EPOCH, agent) is None
 
 
-async def test_who_found_nothing_gives_way_to_who_was_faster(link: RedisLink, agent: AgentKey) -> None:
-    routes = RedisRoutes(link)
-    slow = await routes.get(agent)
-    assert await routes.put(agent, route(b"2", "http://new"), instead_of=b"", ttl_s=5)
-    assert not await routes.put(agent, route(b"1", "http://old"), instead_of=slow.mark, ttl_s=5)
-    found = (await routes.get(agent)).route
-    assert found is not None
-    assert found.url == "http://new"
+@pytest.mark.parametrize(("before", "after"), [(5, 4), (5, 5), (10, 9), (100, 99)])
+async def test_what_was_read_later_is_not_replaced(link: RedisLink, agent: AgentKey, before: int, after: int) -> None:
+    routes = redis_routes(link)
+    await routes.put(agent, route(before, "http://new"), 5)
+    await routes.put(agent, route(after, "http://old"), 5)
+    assert await routes.get(EPOCH, agent) == route(before, "http://new")
 
 
-async def test_who_found_something_replaces_just_that(link: RedisLink, agent: AgentKey) -> None:
-    routes = RedisRoutes(link)
-    await routes.put(agent, route(b"1"), instead_of=b"", ttl_s=5)
-    first, second = await routes.get(agent), await routes.get(agent)
-    assert await routes.put(agent, route(b"3"), instead_of=first.mark, ttl_s=5)
-    assert not await routes.put(agent, route(b"2"), instead_of=second.mark, ttl_s=5)
-    found = (await routes.get(agent)).route
-    assert found is not None
-    assert found.stamp == b"3"
+@pytest.mark.parametrize(("before", "after"), [(4, 5), (9, 10), (99, 100)])
+async def test_what_was_read_earlier_is_replaced(link: RedisLink, agent: AgentKey, before: int, after: int) -> None:
+    routes = redis_routes(link)
+    await routes.put(agent, route(before, "http://old"), 5)
+    await routes.put(agent, route(after, "http://new"), 5)
+    assert await routes.get(EPOCH, agent) == route(after, "http://new")
 
 
-async def test_a_stamp_that_begins_like_another_is_not_taken_for_it(link: RedisLink, agent: AgentKey) -> None:
-    routes = RedisRoutes(link)
-    await routes.put(agent, route(b"1"), instead_of=b"", ttl_s=5)
-    short = await routes.get(agent)
-    await routes.put(agent, route(b"12"), instead_of=short.mark, ttl_s=5)
-    assert not await routes.put(agent, route(b"3"), instead_of=short.mark, ttl_s=5)
+async def test_histories_never_meet(link: RedisLink, agent: AgentKey) -> None:
+    routes = redis_routes(link)
+    await routes.put(agent, route(9), 5)
+    assert await routes.get(EPOCH + 1, agent) is None
+    await routes.put(agent, route(1, epoch=EPOCH + 1), 5)
+    assert await routes.get(EPOCH + 1, agent) == route(1, epoch=EPOCH + 1)
+    assert await routes.get(EPOCH, agent) == route(9)
 
 
-def written(
-    *,
-    url: object = "http://a",
-    settings: object = None,
-    read_at: object = 1234.5,
-    gone: object = False,
-    targets: object = None,
-) -> bytes:
-    """A value of this version, as somebody may have written it."""
-    if settings is None:
-        settings = json.loads(encode(route(b"1"))[4:])[2]
-    return (
-        b"\x02\x00\x011" + json.dumps([url, True, settings, read_at, gone, TARGETS if targets is None else targets]).encode()
-    )
+AT_7 = b"0000000000000007"
 
 
 @pytest.mark.parametrize(
     "value",
     [
-        b"\x09\x00\x01xyz",
-        b"\x02",
-        b"\x01\x00\x011" + encode(route(b"1"))[4:],
         b"by hand",
-        b"\x02\x00\x011",
-        b"\x02\xff\xff1[]",
-        b"\x02\x00\x011{}",
-        b"\x02\x00\x0117",
-        b"\x02\x00\x011[1, 2]",
-        b"\x02\x00\x011\xff",
-        b"\x02\x00\x011" + b"[" * 100_000,
-        written(url=7),
-        written(settings={}),
-        written(settings={"limits": 1}),
-        written(read_at="now"),
-        written(gone=0),
-        written(targets=[{"name": "a", "url": "http://a", "weight": "1"}]),
+        b"7",
+        AT_7,
+        b"+00000000000000" + b"07[false, []]",
+        AT_7 + b"{}",
+        AT_7 + b"[]",
+        AT_7 + b"[false, 7]",
+        AT_7 + b"[1, 2]",
+        AT_7 + b"\xff",
+        AT_7 + b"[" * 100_000,
+        AT_7 + b'[false, {"url": 7}]',
+        AT_7 + b'[false, {"url": "http://a", "published": true}]',
     ],
     ids=lambda value: repr(value[:40]),
 )
-async def test_a_copy_that_cannot_be_read_is_a_miss_and_is_replaced_by_who_saw_it(
+async def test_a_copy_that_cannot_be_read_is_none_and_gives_way_to_a_later_one(
     link: RedisLink, agent: AgentKey, value: bytes
 ) -> None:
-    routes = RedisRoutes(link)
-    await link.call("SET", keys.route(agent.workspace_id, agent.agent_id), value)
-    seen = await routes.get(agent)
-    assert (seen.route, seen.answered) == (None, True)
-    assert not await routes.put(agent, route(b"1"), instead_of=b"", ttl_s=5)
-    assert await routes.put(agent, route(b"2"), instead_of=seen.mark, ttl_s=5)
-    assert (await routes.get(agent)).route == route(b"2")
-
-
-async def test_who_saw_what_cannot_be_read_gives_way_to_what_came_since(link: RedisLink, agent: AgentKey) -> None:
-    routes, key = RedisRoutes(link), keys.route(agent.workspace_id, agent.agent_id)
-    await link.call("SET", key, b"\x09\x00\x01 an older reading of another version")
-    seen = await routes.get(agent)
-    await link.call("SET", key, b"\x09\x00\x01 a newer reading of another version")
-    assert not await routes.put(agent, route(b"1"), instead_of=seen.mark, ttl_s=5)
-
-
-async def test_a_value_written_by_hand_is_read(link: RedisLink, agent: AgentKey) -> None:
-    await link.call("SET", keys.route(agent.workspace_id, agent.agent_id), written())
-    assert (await RedisRoutes(link).get(agent)).route == route(b"1")
+    routes = redis_routes(link)
+    await link.call("SET", keys.route(EPOCH, *agent), value)
+    assert await routes.get(EPOCH, agent) is None
 
 
 async def test_without_redis_there_is_no_copy_and_none_is_put(agent: AgentKey) -> None:
     link = RedisLink(RedisSettings(port=1))
-    routes = RedisRoutes(link)
-    assert await routes.get(agent) == Seen(answered=False)
-    assert not await routes.put(agent, route(b"1"), instead_of=b"", ttl_s=5)
+    routes = redis_routes(link)
+    assert await routes.get(EPOCH, agent) is None
+    await routes.put(agent, route(1), 5)
     await link.close()

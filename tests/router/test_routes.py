@@ -13,8 +13,8 @@ USERS = [f"user-{number}" for number in range(4000)]
 
 def split(*targets: Target, agent: AgentKey = AGENT) -> dict[str, str]:
     """Where each user goes."""
-    route = Route("http://own", True, SETTINGS, b"1", 0.0, targets=targets)
-    return {user_id: route.url_for(agent, user_id) for user_id in USERS}
+    route = Route("http://own", True, SETTINGS, targets=targets)
+    return {user_id: route.target_for(agent, user_id).url for user_id in USERS}
 
 
 def share(places: dict[str, str], url: str) -> float:

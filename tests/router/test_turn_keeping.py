@@ -95,7 +95,8 @@ async def test_a_turn_id_that_is_of_no_exchange_is_refused(client: Client, memor
 
 async def test_a_replay_needs_permission_like_any_turn(client: Client, registry: FakeRegistry, ws: str) -> None:
     await client.turn(ws, thread_id="t", operation_id="op")
-    del registry.verdicts[ws, "ada", "agent"]
+    registry.revoke(ws, "ada", "agent")
+    await registry.changes.applied()
     with refused(Code.PERMISSION_DENIED, "REASON_NOT_PERMITTED"):
         await client.turn(ws, thread_id="t", operation_id="op")
 

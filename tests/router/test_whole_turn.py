@@ -38,6 +38,8 @@ from twofold_router.app import router
 from twofold_router.settings import RouterSettings, Settings
 
 Code = grpc.StatusCode
+# A machine that stands still for a second is no reason to ask the registry.
+LEASE_MS = 20_000
 
 
 @dataclass
@@ -53,6 +55,16 @@ class House:
         grant = permission_pb2.AgentGrant(workspace_id=self.workspace_id, user_id=user_id, agent_id=agent_id)
         stub = permission_pb2_grpc.PermissionServiceStub(self.registry)
         return (await stub.Grant(permission_pb2.GrantRequest(grant=grant))).revision_token
+
+    async def revoke(self, user_id: str, agent_id: str = "agent") -> permission_pb2.RevokeResponse:
+        """Returns when no router answers from before."""
+        request = permission_pb2.RevokeRequest(
+            workspace_id=self.workspace_id,
+            user_id=user_id,
+            agent_id=agent_id,
+            wait=permission_pb2.REVOKE_WAIT_ALL_ROUTERS,
+        )
+        return await permission_pb2_grpc.PermissionServiceStub(self.registry).Revoke(request)
 
     async def messages(self, thread_id: str) -> list[message_pb2.Message]:
         stub = conversation_pb2_grpc.ConversationServiceStub(self.memory)
@@ -93,12 +105,15 @@ async def house(database_settings: DatabaseSettings, own_redis: EmbeddedRedis, w
     redis = RedisSettings(host=own_redis.host, port=own_redis.port, password=own_redis.password, budget_ms=200)
     async with AsyncExitStack() as stack:
         url = await stack.enter_async_context(serving(DemoAgent(allow_faults=True)))
+        store = RegistrySettings(port=0, allow_loopback_urls=True, lease_ms=LEASE_MS)
         rooms = (
-            registry(RegistryRoom(database=database_settings, registry=RegistrySettings(port=0, allow_loopback_urls=True))),
+            registry(RegistryRoom(database=database_settings, registry=store)),
             memory(MemoryRoom(database=database_settings, redis=redis, memory=MemorySettings(port=0))),
         )
         targets = [f"127.0.0.1:{(await stack.enter_async_context(room)).port}" for room in rooms]
-        options = RouterSettings(port=0, registry_target=targets[0], memory_target=targets[1])
+        options = RouterSettings(
+            port=0, registry_target=targets[0], memory_target=targets[1], lease_ms=LEASE_MS, silence_ms=LEASE_MS // 2
+        )
         running = await stack.enter_async_context(router(Settings(redis=redis, router=options)))
         targets.append(f"127.0.0.1:{running.port}")
         channels = [await stack.enter_async_context(grpc.aio.insecure_channel(target)) for target in targets]
@@ -121,7 +136,7 @@ async def test_a_conversation_goes_through_all_three_rooms_and_survives_its_redi
 
     second = await client.turn(ws, "What is my name?", thread_id="t")
     assert second.text == "Your name is Ada."
-    assert second.started.route_source == routing_pb2.ROUTE_SOURCE_CACHE
+    assert second.started.route_source == routing_pb2.ROUTE_SOURCE_PROCESS
     assert second.started.context_source == message_pb2.READ_SOURCE_L1
     assert (second.started.context_messages, second.started.context_preferences) == (2, 1)
 
@@ -194,3 +209,15 @@ async def test_retries_that_cross_their_first_attempt_are_kept_and_counted_once(
     assert {(turn.text, turn.completed.last_seq) for turn in turns} == {(turns[0].text, 2)}
     assert [turn.started.replayed for turn in turns].count(False) == 1
     assert (await house.usage()).events == 1
+
+
+async def test_a_revoke_that_waits_for_all_routers_is_known_to_them_when_it_returns(house: House) -> None:
+    ws, client = house.workspace_id, house.client
+    for _ in range(5):
+        token = await house.grant("ada")
+        assert (await client.resolve(ws, min_revision_token=token)).url
+        assert (await client.resolve(ws)).permission_source == routing_pb2.ROUTE_SOURCE_PROCESS
+        revoked = await house.revoke("ada")
+        assert (revoked.acked_routers, revoked.expired_routers) == (1, 0)
+        with refused(Code.PERMISSION_DENIED, "REASON_NOT_PERMITTED"):
+            await client.resolve(ws)

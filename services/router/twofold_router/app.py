@@ -92,9 +92,9 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
         ]
 
         async def serves() -> bool:
-            # Before the registry's first word nothing may be answered; while that holds it need not be asked. When it holds no
-            # longer, each answer is read from the registry: without it nobody is allowed anything. Memory is missed only by
-            # turns, which say so themselves.
+            # Before the registry's first word nothing may be answered; while that holds it need not be asked. When it holds
+            # no longer, each answer is read from the registry: without it nobody is allowed anything. Memory is missed only
+            # by turns, which say so themselves.
             await knowledge.until_known(_FIRST_WORD_S)
             return knowledge.is_known and (boot_s() < knowledge.until() or await channels.serves(registry))
 

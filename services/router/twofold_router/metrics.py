@@ -12,7 +12,10 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._copies = Counter(
-            "twofold_router_copies", "Permissions and routes that were answered from, by where they came from.", ("kind", "source"), registry=registry
+            "twofold_router_copies",
+            "Permissions and routes that were answered from, by where they came from.",
+            ("kind", "source"),
+            registry=registry,
         )
         self._turns = Counter("twofold_router_turns", "Turns ended, by how.", ("outcome",), registry=registry)
         self.turns_running = Gauge("twofold_router_turns_running", "Turns under way.", registry=registry)
