@@ -5,19 +5,21 @@ from dataclasses import replace
 
 import grpc
 
-from benchmarks import registry, threads, usage
+from benchmarks import echo, registry, threads, usage
 from benchmarks.comparing import MANY, Operation, against_echo, always, subject
 from benchmarks.places import Place
 from benchmarks.rows import ROUNDS, WARM_UP, Comparison, Server, Subject
 from benchmarks.textbook import SERVICE as TEXTBOOK
 from benchmarks.words import check_exchanges
 from twofold.memory.v1 import conversation_pb2, message_pb2
+from twofold.registry.v1 import permission_pb2, user_pb2
 from twofold.router.v1 import routing_pb2
 
 THREADS = 8
 LONG = 100_000
 SHORT = 100
 _READ_MESSAGES = 80
+BATCH = 20
 _ROUTING = "/twofold.router.v1.RoutingService"
 _CONVERSATIONS = "/twofold.memory.v1.ConversationService"
 # Which counter of windows rises for what is measured.
@@ -28,6 +30,7 @@ _NO_REDIS = (
     "by a second worker for which nothing listens where its Redis should be: its breaker is open, every read is one query "
     "for head and messages, and nothing is written back. With Redis there, a cold read costs a look before and a fill after"
 )
+_COPIES = "from the copies in the router's process, under its lease over the registry's stream of changes"
 
 Append = conversation_pb2.AppendTurnRequest
 Read = conversation_pb2.ReadWindowRequest
@@ -36,6 +39,8 @@ Read = conversation_pb2.ReadWindowRequest
 OPERATIONS: Sequence[Operation] = (
     Operation("P1", lambda place: _resolve(place, "P1", MANY, 0.80)),
     Operation("P7-P1", lambda place: _resolve(place, "P7-P1", 1, 1.6)),
+    Operation("P2", lambda place: _batch_resolve(place)),
+    Operation("P9", lambda place: _check(place)),
     Operation("P3", lambda place: _append(place, "P3", MANY, 0.75)),
     Operation("P7-P3", lambda place: _append(place, "P7-P3", 1, 4)),
     Operation("P4", lambda place: _append_and_textbook(place)),
@@ -57,8 +62,38 @@ async def _resolve(place: Place, id_: str, callers: int, goal: float) -> Compari
     request = routing_pb2.ResolveRequest(workspace_id=threads.WORKSPACE, user_id="user", agent_id="agent")
     answer = (await place.twofold.routing.Resolve(request)).ByteSize()
     mine = subject(place.router, f"{_ROUTING}/Resolve", [request])
-    note = "asks the registry each time until the change stream is there"
-    return await against_echo(place, id_, "Resolve", mine, answer, callers, goal, note)
+    return await against_echo(place, id_, "Resolve", _from_process(mine), answer, callers, goal, _COPIES)
+
+
+async def _check(place: Place) -> Comparison:
+    request = routing_pb2.CheckRequest(workspace_id=threads.WORKSPACE, user_id="user", agent_id="agent")
+    answer = await place.twofold.routing.Check(request)
+    assert answer.allowed
+    mine = _from_process(subject(place.router, f"{_ROUTING}/Check", [request]))
+    return await against_echo(place, "P9", "the router's Check", mine, answer.ByteSize(), MANY, 0.85, _COPIES)
+
+
+async def _batch_resolve(place: Place) -> Comparison:
+    users = [f"batch-{number}" for number in range(BATCH)]
+    for user_id in users:
+        user = user_pb2.User(workspace_id=threads.WORKSPACE, user_id=user_id, email=f"{user_id}@example.com")
+        await place.twofold.users.CreateUser(user_pb2.CreateUserRequest(user=user))
+    grants = [permission_pb2.BatchGrantItem(user_id=user_id, agent_id="agent") for user_id in users]
+    granted = await place.twofold.permissions.BatchGrant(
+        permission_pb2.BatchGrantRequest(workspace_id=threads.WORKSPACE, grants=grants)
+    )
+    pairs = [routing_pb2.UserAgent(user_id=user_id, agent_id="agent") for user_id in users]
+    batch = routing_pb2.BatchResolveRequest(
+        workspace_id=threads.WORKSPACE, pairs=pairs, min_revision_token=granted.revision_token
+    )
+    results = (await place.twofold.routing.BatchResolve(batch)).results
+    assert all(result.HasField("answer") for result in results)
+    single = routing_pb2.ResolveRequest(workspace_id=threads.WORKSPACE, user_id=users[0], agent_id="agent")
+    body = echo.request(single.ByteSize(), results[0].answer.ByteSize())
+    base = Subject(await place.echo(), echo.METHOD, lambda _: [body])
+    mine = replace(_from_process(subject(place.router, f"{_ROUTING}/BatchResolve", [batch])), each=BATCH)
+    base_is = "calls of a bare grpc.aio echo with the sizes of one Resolve, same run"
+    return Comparison("P2", f"BatchResolve of {BATCH}, resolves", mine, base, base_is, MANY, 7, _COPIES)
 
 
 async def _append(place: Place, id_: str, callers: int, goal: float) -> Comparison:
@@ -206,6 +241,11 @@ async def _textbook(place: Place, method: str, requests: Sequence[Append | Read]
         for name in names:
             check_exchanges([message.content for message in (await read(threads.window(name))).messages])
     return Subject(server, f"/{TEXTBOOK}/{method}", always(requests), place.settled)
+
+
+def _from_process(asked: Subject) -> Subject:
+    """Answered from the copies in the router's process."""
+    return replace(asked, outcomes="twofold_router_copies_total", wanted='source="process"')
 
 
 def _appends(server: Server, requests: Sequence[Append]) -> Subject:

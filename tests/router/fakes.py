@@ -50,6 +50,12 @@ _KINDS = {
     permission_pb2.CHECK_REASON_WORKSPACE_UNKNOWN: change_pb2.WATCH_ITEM_KIND_WORKSPACE,
     permission_pb2.CHECK_REASON_AGENT_UNKNOWN: change_pb2.WATCH_ITEM_KIND_AGENT,
 }
+_NAMES = {
+    change_pb2.WATCH_ITEM_KIND_WORKSPACE: (),
+    change_pb2.WATCH_ITEM_KIND_USER: ("user_id",),
+    change_pb2.WATCH_ITEM_KIND_AGENT: ("agent_id",),
+    change_pb2.WATCH_ITEM_KIND_PERMISSION: ("user_id", "agent_id"),
+}
 
 
 class Verdict(NamedTuple):
@@ -184,19 +190,17 @@ class FakeRegistry(
         ends_s = None if for_s is None else time.time() + for_s
         self.verdicts[workspace_id, user_id, agent_id] = Verdict(reason, ends_s)
         kind = _KINDS.get(reason, change_pb2.WATCH_ITEM_KIND_PERMISSION)
-        ids = {
-            change_pb2.WATCH_ITEM_KIND_WORKSPACE: {},
-            change_pb2.WATCH_ITEM_KIND_USER: {"user_id": user_id},
-            change_pb2.WATCH_ITEM_KIND_AGENT: {"agent_id": agent_id},
-        }
-        self._tell(kind, workspace_id, **ids.get(kind, {"user_id": user_id, "agent_id": agent_id}))
+        named = {"user_id": user_id, "agent_id": agent_id}
+        self._tell(kind, workspace_id, **{name: named[name] for name in _NAMES[kind]})
 
     def revoke(self, workspace_id: str, user_id: str, agent_id: str) -> None:
         """The grant is taken away."""
         self.grant(workspace_id, user_id, agent_id, permission_pb2.CHECK_REASON_NO_GRANT)
 
-    def _tell(self, kind: change_pb2.WatchItemKind.ValueType, workspace_id: str, **ids: str) -> None:
-        self.changes.change(change_pb2.WatchItem(kind=kind, workspace_id=workspace_id, **ids))
+    def _tell(
+        self, kind: change_pb2.WatchItemKind.ValueType, workspace_id: str, *, user_id: str = "", agent_id: str = ""
+    ) -> None:
+        self.changes.change(change_pb2.WatchItem(kind=kind, workspace_id=workspace_id, user_id=user_id, agent_id=agent_id))
 
     # What is answered is read when the call comes, and may be late: so it is with a real one.
 

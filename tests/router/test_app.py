@@ -1,8 +1,10 @@
 """The router as a server: it starts before its peers, and says what it can do."""
 
 import asyncio
+import re
 import socket
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import grpc
 import pytest
@@ -14,6 +16,7 @@ from twofold.router.v1 import routing_pb2
 from twofold_chassis.settings import load
 from twofold_router.settings import Settings
 
+OPERATIONS = Path(__file__).parents[2] / "docs/operations.md"
 ROUTING = "twofold.router.v1.RoutingService"
 
 
@@ -89,6 +92,13 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     settings = load(Settings)
     assert (settings.router.registry_target, settings.router.turns_max) == ("registry:50051", 7)
     assert (settings.router.port, settings.router.memory_target) == (50053, "127.0.0.1:50052")
+
+
+async def test_every_metric_of_the_room_is_explained_to_operators(start: Start, client: Client) -> None:
+    async with start(metrics_port=0) as counted:
+        told = set(re.findall(r"^# TYPE (twofold_router_\w+) ", await counted.metrics(), re.MULTILINE))
+    explained = set(re.findall(r"^\| `(twofold_router_\w+)", OPERATIONS.read_text(encoding="utf-8"), re.MULTILINE))
+    assert {name for name in told if not name.endswith("_created")} == explained
 
 
 async def test_what_is_done_is_counted(start: Start, client: Client, ws: str) -> None:
