@@ -79,8 +79,9 @@ class House:
             tables = await connection.fetch(
                 "SELECT format('%I.%I', table_schema, table_name) AS name FROM information_schema.tables"
                 " WHERE table_schema IN ('registry', 'memory') AND table_type = 'BASE TABLE'"
-                # These two the service fills and empties by itself, whenever it comes to it.
-                " AND table_name NOT IN ('search_entries', 'search_pending')"
+                # These two the service fills and empties by itself, whenever it comes to it; in the third one the router
+                # of the house renews its registration and acknowledges what it has heard.
+                " AND table_name NOT IN ('search_entries', 'search_pending', 'watchers')"
             )
             # (Likewise when a retention is looked at next.)
             query = "SELECT md5(coalesce(string_agg((to_jsonb(t) - 'due_at')::text, '' ORDER BY t::text), '')) FROM {} t"
