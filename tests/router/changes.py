@@ -12,6 +12,7 @@ from twofold_chassis.revisions import Revision
 
 RouterKey = tuple[str, str]
 _REGISTERED_MS = 60_000
+_REGISTERED_S = 3.0
 _NOTHING = Revision(0, 0)
 
 
@@ -69,7 +70,14 @@ class FakeChanges(change_pb2_grpc.ChangeServiceServicer):
 
     async def applied(self) -> None:
         """Returns when every router that is registered has applied every change."""
-        await self.until(lambda: all(self.acked.get(router, _NOTHING) >= self.revision for router in self.registered))
+        try:
+            await self.until(lambda: not self._behind())
+        except TimeoutError:
+            raise AssertionError(f"at {self.revision} these have not applied it: {self._behind()}") from None
+
+    def _behind(self) -> dict[RouterKey, Revision]:
+        acked = {router: self.acked.get(router, _NOTHING) for router in self.registered}
+        return {router: revision for router, revision in acked.items() if revision < self.revision}
 
     async def until(self, is_so: Any) -> None:
         """Returns when it is so; looked at whenever something happens here."""
@@ -140,8 +148,15 @@ class FakeChanges(change_pb2_grpc.ChangeServiceServicer):
                 yield told
         finally:
             self.streams.discard(stream)
+            asyncio.get_running_loop().call_later(_REGISTERED_S, self._expire, stream.router)
             hearing.cancel()
             await asyncio.wait([hearing])
+            self.wake()
+
+    def _expire(self, router: RouterKey | None) -> None:
+        """Who has ended without a word is not waited for longer than that."""
+        if router is not None and all(stream.router != router for stream in self.streams):
+            self.registered.discard(router)
             self.wake()
 
     def _start(self, opening: change_pb2.WatchOpen) -> change_pb2.WatchStart:
