@@ -1,0 +1,208 @@
+"""Resolving, when something happens between what is read and what is answered; and whose word counts first."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+import pytest
+
+from twofold_chassis.clocks import boot_s
+from twofold_chassis.refusals import HistoryChanged, PeerUnavailable, Refusal
+from twofold_chassis.revisions import Revision
+from twofold_router import resolution as module
+from twofold_router.agents import Limits
+from twofold_router.copies import Copies, Limiter, Source, Told, Truth, Unstamped
+from twofold_router.knowledge import Knowledge, Place, Stamp, Thing, agent_thing, permission_thing
+from twofold_router.permissions import NotPermitted, PairKey, Permission, Verdict
+from twofold_router.resolution import AgentGone, AgentNotPublished, Question, Resolution, Resolver
+from twofold_router.routes import AgentKey, AgentSettings, AgentUnknown, Route
+
+EPOCH, LEASE_S = 7, 600.0
+AGENT = AgentKey("ws", "agent")
+ADA = Question(AGENT, "ada")
+AWAY = PeerUnavailable("away", retry_after_s=1.0, peer="registry")
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+def permission(verdict: Verdict = Verdict.GRANT, ends_s: float | None = None) -> Permission:
+    return Permission(verdict, ends_s, 5000.0)
+
+
+def route(**values: Any) -> Route:
+    settings = AgentSettings("", "model", False, 1, 1, Limits(1.0, 1.0))
+    return Route(**{"url": "http://a", "published": True, "settings": settings, **values})
+
+
+class FakeTruth(Truth[Key, Value], Generic[Key, Value]):
+    """Says the same until it is told otherwise."""
+
+    def __init__(self, knowledge: Knowledge, rests_on: Callable[[Key], Sequence[Thing]], value: Value) -> None:
+        self._knowledge = knowledge
+        self._rests_on = rests_on
+        self.value: Value | Refusal = value
+        self.is_stamped = True
+        self.asked: list[Key] = []
+        self.during: Callable[[], None] = lambda: None
+
+    def rests_on(self, key: Key) -> Sequence[Thing]:
+        return self._rests_on(key)
+
+    async def ask(self, key: Key, least: Revision | None) -> Told[Value] | Unstamped[Value]:
+        self.asked.append(key)
+        value, place = self.value, self._knowledge.place
+        for _ in range(5):
+            await asyncio.sleep(0)
+        self.during()
+        if isinstance(value, Refusal):
+            raise value
+        return Told(value, Stamp(place.epoch, place.revision), is_no=False) if self.is_stamped else Unstamped(value)
+
+
+class Nowhere:
+    """No Redis."""
+
+    async def get(self, epoch: int, key: Any) -> None:
+        return None
+
+    async def put(self, key: Any, told: Any, ttl_s: float) -> None:
+        return None
+
+
+class Room:
+    """A resolver with its surroundings, at revision 10 and with a lease; ada may use the agent."""
+
+    def __init__(self, *, is_known: bool = True) -> None:
+        self.knowledge = Knowledge(lease_s=LEASE_S)
+        if is_known:
+            self.knowledge.started(Place(EPOCH, 10, 1), resumed=False)
+            self.knowledge.pinged(1, boot_s())
+            self.knowledge.checked(1, EPOCH, 10, 5000.0, 3600.0, 1)
+        self.permissions: FakeTruth[PairKey, Permission] = FakeTruth(
+            self.knowledge, lambda key: (permission_thing(*key),), permission()
+        )
+        self.routes: FakeTruth[AgentKey, Route | None] = FakeTruth(self.knowledge, lambda key: (agent_thing(*key),), route())
+        self.counted: list[Source] = []
+        options: dict[str, Any] = {"count": self.counted.append}
+        self.resolver = Resolver(
+            self.knowledge,
+            Copies(self.knowledge, self.permissions, Nowhere(), Limiter(64), **options),
+            Copies(self.knowledge, self.routes, Nowhere(), Limiter(64), **options),
+        )
+
+    def revoke(self, user_id: str = "ada") -> None:
+        self.permissions.value = permission(Verdict.DENIED)
+        revision = self.knowledge.place.revision + 1
+        self.knowledge.changed(revision, revision, [permission_thing("ws", user_id, "agent")])
+
+
+@pytest.fixture
+def room() -> Room:
+    return Room()
+
+
+async def test_c1_what_is_revoked_while_the_route_is_read_is_not_answered(room: Room) -> None:
+    await room.resolver.check(ADA)  # the permission is held, and the route is read
+    room.routes.during = room.revoke
+    with pytest.raises(NotPermitted):
+        await room.resolver.resolve(ADA)
+    assert len(room.permissions.asked) == 2
+
+
+async def test_c1_what_is_revoked_while_another_of_the_batch_is_read_is_not_answered(room: Room) -> None:
+    assert (await room.resolver.resolve(ADA)).url == "http://a"
+
+    def revoke() -> None:  # while bob's is read; ada's was found before
+        room.permissions.during = lambda: None
+        room.revoke()
+
+    room.permissions.during = revoke
+    ada, bob = await room.resolver.resolve_all([ADA, Question(AGENT, "bob")])
+    assert isinstance(ada, NotPermitted)
+    assert isinstance(bob, Resolution)
+
+
+async def test_an_answer_is_valid_no_longer_than_its_grant_and_its_lease(room: Room) -> None:
+    room.permissions.value = permission(ends_s=5000.0 + 60)
+    for _ in range(2):  # read, and held
+        assert 0 < (await room.resolver.resolve(ADA)).ruling.valid_s <= 60
+        assert 0 < (await room.resolver.check(ADA)).valid_s <= 60
+    bob = Question(AGENT, "bob")
+    room.permissions.value = permission()
+    sent_at = boot_s() - 1
+    room.knowledge.lease_until = sent_at + 100  # what is held is valid for less than what is read now
+    assert (await room.resolver.check(bob)).valid_s > 100
+    assert (await room.resolver.resolve(bob)).ruling.valid_s <= 99
+
+
+async def test_c9_a_grant_that_has_ended_is_none(room: Room) -> None:
+    room.permissions.value = permission(ends_s=5000.0)
+    for _ in range(2):
+        with pytest.raises(NotPermitted):
+            await room.resolver.resolve(ADA)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "held", "refusal"),
+    [
+        (Verdict.DENIED, AWAY, NotPermitted),
+        (Verdict.DENIED, None, NotPermitted),
+        (Verdict.AGENT_UNKNOWN, None, AgentUnknown),
+        (Verdict.AGENT_GONE, AWAY, AgentGone),
+        (Verdict.GRANT, AWAY, PeerUnavailable),
+        (Verdict.GRANT, None, NotPermitted),  # deleted since: as the check says it
+        (Verdict.ROLE, None, AgentUnknown),
+        (Verdict.ROLE, route(gone=True), AgentGone),
+        (Verdict.GRANT, route(published=False), AgentNotPublished),
+        (AWAY, route(), PeerUnavailable),
+        (AWAY, None, PeerUnavailable),
+    ],
+)
+async def test_c9_the_permission_speaks_first(
+    room: Room, verdict: Verdict | Refusal, held: Route | Refusal | None, refusal: type[Refusal]
+) -> None:
+    room.permissions.value = verdict if isinstance(verdict, Refusal) else permission(verdict)
+    room.routes.value, room.routes.is_stamped = held, held is not None
+    for _ in range(2):
+        with pytest.raises(refusal):
+            await room.resolver.resolve(ADA)
+        (told,) = await room.resolver.resolve_all([ADA])
+        assert type(told) is refusal
+
+
+async def test_whom_nothing_is_permitted_costs_no_question_about_routes(room: Room) -> None:
+    room.permissions.value = permission(Verdict.DENIED)
+    room.routes.value, room.routes.is_stamped = None, False
+    for _ in range(5):
+        with pytest.raises(NotPermitted):
+            await room.resolver.resolve(ADA)
+    assert (len(room.permissions.asked), len(room.routes.asked)) == (1, 1)
+
+
+@pytest.mark.parametrize("is_held", [False, True])
+async def test_c4_a_token_of_an_older_history_is_said_to_be_one(room: Room, is_held: bool) -> None:
+    if is_held:
+        await room.resolver.resolve(ADA)
+    old = Question(AGENT, "ada", Revision(EPOCH - 1, 1))
+    for asked in (room.resolver.resolve(old), room.resolver.check(old), room.resolver.resolve_all([old])):
+        with pytest.raises(HistoryChanged):
+            await asked
+
+
+async def test_c2_before_the_registry_was_heard_nothing_is_asked_or_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_FIRST_PING_S", 0.0)
+    room = Room(is_known=False)
+    for asked in (room.resolver.resolve(ADA), room.resolver.check(ADA)):
+        with pytest.raises(PeerUnavailable) as caught:
+            await asked
+        assert caught.value.retry_after_s
+    (told,) = await room.resolver.resolve_all([ADA])
+    assert isinstance(told, PeerUnavailable)
+    assert not room.permissions.asked
+
+
+async def test_what_never_stands_still_is_not_known(room: Room) -> None:
+    room.routes.during = room.revoke
+    room.permissions.during = room.revoke
+    with pytest.raises(PeerUnavailable):
+        await room.resolver.resolve(ADA)
