@@ -122,6 +122,25 @@ async def test_c1_what_is_revoked_while_another_of_the_batch_is_read_is_not_answ
     assert isinstance(bob, Resolution)
 
 
+async def test_a_route_that_changed_while_the_permission_was_read_is_read_again(room: Room) -> None:
+    await room.resolver.resolve(Question(AGENT, "bob"))  # the route is held, and the permission is read
+
+    def move() -> None:
+        room.permissions.during = lambda: None
+        room.routes.value = route(url="http://b")
+        room.knowledge.changed(11, 11, [agent_thing(*AGENT)])
+
+    room.permissions.during = move
+    assert (await room.resolver.resolve(ADA)).url == "http://b"
+
+
+async def test_an_answer_is_valid_no_longer_than_the_route_that_was_read_for_it(room: Room) -> None:
+    room.knowledge.lease_until = room.knowledge.registered_until = boot_s() + 5000
+    await room.resolver.check(ADA)
+    assert (await room.resolver.check(ADA)).valid_s > LEASE_S
+    assert (await room.resolver.resolve(ADA)).ruling.valid_s <= LEASE_S
+
+
 async def test_an_answer_is_valid_no_longer_than_its_grant_and_its_lease(room: Room) -> None:
     room.permissions.value = permission(ends_s=5000.0 + 60)
     for _ in range(2):  # read, and held
