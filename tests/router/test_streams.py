@@ -69,7 +69,7 @@ class Told(change_pb2_grpc.ChangeServiceServicer):
         self._news.set()
         self._news = asyncio.Event()
         story = self._stories[min(len(self.opened), len(self._stories)) - 1]
-        telling = asyncio.create_task(story(stream))  # type: ignore[arg-type]
+        telling: asyncio.Task[None] = asyncio.create_task(story(stream))  # type: ignore[arg-type]
         try:
             while (one := await told.get()) is not None:
                 yield one
