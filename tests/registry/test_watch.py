@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,15 +19,17 @@ from tests.registry.test_routers import Silent as Unasked
 from twofold.errors.v1.reason_pb2 import Reason
 from twofold.registry.v1 import agent_pb2, change_pb2, permission_pb2, user_pb2, workspace_pb2
 from twofold_chassis import postgres
+from twofold_chassis.refusals import StoreUnavailable
 from twofold_chassis.settings import DatabaseSettings
 from twofold_cli.embedded.postgres import EmbeddedPostgres
 from twofold_registry.app import registry
 from twofold_registry.history import Item, ItemKind
 from twofold_registry.revisions import revision_of
-from twofold_registry.routers import Routers
+from twofold_registry.routers import RouterKey, Routers
 from twofold_registry.store.feed import PostgresFeed, PostgresRegistrations
 from twofold_registry.watching import (
     COMPACTED,
+    EPOCH,
     SLOW,
     Changed,
     Checkpoint,
@@ -44,6 +46,7 @@ from twofold_registry.watching import (
 
 WAIT_S = 60
 LEASE_MS = 400
+ROUTER = RouterKey("r1", "a")
 
 
 class Resynced(Exception):  # noqa: N818
@@ -559,6 +562,84 @@ async def test_a_ping_is_never_answered_from_a_look_that_had_begun_before_it_cam
         assert isinstance(second, Checkpoint)
         assert second.nonce == 7
         await told.aclose()
+
+
+class MovedFeed(HeldFeed):
+    """Each look sees what the test says next; where it has said nothing, the last again."""
+
+    def __init__(self, *heads: Place) -> None:
+        super().__init__()
+        self.heads = list(heads)
+        self.asked: list[int] = []
+
+    async def look(self, after: int) -> Look:
+        self.asked.append(after)
+        await asyncio.sleep(0)
+        head = self.heads.pop(0) if len(self.heads) > 1 else self.heads[0]
+        changes = [
+            Changed(number, number, datetime.now(UTC), wait=False, things=[Thing("w", Item(ItemKind.WORKSPACE))])
+            for number in range(after + 1, head.revision + 1)
+        ]
+        return Look(head, 0, datetime.now(UTC), {ROUTER: 1}, changes, is_all=True)
+
+
+async def test_a_stream_of_an_epoch_that_ended_while_it_caught_up_does_not_go_on_in_the_next() -> None:
+    feed = MovedFeed(Place(1, 1, 1))
+    watching = Watching(feed, Routers(Unasked(), lease_s=1.0), watchers_max=2)
+    order = Open(None, None, wants_state=False)
+    async with (
+        watching.watch(order, nobody_speaks()) as other,
+        watching.watch(order, nobody_speaks()) as late,
+    ):
+        others = other.told()
+        while not isinstance(await anext(others), Checkpoint):
+            pass
+        feed.heads = [Place(1, 2, 2)]
+        told = late.told()
+        assert isinstance(await anext(told), Opened)
+        assert isinstance(await anext(told), Changed)  # it is slow to take this
+        feed.heads = [Place(2, 2, 5)]
+        watching.wake()
+        while (one := await anext(others)) is not EPOCH:
+            assert isinstance(one, Changed | Checkpoint)
+        watching.wake()
+        async with asyncio.timeout(WAIT_S):
+            assert await anext(told) is EPOCH
+        await told.aclose()
+        await others.aclose()
+
+
+async def test_what_was_read_is_not_read_again_because_no_router_could_be_renewed() -> None:
+    class Stuck(Unasked):
+        async def renew(self, routers: Sequence[RouterKey]) -> None:
+            raise StoreUnavailable("away", retry_after_s=1.0)
+
+    feed = MovedFeed(Place(1, 1, 1), Place(1, 2, 2))
+    watching = Watching(feed, Routers(Stuck(), lease_s=1.0), watchers_max=1)
+    async with watching.watch(Open(ROUTER, None, wants_state=False), nobody_speaks()) as watch:
+        told = watch.told()
+        while not isinstance(await anext(told), Changed):
+            pass
+        while len(feed.asked) < 4:
+            watching.wake()
+            await asyncio.sleep(0)
+        await told.aclose()
+    assert feed.asked == [1, 1, 2, 2]
+
+
+async def test_a_defect_in_what_a_watcher_says_ends_its_stream() -> None:
+    async def broken() -> AsyncIterator[Command]:
+        raise LookupError("a defect")
+        yield Leave()
+
+    watching = Watching(MovedFeed(Place(1, 1, 1)), Routers(Unasked(), lease_s=1.0), watchers_max=1)
+    async with (
+        asyncio.timeout(WAIT_S),
+        watching.watch(Open(None, None, wants_state=False), broken()) as watch,
+    ):
+        with pytest.raises(LookupError):
+            async for _ in watch.told():
+                pass
 
 
 class CompactedFeed(HeldFeed):

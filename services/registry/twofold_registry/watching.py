@@ -176,10 +176,11 @@ class Watching:
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._logger = structlog.get_logger("twofold.watching")
-        # What is kept for all: the changes behind `_oldest`, up to `_latest.head`.
+        # What is kept for all: the changes of this epoch behind `_oldest`, up to `_latest.head`.
         self._changes: deque[Changed] = deque()
         self._bytes = 0
         self._oldest = 0
+        self._epoch = 0
         self._latest: Look | None = None
 
     def wake(self) -> None:
@@ -206,18 +207,18 @@ class Watching:
                 self._task = None
 
     def join(self, watch: "Watch", place: Place) -> bool:
-        """Serves the watch from now on, which stands there; False if what is kept for all does not reach back to it.
+        """Serves the watch from now on, which stands there; False if what is kept for all does not go on from it.
 
         Looking goes on from there if nobody was looking.
         """
         if self._task is None:
-            self._changes.clear()
-            self._bytes, self._oldest, self._latest = 0, place.revision, None
-            self._task = asyncio.create_task(self._look_on(place))
-        if place.revision < self._oldest:
+            self._begin_at(place)
+            self._task = call.begin_for_all(self._look_on(place))
+        self.wake()
+        # Of another epoch: it has ended while the watch caught up, or those before the watch are yet to hear of that.
+        if place.epoch != self._epoch or place.revision < self._oldest:
             return False
         self._live.add(watch)
-        self.wake()
         return True
 
     def since(self, revision: int) -> Sequence[Changed] | None:
@@ -241,6 +242,7 @@ class Watching:
             self._woken.clear()
             try:
                 place = await self._look(place)
+                await self._renew_routers()  # apart: what was read stays read, whether or not this can be done
                 failed = False
             except Exception as error:
                 if not failed:
@@ -257,8 +259,7 @@ class Watching:
         if lost is not None:
             for watch in list(self._live):
                 watch.end(lost)
-            self._changes.clear()
-            self._bytes, self._oldest, self._latest = 0, look.head.revision, None
+            self._begin_at(look.head)
             return look.head
         for change in look.changes:
             self._changes.append(change)
@@ -274,8 +275,16 @@ class Watching:
         self._latest = look
         for watch, pinged in asked:
             watch.looked(look, pinged)
-        await self._routers.renew([watch.router for watch in self._live if watch.router is not None], look.routers)
         return look.head
+
+    async def _renew_routers(self) -> None:
+        if self._latest is not None:
+            here = [watch.router for watch in self._live if watch.router is not None]
+            await self._routers.renew(here, self._latest.routers)
+
+    def _begin_at(self, place: Place) -> None:
+        self._changes.clear()
+        self._bytes, self._oldest, self._epoch, self._latest = 0, place.revision, place.epoch, None
 
 
 def _lost(place: Place, look: Look) -> Resync | None:
@@ -326,8 +335,8 @@ class Watch:
                         if self.router is not None:
                             await self._routers.leave(self.router)
                         self.router = None
-        except Refusal as refusal:
-            self.end(refusal)
+        except Exception as error:  # noqa: BLE001  (the stream raises it)
+            self.end(error)
 
     def end(self, why: Resync | Exception) -> None:
         """Ends the stream with this."""

@@ -4,7 +4,7 @@
 SELECT CASE WHEN h.fingerprint = registry.fingerprint() THEN h.epoch END AS epoch,
     h.revision AS head, h.tag AS head_tag, h.compacted, now() AS at,
     (SELECT coalesce(jsonb_agg(jsonb_build_array(w.router_id, w.incarnation,
-        (extract(epoch FROM w.expires_at - now()) * 1000)::bigint)), '[]')
+        floor(extract(epoch FROM w.expires_at - now()) * 1000)::bigint)), '[]')
     FROM registry.watchers w WHERE w.expires_at > now()) AS routers,
     c.revision, c.tag, c.at AS changed_at, c.wait, c.kind, c.workspace_id, c.user_id, c.agent_id, c.after
 FROM registry.registry_head h
@@ -78,8 +78,10 @@ WHERE w.router_id = a.router_id AND w.incarnation = a.incarnation
     AND (w.acked_epoch, w.acked_revision) < (a.epoch, a.revision);
 
 -- name: routers_progress
--- One row at least: without routers its other columns are NULL.
-SELECT extract(epoch FROM clock_timestamp() - h.epoch_at)::float8 AS epoch_age_s, w.router_id, w.incarnation,
+-- One row at least: without routers its other columns are NULL. In another Postgres than that of the epoch the next one has yet
+-- to begin: it is as young as can be.
+SELECT CASE WHEN h.fingerprint = registry.fingerprint() THEN extract(epoch FROM clock_timestamp() - h.epoch_at) ELSE 0
+    END::float8 AS epoch_age_s, w.router_id, w.incarnation,
     w.expires_at, w.acked_epoch, w.acked_revision
 FROM registry.registry_head h
 LEFT JOIN registry.watchers w ON w.expires_at > now()
