@@ -74,8 +74,13 @@ class Told:
     month: date
 
     def is_crossed_by(self, state: CapState, month: date) -> bool:
-        """Whether they are to be told. Never of a month that is over, by one who comes late."""
-        return month >= self.month and state is not self.state
+        """Whether they are to be told. Never of a month that is over, by one who comes late.
+
+        In a later month also that it is as before: what they were told was of the earlier one, and ended with it.
+        """
+        if month > self.month:
+            return not self.state is state is CapState.NONE
+        return month == self.month and state is not self.state
 
 
 @dataclass(frozen=True, slots=True)

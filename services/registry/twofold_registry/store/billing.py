@@ -102,7 +102,8 @@ class PostgresBilling:
             month = months.booked(about, now.open)
             await caps.lock_month(change, draft.workspace_id, month)
             amount = (draft.amount.currency, draft.amount.amount_micros)
-            await change.write("add_to_totals", draft.workspace_id, month, *amount)
+            with rows.sums_that_fit("adjustment.amount.amount_micros", "the sum of its month would not fit"):
+                await change.write("add_to_totals", draft.workspace_id, month, *amount)
             standing = await caps.standing(change.connection, draft.workspace_id)
             stamp = await change.take_revision()
             adjustment = Adjustment(

@@ -16,6 +16,7 @@ from twofold_registry.store import rows
 from twofold_registry.store.changes import Change, Changes, Deed
 from twofold_registry.store.reads import Reads
 from twofold_registry.store.statements import STATEMENTS
+from twofold_registry.sweeps import one_by_one
 from twofold_registry.wire.caps import caps_json
 from twofold_registry.workspaces import WorkspaceUnknown
 
@@ -48,7 +49,7 @@ class PostgresCaps:
             after = StoredCaps(caps, used, told, stamp.at, stamp.revision.number)
             await change.write("put_caps", *_values(after))
             deeds = [_deed("set", caps_json(before) if before.told else "", after)]
-            if told.state is not before.told_state:
+            if (before.told or Told(CapState.NONE, told.month)).is_crossed_by(told.state, told.month):
                 deeds.append(_crossing(before, after))
             await change.record(stamp, caps.workspace_id, deeds)
             return answer(after, stamp.revision)
@@ -62,8 +63,7 @@ class PostgresCaps:
         """
         async with postgres.connection(self._system) as connection:
             found = await connection.fetch(STATEMENTS["caps_of_past_months"], at_most)
-        for row in found:
-            await self._renew(row["workspace_id"])
+        await one_by_one([row["workspace_id"] for row in found], self._renew)
         return len(found)
 
     async def _renew(self, workspace_id: str) -> None:
