@@ -301,7 +301,7 @@ class VerifyAuditRequest(_message.Message):
     @_builtins.property
     def signed_head(self) -> Global___SignedAuditHead:
         """A head that was exported before: the chain must still hold it, and its signature must be one of this service's keys.
-        Not before after_seq. Optional.
+        Not before after_seq; at that place, after_hash must be its hash. Optional.
         """
 
     def __init__(
