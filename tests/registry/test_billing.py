@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.registry.billing import CLAIM, Books, agreed, event, middle_of, months_ago, owed, somebody_waits, this_month
+from tests.registry.chains import exported
 from tests.registry.stubs import Connection, Registry, invalid, lost, refused, taken, unknown
+from twofold import audit
 from twofold.errors.v1.reason_pb2 import Reason
-from twofold.registry.v1 import agent_pb2, billing_pb2, usage_pb2
+from twofold.registry.v1 import agent_pb2, billing_pb2, usage_pb2, workspace_pb2
 from twofold_chassis import fields, postgres
 from twofold_chassis.refusals import Busy
 from twofold_chassis.requests import Requests
@@ -306,6 +308,54 @@ async def test_a_month_that_ends_and_is_closed_in_the_middle_of_a_recording_does
     assert [line.events for line in (await books.bill(this_month())).lines] == [1]
     (late,) = (await books.bill(months.after(this_month()))).lines
     assert (late.about_month, late.events) == (months.named(this_month()), 1)
+
+
+@pytest.mark.parametrize("purged", [False, True], ids=["deleted", "purged"])
+async def test_a_workspace_that_is_gone_still_owes_what_it_used(books: Books, owner: Connection, purged: bool) -> None:
+    """A month can only be closed when it is over: else whoever deletes its workspace before would never be asked to pay."""
+    await books.make_agent("helper", per_message_micros=10)
+    await books.set_caps(messages=billing_pb2.Cap(soft=2))
+    await books.record(event("a/0", middle_of(LAST)))
+    gone = workspace_pb2.DeleteWorkspaceRequest(workspace_id=books.workspace_id)
+    await books.api.workspaces.DeleteWorkspace(gone)
+    if purged:
+        await books.api.workspaces.PurgeWorkspace(workspace_pb2.PurgeWorkspaceRequest(workspace_id=books.workspace_id))
+    # What was under way when it was deleted.
+    late = [event("b/0", middle_of(LAST)), event("c/0"), event("c/1")]
+    assert await books.record(*late) == [False, False, False]
+    assert owed((await books.bill(LAST)).totals) == {"USD": 20}
+    assert (await books.close(LAST)).invoice == (await books.invoice(LAST)).invoice
+    await books.adjust(-3)
+    assert owed((await books.bill()).totals) == {"USD": 17}
+    listed = await books.api.billing.ListInvoices(billing_pb2.ListInvoicesRequest(workspace_id=books.workspace_id))
+    assert [invoice.month for invoice in listed.invoices] == [months.named(LAST)]
+    span = {"start_time": fields.timestamp(middle_of(BEFORE)), "end_time": fields.timestamp(datetime.now(UTC))}
+    used = usage_pb2.GetUsageRequest(workspace_id=books.workspace_id, **span)  # type: ignore[arg-type]
+    assert (await books.api.usage.GetUsage(used)).messages == 4
+    assert await agreed(owner, books.workspace_id) == 4
+    # Its caps are nobody's business any more.
+    assert await books.crossings() == ["caps.set"]
+    with unknown(Reason.REASON_WORKSPACE_UNKNOWN):
+        await books.caps()
+    with unknown(Reason.REASON_WORKSPACE_UNKNOWN):
+        await books.set_caps()
+    audit.verify(await exported(books.api, books.workspace_id))
+
+
+async def test_a_workspace_that_never_was_owes_nothing(api: Registry) -> None:
+    books = Books(api, "nowhere")
+    list_request = billing_pb2.ListInvoicesRequest(workspace_id="nowhere")
+    for asked in (
+        lambda: books.bill(),
+        lambda: books.close(LAST),
+        lambda: books.invoice(LAST),
+        lambda: books.adjust(1),
+        lambda: books.record(event("a/0")),
+        lambda: books.record(event("a/0", middle_of(LAST))),
+        lambda: api.billing.ListInvoices(list_request),
+    ):
+        with unknown(Reason.REASON_WORKSPACE_UNKNOWN):
+            await asked()
 
 
 async def test_many_who_record_while_months_are_closed_lose_nothing(books: Books, owner: Connection) -> None:

@@ -32,6 +32,8 @@ class PostgresCaps:
     async def get(self, workspace_id: str, least: Revision | None) -> Read[StoredCaps]:
         async def ask(connection: Connection) -> Read[StoredCaps]:
             row = await _row(connection, workspace_id)
+            if not row["lives"]:
+                raise WorkspaceUnknown(workspace_id)
             return rows.read(row, _stored(workspace_id, row))
 
         return await self._reads.read(workspace_id, ask, least)
@@ -95,6 +97,12 @@ async def require_locked(change: Change, workspace_id: str) -> None:
         raise WorkspaceUnknown(workspace_id)
 
 
+async def require_past_locked(change: Change, workspace_id: str) -> None:
+    """Locks the workspace, also one that is deleted: what it used is owed. Raises WorkspaceUnknown."""
+    if not await change.lock_past_workspace(workspace_id):
+        raise WorkspaceUnknown(workspace_id)
+
+
 async def lock_month(change: Change, workspace_id: str, month: date) -> None:
     """Waits for those who are past the gate of a month and keeps all others waiting: its sums stand still until the end."""
     await change.write("lock_month", workspace_id, month)
@@ -128,7 +136,7 @@ async def _row(connection: Connection, workspace_id: str, currency: str | None =
 
 def _stored(workspace_id: str, row: Record) -> StoredCaps:
     used = Used(row["current_month"], row["messages"], int(row["tokens"]), row["cost_micros"])
-    if row["state"] is None:
+    if row["state"] is None or not row["lives"]:  # nobody follows the caps of one that is deleted
         return StoredCaps(Caps(workspace_id), used)
     caps = Caps(
         workspace_id=workspace_id,

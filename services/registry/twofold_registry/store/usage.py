@@ -24,7 +24,7 @@ from twofold_registry.store import caps, rows
 from twofold_registry.store.changes import Change, Changes
 from twofold_registry.store.reads import Reads
 from twofold_registry.store.statements import STATEMENTS
-from twofold_registry.store.tenants import require_workspace
+from twofold_registry.store.tenants import require_past_workspace
 from twofold_registry.usage import (
     Cell,
     Event,
@@ -101,7 +101,7 @@ class PostgresUsage:
         new: set[str] = set()
 
         async def make(change: Change) -> bytes:
-            await caps.require_locked(change, workspace_id)
+            await caps.require_past_locked(change, workspace_id)
             new.update(await _keep(change.connection, workspace_id, events, batch))
             await caps.settle(change, workspace_id)
             return b""
@@ -123,7 +123,7 @@ class PostgresUsage:
         values = (query.workspace_id, start, end, query.user_id, query.agent_id, query.kind, query.group.value, after, size)
 
         async def ask(connection: Connection) -> list[Record]:
-            await require_workspace(connection, query.workspace_id)
+            await require_past_workspace(connection, query.workspace_id)
             return await connection.fetch(STATEMENTS[statement], *values)
 
         with rows.sums_that_fit("end_time", "the sums of this span do not fit; ask for a shorter one"):
