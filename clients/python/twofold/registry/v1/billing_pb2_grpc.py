@@ -124,8 +124,8 @@ class BillingServiceServicer:
 
     def GetCaps(self, request, context):
         """GetCaps returns the caps of a workspace and how the current month stands to them.
-        Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN; of a deleted one, too), INVALID_ARGUMENT (REASON_INVALID_TOKEN), UNAVAILABLE
-        (REASON_REVISION_NOT_REACHED), ABORTED (REASON_HISTORY_CHANGED).
+        Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN; of a deleted one, too), INVALID_ARGUMENT (REASON_INVALID_TOKEN),
+        UNAVAILABLE (REASON_REVISION_NOT_REACHED), ABORTED (REASON_HISTORY_CHANGED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -133,7 +133,8 @@ class BillingServiceServicer:
 
     def SetCaps(self, request, context):
         """SetCaps replaces the caps of a workspace.
-        Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN; of a deleted one, too), ABORTED (REASON_ETAG_MISMATCH), ALREADY_EXISTS (REASON_REQUEST_REUSED).
+        Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN; of a deleted one, too), ABORTED (REASON_ETAG_MISMATCH), ALREADY_EXISTS
+        (REASON_REQUEST_REUSED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -111,8 +111,9 @@ class UsageServiceServicer:
     def ReadWindow(self, request, context):
         """ReadWindow tells what was used in the last hours, cell by cell, and which operations were recorded: what a router needs to
         set up its counters anew. All of it is of one moment. Parts follow each other until everything is told.
-        Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN; of a deleted one, too), RESOURCE_EXHAUSTED (REASON_TOO_MANY: more than 100,000 cells or 200,000
-        operations; ask for longer cells or a shorter time. REASON_OVERLOADED: others read windows, try again).
+        Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN; of a deleted one, too), RESOURCE_EXHAUSTED (REASON_TOO_MANY: more than
+        100,000 cells or 200,000 operations; ask for longer cells or a shorter time. REASON_OVERLOADED: others read windows, try
+        again).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
