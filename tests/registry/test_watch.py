@@ -18,11 +18,12 @@ from tests.registry.stubs import Connection, Registry, invalid, refused, setting
 from tests.registry.test_routers import Silent as Unasked
 from twofold.errors.v1.reason_pb2 import Reason
 from twofold.registry.v1 import agent_pb2, change_pb2, permission_pb2, user_pb2, workspace_pb2
-from twofold_chassis import postgres
-from twofold_chassis.refusals import StoreUnavailable
+from twofold_chassis import call, postgres
+from twofold_chassis.refusals import Draining, StoreUnavailable
 from twofold_chassis.settings import DatabaseSettings
 from twofold_cli.embedded.postgres import EmbeddedPostgres
 from twofold_registry.app import registry
+from twofold_registry.change_service import ChangeService
 from twofold_registry.history import Item, ItemKind
 from twofold_registry.revisions import revision_of
 from twofold_registry.routers import RouterKey, Routers
@@ -459,6 +460,31 @@ async def test_as_many_watch_at_a_process_as_may(database_settings: DatabaseSett
                 await call.write(change_pb2.WatchRequest(open=change_pb2.WatchOpen()))
                 async for _ in call:
                     pass
+
+
+async def test_who_never_says_where_to_begin_does_not_hold_up_the_end_of_a_server() -> None:
+    asked = asyncio.Event()
+
+    async def nothing() -> AsyncIterator[change_pb2.WatchRequest]:
+        asked.set()
+        await asyncio.Event().wait()
+        yield change_pb2.WatchRequest()
+
+    routers = Routers(Unasked(), lease_s=1.0)
+    service = ChangeService(Watching(MovedFeed(Place(1, 1, 1)), routers, watchers_max=1), routers)
+    drain = call.Drain()
+
+    async def served() -> None:
+        call.enter(call.Call(call.Identity("ann"), "request-1", deadline=float("inf"), drain=drain))
+        async for _ in service.Watch(nothing(), None):  # type: ignore[arg-type]
+            pass
+
+    task = asyncio.create_task(served())
+    await asked.wait()
+    drain.begin()
+    async with asyncio.timeout(20):
+        with pytest.raises(Draining):
+            await task
 
 
 async def test_changes_of_another_process_are_heard_at_once(alone: Alone, workspace_id: str) -> None:
