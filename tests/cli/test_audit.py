@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import grpc
 import pytest
@@ -120,6 +121,35 @@ async def test_what_cannot_be_done_is_one_sentence(room: Room, tmp_path: Path, c
     (tmp_path / "other").write_text("not json\n")
     with pytest.raises(StartError, match="line 1 of"):
         audit.verify_file(console, tmp_path / "other", head=None, key="")
+
+
+async def test_an_export_that_fails_leaves_the_file_as_it_was(
+    room: Room, workspace_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The half of an export would pass for the whole of a shorter chain."""
+    await furnish(room, workspace_id)
+    file = tmp_path / "audit.jsonl"
+    await audit.export(workspace_id, file, target=room.target)
+    whole = file.read_bytes()
+    with pytest.raises(StartError):
+        await audit.export("nowhere", file, target=room.target)
+    assert file.read_bytes() == whole
+
+    async def breaks(out: BinaryIO, *_: str) -> None:
+        out.write(whole[:100])
+        raise StartError("broken off")
+
+    monkeypatch.setattr(audit, "_export", breaks)
+    with pytest.raises(StartError):
+        await audit.export(workspace_id, file, target=room.target)
+    assert file.read_bytes() == whole
+    assert [path.name for path in await asyncio.to_thread(lambda: list(tmp_path.iterdir()))] == ["audit.jsonl"]
+
+
+def test_a_file_without_entries_is_no_export(tmp_path: Path, console: Console) -> None:
+    (tmp_path / "empty").touch()
+    with pytest.raises(StartError, match="holds no entries"):
+        audit.verify_file(console, tmp_path / "empty", head=None, key="")
 
 
 def test_a_stack_makes_its_key_once_and_keeps_it_to_itself(tmp_path: Path) -> None:

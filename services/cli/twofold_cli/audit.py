@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import binascii
+import contextlib
 import json
 import sys
 from collections.abc import Iterator
@@ -68,11 +69,27 @@ async def export(workspace_id: str, file: Path | None, *, target: str) -> int:
             await _export(sys.stdout.buffer, workspace_id, target)
             sys.stdout.buffer.flush()
         else:
-            with file.open("wb") as out:
+            with _whole(file) as out:
                 await _export(out, workspace_id, target)
     except OSError as error:
         raise StartError(f"cannot write: {error.strerror or error}") from None
     return 0
+
+
+@contextlib.contextmanager
+def _whole(file: Path) -> Iterator[BinaryIO]:
+    """The file, which gets all that is written in the block, or stays as it was: a half would pass for a shorter chain."""
+    if file.exists() and not file.is_file():  # a pipe, say
+        with file.open("wb") as out:
+            yield out
+        return
+    part = file.with_name(f"{file.name}.part")
+    try:
+        with part.open("wb") as out:
+            yield out
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 async def _export(out: BinaryIO, workspace_id: str, target: str) -> None:
@@ -111,6 +128,8 @@ def verify_file(console: Console, file: Path, *, head: Path | None, key: str) ->
         return 1
     try:
         end = audit.verify(_read(file), head=signed)
+        if end == audit.FIRST:
+            raise StartError(f"{file} holds no entries: every chain begins with that of its workspace's creation")
     except audit.ChainBroken as broken:
         console.print(f"BROKEN at {broken}", markup=False)
         return 1
