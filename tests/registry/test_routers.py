@@ -120,7 +120,7 @@ async def test_the_lease_runs_out_also_where_nobody_can_be_asked() -> None:
     began = boot_s()
     assert await routers.until_all(Revision(1, 1)) == Waited(0, 0)
     assert boot_s() - began >= 0.15
-    assert silent.asked > 1
+    assert silent.asked
     await routers.close()
 
 
@@ -143,7 +143,7 @@ async def test_the_lease_runs_out_also_where_asking_is_broken() -> None:
     broken = Broken()
     async with asyncio.timeout(20):
         assert await Routers(broken, lease_s=0.1).until_all(Revision(1, 1)) == Waited(0, 0)
-    assert broken.asked > 1
+    assert broken.asked
 
 
 async def test_another_postgres_is_not_trusted_to_know_all_routers_before_its_epoch_has_begun(pool: Pool) -> None:
