@@ -6,7 +6,8 @@ import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from types import SimpleNamespace
+from typing import Any, BinaryIO
 
 import grpc
 import pytest
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from tests.databases import settings_of_database
 from tests.registry.stubs import Registry, settings_of
+from twofold.registry.v1 import audit_pb2 as pb
 from twofold_chassis.start import StartError
 from twofold_cli import audit
 from twofold_cli.embedded.postgres import EmbeddedPostgres
@@ -121,6 +123,26 @@ async def test_what_cannot_be_done_is_one_sentence(room: Room, tmp_path: Path, c
     (tmp_path / "other").write_text("not json\n")
     with pytest.raises(StartError, match="line 1 of"):
         audit.verify_file(console, tmp_path / "other", head=None, key="")
+
+
+async def test_a_verification_that_breaks_off_goes_on_where_it_was_also_behind_its_head(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(audit, "_TRY_AGAIN_S", 0)
+    asked: list[tuple[int, bool]] = []
+
+    async def verify_audit(request: pb.VerifyAuditRequest, timeout: float) -> AsyncIterator[pb.VerifyAuditResponse]:
+        asked.append((request.after_seq, request.HasField("signed_head")))
+        if request.after_seq == 1500:
+            yield pb.VerifyAuditResponse(result=pb.AuditResult(verified=pb.AuditProgress(seq=1600)))
+            return
+        yield pb.VerifyAuditResponse(progress=pb.AuditProgress(seq=request.after_seq + 500, hash=bytes(32)))
+        raise grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata())
+
+    client: Any = SimpleNamespace(audit=SimpleNamespace(VerifyAudit=verify_audit))
+    request = pb.VerifyAuditRequest(workspace_id="w", signed_head=pb.SignedAuditHead(seq=700))
+    assert (await audit._verified(client, request)).verified.seq == 1600
+    assert asked == [(0, True), (500, True), (1000, False), (1500, False)]
 
 
 async def test_an_export_that_fails_leaves_the_file_as_it_was(

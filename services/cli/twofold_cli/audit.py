@@ -55,9 +55,11 @@ async def _verified(client: Twofold, request: pb.VerifyAuditRequest) -> pb.Audit
                 if answer.WhichOneof("answer") == "result":
                     return answer.result
                 tries = 0
-                # A head below the place it goes on from has been met; one that was not met yet stays asked for.
-                if not request.HasField("signed_head") or answer.progress.seq <= request.signed_head.seq:
-                    request.after_seq, request.after_hash = answer.progress.seq, answer.progress.hash
+                if not answer.progress.seq:
+                    continue
+                request.after_seq, request.after_hash = answer.progress.seq, answer.progress.hash
+                if request.signed_head.seq < request.after_seq:  # it has been met; one that was not stays asked for
+                    request.ClearField("signed_head")
         except grpc.aio.AioRpcError as error:
             tries = await _again(error, tries)
 
