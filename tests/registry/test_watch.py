@@ -635,6 +635,26 @@ async def test_a_stream_of_an_epoch_that_ended_while_it_caught_up_does_not_go_on
         await others.aclose()
 
 
+async def test_who_pauses_holds_on_to_nothing_that_is_not_kept_for_all() -> None:
+    feed = MovedFeed(Place(1, 1, 1))
+    watching = Watching(feed, Routers(Unasked(), lease_s=1.0), watchers_max=1, buffer_bytes_max=100_000)
+    async with watching.watch(Open(None, None, wants_state=False), nobody_speaks()) as watch:
+        told = watch.told()
+        while not isinstance(await anext(told), Checkpoint):
+            pass
+        feed.heads = [Place(1, 401, 401)]  # 80,000 bytes
+        watching.wake()
+        while not isinstance(await anext(told), Changed):
+            pass
+        feed.heads = [Place(1, 1601, 1601)]
+        watching.wake()
+        while feed.asked[-1] < 1601:  # noqa: ASYNC110  (the feed is a stand-in)
+            await asyncio.sleep(0)
+        more = [one async for one in told]
+        assert more[-1] is SLOW
+        assert len(more) < 50
+
+
 async def test_what_was_read_is_not_read_again_because_no_router_could_be_renewed() -> None:
     class Stuck(Unasked):
         async def renew(self, routers: Sequence[RouterKey]) -> None:

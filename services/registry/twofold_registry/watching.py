@@ -8,7 +8,6 @@ buffer is told so and cut.
 
 import asyncio
 import contextlib
-import itertools
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from twofold_registry.routers import RouterKey, Routers
 BUFFER_BYTES_MAX = 16 * 1024 * 1024
 LOOK_ROWS_MAX = 1000
 _LOOK_EACH_S = 1.0
+_TOLD_AT_ONCE = 16
 _AFTER_FAILURE_S = 0.25
 _THING_BYTES = 200
 """What it costs besides the resource: ids, and what Python adds."""
@@ -222,11 +222,15 @@ class Watching:
         return True
 
     def since(self, revision: int) -> Sequence[Changed] | None:
-        """The changes behind a revision, up to the latest look; None if they do not reach back to it."""
+        """The next changes behind a revision; None if what is kept does not reach back to it.
+
+        Some only: who takes its time with them must not keep in memory what is not kept for all any more.
+        """
         if revision < self._oldest:
             return None
         missing = self._changes[-1].revision - revision if self._changes else 0
-        return list(itertools.islice(reversed(self._changes), max(0, missing)))[::-1]
+        first = len(self._changes) - missing
+        return [self._changes[first + index] for index in range(min(missing, _TOLD_AT_ONCE))]
 
     @property
     def latest(self) -> Look | None:
@@ -381,6 +385,8 @@ class Watch:
             for change in changes:
                 yield change
                 revision = change.revision
+            if len(changes) == _TOLD_AT_ONCE:
+                self._woken.set()  # there may be more
             if latest is None or latest.head.revision != revision:
                 continue  # reading has only begun, or goes on
             if pinged != self._answered or boot_s() - checked >= _LOOK_EACH_S:
