@@ -7,7 +7,7 @@ from typing import ClassVar, Protocol
 
 from twofold_chassis.refusals import EtagMismatch
 from twofold_chassis.requests import Attempt
-from twofold_registry.prices import CURRENCY
+from twofold_registry.agents import CURRENCY_DEFAULT
 from twofold_registry.resources import Answer, Read
 from twofold_registry.revisions import Revision, etag
 
@@ -54,7 +54,7 @@ class Caps:
     messages: Cap = Cap()
     tokens: Cap = Cap()
     cost_micros: Cap = Cap()
-    currency: str = CURRENCY
+    currency: str = CURRENCY_DEFAULT
 
     def state(self, used: Used) -> CapState:
         """The worst of the three."""
