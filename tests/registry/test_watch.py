@@ -732,6 +732,21 @@ async def test_a_look_takes_whole_revisions_however_many_things_one_changed(
         assert look.is_all
 
 
+async def test_a_look_ends_before_it_gets_too_large_but_never_before_its_first_revision(
+    alone: Alone, workspace_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api, owner, database = alone
+    await furnish(api, workspace_id)
+    sizes = await owner.fetch("SELECT octet_length(after) AS size FROM registry.changes ORDER BY revision LIMIT 3")
+    async with contextlib.AsyncExitStack() as stack:
+        feed = await fed(database, stack)
+        for room, expected in ((1, 1), (sum(row["size"] for row in sizes), 3), (10**9, 6)):
+            monkeypatch.setattr("twofold_registry.store.feed.LOOK_BYTES_MAX", room)
+            look = await feed.look(0)
+            assert [change.revision for change in look.changes] == list(range(1, expected + 1))
+            assert look.is_all is (expected == 6)
+
+
 async def test_c15_a_restart_of_postgres_ends_the_epoch_and_the_copy_is_whole_again(
     own_postgres: EmbeddedPostgres, workspace_id: str
 ) -> None:

@@ -24,6 +24,7 @@ from twofold_registry.routers import RouterKey, Routers
 
 BUFFER_BYTES_MAX = 16 * 1024 * 1024
 LOOK_ROWS_MAX = 1000
+LOOK_BYTES_MAX = 4 * 1024 * 1024
 _LOOK_EACH_S = 1.0
 _TOLD_AT_ONCE = 16
 _AFTER_FAILURE_S = 0.25
@@ -155,7 +156,7 @@ class Feed(Protocol):
         ...
 
     async def look(self, after: int) -> Look:
-        """What has changed since revision `after`, whole revisions of at most about 1,000 rows."""
+        """What has changed since revision `after`, whole revisions of at most about 1,000 rows and 4 MiB."""
         ...
 
     def state(self) -> contextlib.AbstractAsyncContextManager[tuple[Place, AsyncIterator[Sequence[Thing]]]]:

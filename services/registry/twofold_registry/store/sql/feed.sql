@@ -1,6 +1,6 @@
 -- name: feed_look
 -- Head, what came behind revision $1, and who is registered: one statement, so that all of it is of one moment. Of the changes
--- whole revisions: those of the first $2 rows.
+-- whole revisions: those of the first $2 rows, as far as $3 bytes reach, but one at least: each who catches up holds all of them.
 SELECT CASE WHEN h.fingerprint = registry.fingerprint() THEN h.epoch END AS epoch,
     h.revision AS head, h.tag AS head_tag, h.compacted, now() AS at,
     (SELECT coalesce(jsonb_agg(jsonb_build_array(w.router_id, w.incarnation,
@@ -10,8 +10,9 @@ SELECT CASE WHEN h.fingerprint = registry.fingerprint() THEN h.epoch END AS epoc
 FROM registry.registry_head h
 LEFT JOIN LATERAL (
     SELECT * FROM registry.changes WHERE revision > $1 AND revision <= (
-        SELECT max(first.revision) FROM (
-            SELECT revision FROM registry.changes WHERE revision > $1 ORDER BY revision, ordinal LIMIT $2
+        SELECT coalesce(max(first.revision) FILTER (WHERE first.bytes <= $3), min(first.revision)) FROM (
+            SELECT revision, sum(coalesce(octet_length(after), 0)) OVER (ORDER BY revision, ordinal) AS bytes
+            FROM registry.changes WHERE revision > $1 ORDER BY revision, ordinal LIMIT $2
         ) first
     )
 ) c ON true
