@@ -174,6 +174,12 @@ def test_a_file_without_entries_is_no_export(tmp_path: Path, console: Console) -
         audit.verify_file(console, tmp_path / "empty", head=None, key="")
 
 
+def test_a_key_without_a_head_checks_nothing_and_says_so(tmp_path: Path, console: Console) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StartError, match="--head"):
+        audit.verify_file(console, tmp_path / "file", head=None, key=PUBLIC_KEY)
+
+
 def test_a_stack_makes_its_key_once_and_keeps_it_to_itself(tmp_path: Path) -> None:
     key = audit_key(tmp_path)
     assert private_key(key)

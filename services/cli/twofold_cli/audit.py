@@ -124,6 +124,8 @@ async def export_head(workspace_id: str, file: Path | None, *, target: str) -> i
 
 def verify_file(console: Console, file: Path, *, head: Path | None, key: str) -> int:
     """What `twofold audit export` wrote, and the head that it must hold. Asks no service. Raises StartError."""
+    if key and head is None:
+        raise StartError("--key is of a head's signature: say which with --head")
     signed = _read_head(head) if head is not None else None
     if signed is not None and not audit.signed_by(signed, _public_key(head, key)):
         console.print("BROKEN: the head was not signed by this key, or was changed")
