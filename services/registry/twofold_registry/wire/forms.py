@@ -57,7 +57,12 @@ def write(request: Any, scope: str, given_etag: str = "", field: str = "etag") -
 
 def look(request: Any) -> Look:
     """How something is asked for."""
-    return Look(request.show_deleted, revision_of(request.min_revision_token, "min_revision_token"))
+    return Look(request.show_deleted, least(request))
+
+
+def least(request: Any) -> Revision | None:
+    """How new what is read must be at least."""
+    return revision_of(request.min_revision_token, "min_revision_token")
 
 
 def ids(values: Sequence[str], field: str) -> list[str]:
