@@ -79,7 +79,7 @@ class Told:
         In a later month also that it is as before: what they were told was of the earlier one, and ended with it.
         """
         if month > self.month:
-            return not self.state is state is CapState.NONE
+            return {self.state, state} != {CapState.NONE}
         return month == self.month and state is not self.state
 
 
