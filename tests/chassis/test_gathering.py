@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
+from twofold_chassis import call
 from twofold_chassis.gathering import Gathering, Late
 from twofold_chassis.refusals import Overloaded
 
@@ -198,3 +199,22 @@ async def is_late(future: "asyncio.Future[str]") -> bool:
     with pytest.raises(Late) as late:
         await future
     return late.value.sent
+
+
+async def test_a_batch_is_of_no_call_so_that_no_callers_deadline_ends_it_for_the_others() -> None:
+    calls: list[call.Call] = []
+
+    async def run(items: Sequence[int]) -> Sequence[int | BaseException]:
+        calls.append(call.current())
+        return list(items)
+
+    asked = gathering(run)
+
+    async def hurried() -> int:
+        call.enter(call.Call(call.Identity("ann"), "one", deadline=0.0))  # it has passed
+        return await asked.ask(1)
+
+    assert await asyncio.create_task(hurried()) == 1
+    assert await asked.ask(2) == 2
+    assert {one.identity.actor for one in calls} == {"system"}
+    assert all(one.left_s() == float("inf") for one in calls)

@@ -203,7 +203,7 @@ async def test_a_lane_keeps_at_most_a_quarter_of_the_pool(chassis_urls: Database
     await postgres.close_pool(pool)
 
 
-@pytest.mark.parametrize("ended_by", ["error", "cancellation"])
+@pytest.mark.parametrize("ended_by", ["error", "cancellation", "cancellation, twice"])
 async def test_what_ends_in_an_error_or_a_cancellation_is_rolled_back(pool: Pool, ended_by: str) -> None:
     async def change() -> None:
         async with postgres.transaction(pool) as connection:
@@ -213,11 +213,14 @@ async def test_what_ends_in_an_error_or_a_cancellation_is_rolled_back(pool: Pool
             await asyncio.sleep(60)
 
     task = asyncio.create_task(change())
-    if ended_by == "cancellation":
+    if ended_by != "error":
         async with asyncio.timeout(30):
             while pool.get_idle_size() == pool.get_size():  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
         task.cancel()
+        if ended_by == "cancellation, twice":
+            await asyncio.sleep(0)
+            task.cancel()  # while it is rolled back: a deadline, and the caller that goes away with it
     await asyncio.wait([task])
     async with postgres.connection(pool) as connection:
         assert await connection.fetchval("SELECT value FROM room.things WHERE id = 2") == 0

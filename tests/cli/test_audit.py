@@ -6,6 +6,8 @@ import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, BinaryIO
 
 import grpc
 import pytest
@@ -13,6 +15,7 @@ from rich.console import Console
 
 from tests.databases import settings_of_database
 from tests.registry.stubs import Registry, settings_of
+from twofold.registry.v1 import audit_pb2 as pb
 from twofold_chassis.start import StartError
 from twofold_cli import audit
 from twofold_cli.embedded.postgres import EmbeddedPostgres
@@ -120,6 +123,61 @@ async def test_what_cannot_be_done_is_one_sentence(room: Room, tmp_path: Path, c
     (tmp_path / "other").write_text("not json\n")
     with pytest.raises(StartError, match="line 1 of"):
         audit.verify_file(console, tmp_path / "other", head=None, key="")
+
+
+async def test_a_verification_that_breaks_off_goes_on_where_it_was_also_behind_its_head(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(audit, "_TRY_AGAIN_S", 0)
+    asked: list[tuple[int, bool]] = []
+
+    async def verify_audit(request: pb.VerifyAuditRequest, timeout: float) -> AsyncIterator[pb.VerifyAuditResponse]:
+        asked.append((request.after_seq, request.HasField("signed_head")))
+        if request.after_seq == 1500:
+            yield pb.VerifyAuditResponse(result=pb.AuditResult(verified=pb.AuditProgress(seq=1600)))
+            return
+        yield pb.VerifyAuditResponse(progress=pb.AuditProgress(seq=request.after_seq + 500, hash=bytes(32)))
+        raise grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata())
+
+    client: Any = SimpleNamespace(audit=SimpleNamespace(VerifyAudit=verify_audit))
+    request = pb.VerifyAuditRequest(workspace_id="w", signed_head=pb.SignedAuditHead(seq=700))
+    assert (await audit._verified(client, request)).verified.seq == 1600
+    assert asked == [(0, True), (500, True), (1000, False), (1500, False)]
+
+
+async def test_an_export_that_fails_leaves_the_file_as_it_was(
+    room: Room, workspace_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The half of an export would pass for the whole of a shorter chain."""
+    await furnish(room, workspace_id)
+    file = tmp_path / "audit.jsonl"
+    await audit.export(workspace_id, file, target=room.target)
+    whole = file.read_bytes()
+    with pytest.raises(StartError):
+        await audit.export("nowhere", file, target=room.target)
+    assert file.read_bytes() == whole
+
+    async def breaks(out: BinaryIO, *_: str) -> None:
+        out.write(whole[:100])
+        raise StartError("broken off")
+
+    monkeypatch.setattr(audit, "_export", breaks)
+    with pytest.raises(StartError):
+        await audit.export(workspace_id, file, target=room.target)
+    assert file.read_bytes() == whole
+    assert [path.name for path in await asyncio.to_thread(lambda: list(tmp_path.iterdir()))] == ["audit.jsonl"]
+
+
+def test_a_file_without_entries_is_no_export(tmp_path: Path, console: Console) -> None:
+    (tmp_path / "empty").touch()
+    with pytest.raises(StartError, match="holds no entries"):
+        audit.verify_file(console, tmp_path / "empty", head=None, key="")
+
+
+def test_a_key_without_a_head_checks_nothing_and_says_so(tmp_path: Path, console: Console) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StartError, match="--head"):
+        audit.verify_file(console, tmp_path / "file", head=None, key=PUBLIC_KEY)
 
 
 def test_a_stack_makes_its_key_once_and_keeps_it_to_itself(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -447,7 +448,25 @@ class OneBatch:
         return None
 
 
-async def test_only_so_many_walks_are_under_way_at_once() -> None:
+async def test_those_who_take_their_time_to_listen_keep_nobody_from_verifying() -> None:
+    class Endless(OneBatch):
+        """A chain with an entry more at each look."""
+
+        async def batch(self, workspace_id: str, after: int, last: int) -> Batch:
+            chained = Chained(entry_of(after + 1, "a"), bytes(32), bytes(32))
+            return Batch(last=last, head=Link(2**40, b""), lowest=1, behind=None, entries=[chained], following=after + 2)
+
+    chains = Chains(Endless())
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(10):
+            walk = await stack.enter_async_context(contextlib.aclosing(chains.export("w", 0)))
+            await anext(walk)
+        async with contextlib.aclosing(chains.verify("w", None, None, AuditKeys(None))) as verifying:
+            assert [type(told) async for told in verifying] == [audit_chains.Progress, audit_chains.Result]
+
+
+async def test_only_so_many_walks_are_under_way_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit_chains, "_WALKS_MAX", 4)
     store = OneBatch()
     chains = Chains(store)
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections import Counter
+from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime, timedelta
 
 import grpc
@@ -11,10 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.registry.billing import CLAIM, Books, agreed, event, middle_of, months_ago, owed, somebody_waits, this_month
+from tests.registry.chains import exported
 from tests.registry.stubs import Connection, Registry, invalid, lost, refused, taken, unknown
+from twofold import audit
 from twofold.errors.v1.reason_pb2 import Reason
-from twofold.registry.v1 import agent_pb2, billing_pb2, usage_pb2
+from twofold.registry.v1 import agent_pb2, billing_pb2, usage_pb2, workspace_pb2
 from twofold_chassis import fields, postgres
+from twofold_chassis.refusals import Busy
 from twofold_chassis.requests import Requests
 from twofold_chassis.settings import DatabaseSettings
 from twofold_registry import months
@@ -306,6 +310,54 @@ async def test_a_month_that_ends_and_is_closed_in_the_middle_of_a_recording_does
     assert (late.about_month, late.events) == (months.named(this_month()), 1)
 
 
+@pytest.mark.parametrize("purged", [False, True], ids=["deleted", "purged"])
+async def test_a_workspace_that_is_gone_still_owes_what_it_used(books: Books, owner: Connection, purged: bool) -> None:
+    """A month can only be closed when it is over: else whoever deletes its workspace before would never be asked to pay."""
+    await books.make_agent("helper", per_message_micros=10)
+    await books.set_caps(messages=billing_pb2.Cap(soft=2))
+    await books.record(event("a/0", middle_of(LAST)))
+    gone = workspace_pb2.DeleteWorkspaceRequest(workspace_id=books.workspace_id)
+    await books.api.workspaces.DeleteWorkspace(gone)
+    if purged:
+        await books.api.workspaces.PurgeWorkspace(workspace_pb2.PurgeWorkspaceRequest(workspace_id=books.workspace_id))
+    # What was under way when it was deleted.
+    late = [event("b/0", middle_of(LAST)), event("c/0"), event("c/1")]
+    assert await books.record(*late) == [False, False, False]
+    assert owed((await books.bill(LAST)).totals) == {"USD": 20}
+    assert (await books.close(LAST)).invoice == (await books.invoice(LAST)).invoice
+    await books.adjust(-3)
+    assert owed((await books.bill()).totals) == {"USD": 17}
+    listed = await books.api.billing.ListInvoices(billing_pb2.ListInvoicesRequest(workspace_id=books.workspace_id))
+    assert [invoice.month for invoice in listed.invoices] == [months.named(LAST)]
+    span = {"start_time": fields.timestamp(middle_of(BEFORE)), "end_time": fields.timestamp(datetime.now(UTC))}
+    used = usage_pb2.GetUsageRequest(workspace_id=books.workspace_id, **span)  # type: ignore[arg-type]
+    assert (await books.api.usage.GetUsage(used)).messages == 4
+    assert await agreed(owner, books.workspace_id) == 4
+    # Its caps are nobody's business any more.
+    assert await books.crossings() == ["caps.set"]
+    with unknown(Reason.REASON_WORKSPACE_UNKNOWN):
+        await books.caps()
+    with unknown(Reason.REASON_WORKSPACE_UNKNOWN):
+        await books.set_caps()
+    audit.verify(await exported(books.api, books.workspace_id))
+
+
+async def test_a_workspace_that_never_was_owes_nothing(api: Registry) -> None:
+    books = Books(api, "nowhere")
+    list_request = billing_pb2.ListInvoicesRequest(workspace_id="nowhere")
+    for asked in (
+        lambda: books.bill(),
+        lambda: books.close(LAST),
+        lambda: books.invoice(LAST),
+        lambda: books.adjust(1),
+        lambda: books.record(event("a/0")),
+        lambda: books.record(event("a/0", middle_of(LAST))),
+        lambda: api.billing.ListInvoices(list_request),
+    ):
+        with unknown(Reason.REASON_WORKSPACE_UNKNOWN):
+            await asked()
+
+
 async def test_many_who_record_while_months_are_closed_lose_nothing(books: Books, owner: Connection) -> None:
     await books.make_agent("helper", per_message_micros=11)
 
@@ -358,6 +410,14 @@ async def test_bad_adjustments_are_refused_by_field(books: Books) -> None:
         await books.api.billing.CreateAdjustment(billing_pb2.CreateAdjustmentRequest(adjustment=draft))
 
 
+async def test_an_adjustment_that_would_not_fit_is_refused(books: Books, owner: Connection) -> None:
+    await books.adjust(1)
+    full = "UPDATE registry.usage_totals SET cost_micros = 9223372036854775807 WHERE workspace_id = $1 AND currency = 'USD'"
+    await owner.execute(full, books.workspace_id)
+    with invalid("adjustment.amount.amount_micros"):
+        await books.adjust(1)
+
+
 # Caps.
 
 
@@ -378,6 +438,17 @@ def test_who_comes_late_tells_nothing_of_a_month_that_is_over() -> None:
     told = Told(CapState.NONE, this_month())
     assert not told.is_crossed_by(CapState.HARD, LAST)
     assert told.is_crossed_by(CapState.HARD, this_month())
+
+
+def test_what_was_told_of_a_month_says_nothing_of_the_next_one() -> None:
+    crossed = [
+        (earlier, later)
+        for earlier in CapState
+        for later in CapState
+        if Told(earlier, LAST).is_crossed_by(later, this_month())
+    ]
+    assert (CapState.NONE, CapState.NONE) not in crossed
+    assert len(crossed) == 3 * 3 - 1
 
 
 async def test_each_crossing_is_one_change_in_either_direction(books: Books, owner: Connection) -> None:
@@ -452,22 +523,68 @@ async def test_a_new_month_takes_back_what_was_told_of_the_old_one(books: Books,
     assert len(await books.crossings()) == 3
 
 
+@pytest.fixture
+async def swept_caps(database_settings: DatabaseSettings, books: Books) -> AsyncIterator[PostgresCaps]:
+    """Caps to be renewed when the test says so; the service does it as well."""
+    pool = await postgres.open_pool(database_settings, name="test")
+    system = await postgres.open_pool(database_settings.system, name="test")
+    yield PostgresCaps(Reads(pool), Changes(pool, Requests("registry", is_swept=True)), system)
+    await postgres.close_pool(system)
+    await postgres.close_pool(pool)
+
+
+async def pass_a_month(owner: Connection, workspace_id: str) -> None:
+    for table in ("usage_sums", "usage_totals", "usage_caps"):
+        await owner.execute(f"UPDATE registry.{table} SET month = $2 WHERE workspace_id = $1", workspace_id, LAST)
+
+
+async def test_a_cap_that_is_crossed_in_the_next_month_too_is_told_of_it(
+    books: Books, owner: Connection, swept_caps: PostgresCaps
+) -> None:
+    """Else who knows that a month has ended lets it through again; and the sweep would find it for ever."""
+    await books.set_caps(messages=billing_pb2.Cap(hard=1))
+    await books.record(event("a/0"))
+    async with owner.transaction():  # before the sweep of the service comes
+        await pass_a_month(owner, books.workspace_id)
+        sums = "INSERT INTO registry.usage_totals (workspace_id, month, currency, messages) VALUES ($1, $2, '', 1)"
+        await owner.execute(sums, books.workspace_id, this_month())
+    await swept_caps.renew(100)
+    assert await swept_caps.renew(100) == 0
+    newest = (await books.api.trail(books.workspace_id, resource_kind="caps"))[-1]
+    assert newest.action == "caps.cross"
+    for text, month in ((newest.before_json, LAST), (newest.after_json, this_month())):
+        assert '"CAP_STATE_HARD"' in text
+        assert f'"{months.named(month)}"' in text
+
+
+async def test_one_whose_caps_cannot_be_taken_back_holds_up_no_other(
+    books: Books, owner: Connection, application: Connection, swept_caps: PostgresCaps
+) -> None:
+    stuck = Books(books.api, (await books.api.make_workspace(f"0-{books.workspace_id}")).workspace_id)
+    for each in (stuck, books):
+        await each.set_caps(messages=billing_pb2.Cap(soft=1))
+        await each.record(event("a/0"))
+    async with application.transaction():
+        await application.execute("SELECT set_config('twofold.workspaces', $1, true)", stuck.workspace_id)
+        await application.execute("SELECT FROM registry.workspaces WHERE workspace_id = $1 FOR UPDATE", stuck.workspace_id)
+        for each in (stuck, books):
+            await pass_a_month(owner, each.workspace_id)
+        with pytest.raises(Busy):
+            await swept_caps.renew(100)
+        told = "SELECT state FROM registry.usage_caps WHERE workspace_id = $1"
+        assert [await owner.fetchval(told, each.workspace_id) for each in (stuck, books)] == ["soft", "none"]
+    await swept_caps.renew(100)
+    assert await owner.fetchval(told, stuck.workspace_id) == "none"
+
+
 async def test_the_sweep_takes_it_back_where_nothing_is_used_any_more(
-    books: Books, owner: Connection, database_settings: DatabaseSettings
+    books: Books, owner: Connection, swept_caps: PostgresCaps
 ) -> None:
     await books.set_caps(messages=billing_pb2.Cap(soft=1))
     await books.record(event("a/0"))
-    for table in ("usage_sums", "usage_totals", "usage_caps"):
-        await owner.execute(f"UPDATE registry.{table} SET month = $2 WHERE workspace_id = $1", books.workspace_id, LAST)
-    pool = await postgres.open_pool(database_settings, name="test")
-    system = await postgres.open_pool(database_settings.system, name="test")
-    try:
-        caps = PostgresCaps(Reads(pool), Changes(pool, Requests("registry", is_swept=True)), system)
-        await caps.renew(100)  # if that of the service has not come before
-        assert await caps.renew(100) == 0
-    finally:
-        await postgres.close_pool(system)
-        await postgres.close_pool(pool)
+    await pass_a_month(owner, books.workspace_id)
+    await swept_caps.renew(100)  # if that of the service has not come before
+    assert await swept_caps.renew(100) == 0
     newest = (await books.api.trail(books.workspace_id, resource_kind="caps"))[-1]
     assert (newest.action, newest.actor) == ("caps.cross", "system")
     assert '"CAP_STATE_SOFT"' in newest.before_json

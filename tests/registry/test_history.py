@@ -25,7 +25,7 @@ WRITERS = 50
 AGENTS_OF_A_WRITER = 40
 SEEN = """
     SELECT (SELECT revision FROM registry.registry_head) AS head,
-        (SELECT array_agg(revision ORDER BY revision) FROM registry.audit_entries) AS audited
+        (SELECT array_agg(DISTINCT revision ORDER BY revision) FROM registry.audit_entries) AS audited
 """
 STATE = """
     SELECT (SELECT revision FROM registry.registry_head) AS head,

@@ -239,3 +239,25 @@ async def test_batches_and_deletions_at_once_end_in_one_order(api: Registry, wor
         if entry.action == "permission.grant":
             assert not deleted, "a batch is all or none: no one of it was deleted before"
     assert deleted == set(names)
+
+
+async def test_a_condition_is_judged_when_its_turn_comes_not_when_it_was_asked(
+    api: Registry, owner: Connection, furnished: str
+) -> None:
+    await api.grant(furnished, "ann", "helper")
+    async with owner.transaction():
+        await owner.execute("SELECT FROM registry.workspaces WHERE workspace_id = $1 FOR UPDATE", furnished)
+        asked = asyncio.create_task(
+            grant(api, furnished, item(grant_condition=pb.GRANT_CONDITION_MUST_NOT_EXIST)),
+        )
+        waiting = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid)))"
+        async with asyncio.timeout(20):
+            while not await owner.fetchval(waiting):  # noqa: ASYNC110  (it happens in Postgres)
+                await asyncio.sleep(0.01)
+        expire = "UPDATE registry.grants SET expires_at = clock_timestamp() WHERE workspace_id = $1"
+        await owner.execute(
+            "UPDATE registry.grants SET granted_at = now() - interval '1 h' WHERE workspace_id = $1", furnished
+        )
+        await owner.execute(expire, furnished)
+    (result,) = (await asked).results
+    assert result.changed

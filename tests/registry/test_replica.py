@@ -1,6 +1,7 @@
 """Reports from a real standby: only what it has surely replayed, and whatever becomes of it, an answer from the primary."""
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import asyncpg
 import grpc
 import pytest
 import structlog.testing
+from prometheus_client import CollectorRegistry
 
 from tests.databases import settings_of_database
 from tests.registry.scrapes import scraped
@@ -19,11 +21,14 @@ from tests.registry.test_tenancy import RPCS, VARYING, answer, requests
 from tests.standby import EmbeddedStandby
 from twofold.errors.v1.reason_pb2 import Reason
 from twofold.registry.v1 import user_pb2
+from twofold_chassis import postgres
 from twofold_chassis.breaker import Breaker
+from twofold_chassis.pools import PoolMetrics
 from twofold_cli.embedded.postgres import EmbeddedPostgres
 from twofold_registry.app import registry
 from twofold_registry.revisions import Revision, revision_of
 from twofold_registry.store import replica
+from twofold_registry.store.reads import Reads
 
 OUTCOMES = ("replica", "behind", "busy", "away")
 WORKSPACE = "acme"
@@ -213,6 +218,26 @@ async def test_while_it_rests_a_replica_that_did_not_answer_is_not_asked(
     monkeypatch.setattr(Breaker, "admits", lambda _: rests())
     assert "ann" in await pair.users(token)
     assert await pair.changed(before) == {"away": 1}
+
+
+async def test_a_replica_that_is_a_migration_behind_is_behind(pair: Pair, primary: EmbeddedPostgres, token: bytes) -> None:
+    """It has what was asked for, but not yet the columns that this release reads."""
+    database = settings_of_database(primary, replica_url=pair.standby.app_url)
+    pools = PoolMetrics(CollectorRegistry())
+    async with contextlib.AsyncExitStack() as stack:
+        behind = await replica.open_replica(database, pools, CollectorRegistry())
+        assert behind is not None
+        stack.push_async_callback(behind.close)
+        pool = await postgres.open_pool(database, name="test")
+        stack.push_async_callback(postgres.close_pool, pool)
+
+        async def ask(connection: postgres.Connection) -> str:
+            if await connection.fetchval("SELECT pg_is_in_recovery()"):
+                await connection.fetch("SELECT what_is_new FROM registry.users")
+            return "from the primary"
+
+        least = revision_of(token, "token")
+        assert await Reads(pool, behind).report(WORKSPACE, ask, least) == "from the primary"
 
 
 async def test_a_start_does_not_need_the_replica(pair: Pair, primary: EmbeddedPostgres) -> None:

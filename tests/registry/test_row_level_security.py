@@ -78,6 +78,7 @@ PARAMETERS: Mapping[str, Mapping[int, object]] = {
     **{f"audit_of_kind_{way}": {5: "user"} for way in ("newest", "oldest")},
     **{f"audit_of_resource_{way}": {6: "user"} for way in ("newest", "oldest")},
     "held_by_others": {2: [f"session-of-{IDS[1]}"]},
+    "known_holdings": {2: [f"session-of-{IDS[1]}"]},
     "list_sessions_of_pod": {8: "pod"},
     "record_change": {21: ["user"]},
     "renew_observation": {3: "", 4: "cold"},

@@ -304,6 +304,10 @@ async def test_one_that_fails_holds_up_no_other_and_is_told_once() -> None:
     assert [(entry["event"], entry["what"]) for entry in logged] == [("a sweep waits", "first")]
     assert metrics.get_sample_value("twofold_registry_swept_total", {"what": "second"}) == 2 * AT_ONCE
     assert metrics.get_sample_value("twofold_registry_swept_total", {"what": "first"}) == 0
+    failures = [
+        metrics.get_sample_value("twofold_registry_sweep_failures_total", {"what": what}) for what in ("first", "second")
+    ]
+    assert failures == [2, 0]
 
 
 async def test_a_failure_is_told_anew_when_it_had_gone_well() -> None:
@@ -339,4 +343,5 @@ async def test_a_registry_sweeps_by_itself_and_its_metrics_are_explained(swept: 
     whats = {sample.labels["what"] for sample in families["twofold_registry_swept"].samples if "what" in sample.labels}
     assert whats >= swept.sweeps().keys()
     page = OPERATIONS.read_text(encoding="utf-8")
+    assert all(f"`{name}_total{{what}}`" in page for name in ("twofold_registry_swept", "twofold_registry_sweep_failures"))
     assert all(f"`{what}`" in page for what in whats)

@@ -150,14 +150,18 @@ async def test_sums_too_large_for_the_answer_are_refused_and_not_wrong(
             await usage(api, workspace, start)
 
 
-async def test_unknown_workspaces_are_named(api: Registry, workspace: str) -> None:
+async def test_unknown_workspaces_are_named(api: Registry) -> None:
+    with unknown(Reason.REASON_WORKSPACE_UNKNOWN):
+        await record(api, "nowhere", event("b"))
+    with unknown(Reason.REASON_WORKSPACE_UNKNOWN):
+        await usage(api, "nowhere")
+
+
+async def test_what_was_under_way_when_its_workspace_was_deleted_counts(api: Registry, workspace: str) -> None:
     await record(api, workspace, event("a"))
     await api.workspaces.DeleteWorkspace(workspace_pb2.DeleteWorkspaceRequest(workspace_id=workspace))
-    for workspace_id in ("nowhere", workspace):
-        with unknown(Reason.REASON_WORKSPACE_UNKNOWN):
-            await record(api, workspace_id, event("b"))
-        with unknown(Reason.REASON_WORKSPACE_UNKNOWN):
-            await usage(api, workspace_id)
+    assert await record(api, workspace, event("a"), event("b")) == [True, False]
+    assert (await usage(api, workspace)).events == 2
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Reports on usage: by whom, for what, when; windows for routers; streams of batches."""
 
+import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -9,11 +11,14 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from tests.registry.billing import Books, agreed, event, middle_of, months_ago, owed
-from tests.registry.stubs import Connection, Registry, invalid, refused, taken, unknown
+from tests.registry.stubs import Connection, Registry, invalid, refused, settings_of, taken, unknown
 from twofold.errors.v1.reason_pb2 import Reason
 from twofold.registry.v1 import usage_pb2 as pb
+from twofold.registry.v1.usage_pb2_grpc import UsageServiceStub
 from twofold_chassis import fields
+from twofold_chassis.settings import DatabaseSettings
 from twofold_registry import months
+from twofold_registry.app import registry
 from twofold_registry.store import usage as store
 
 MICROSECOND = timedelta(microseconds=1)
@@ -166,6 +171,22 @@ async def test_a_stream_that_is_sent_again_after_it_was_cut_counts_once(books: B
         assert await agreed(owner, books.workspace_id) >= 20 * answered
     assert [answer.batch async for answer in stream(books, *batches)][-1] == 30
     assert await agreed(owner, books.workspace_id) == 600
+
+
+async def test_a_stream_ends_by_itself_when_the_registry_does(
+    books: Books, owner: Connection, database_settings: DatabaseSettings
+) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        running = await stack.enter_async_context(registry(settings_of(database_settings, drain_s=600)))
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel:
+            call = UsageServiceStub(channel).StreamUsage()
+            await call.write(pb.StreamUsageRequest(workspace_id=books.workspace_id, events=[event("a/0")]))
+            assert await call.read() == pb.StreamUsageResponse(batch=1, duplicates=[False])
+            ending = asyncio.create_task(stack.aclose())
+            with refused(grpc.StatusCode.UNAVAILABLE, Reason.REASON_DRAINING):
+                await asyncio.wait_for(call.read(), timeout=60)
+            await ending
+    assert await agreed(owner, books.workspace_id) == 1
 
 
 # Windows.

@@ -150,6 +150,15 @@ async def test_only_a_machine_may_be_without_an_address(api: Registry, workspace
         await update(api, ["email"], workspace_id=workspace, user_id="bob")
 
 
+async def test_one_update_makes_a_machine_without_address_of_a_person_and_the_reverse(api: Registry, workspace: str) -> None:
+    await api.make_user(workspace, "ann")
+    machine = await update(api, ["email", "role"], workspace_id=workspace, user_id="ann", role=pb.ROLE_SERVICE)
+    assert (machine.email, machine.role) == ("", pb.ROLE_SERVICE)
+    values: dict[str, Any] = {"email": "ann@acme.test", "role": pb.ROLE_MEMBER}
+    person = await update(api, ["role", "email"], workspace_id=workspace, user_id="ann", **values)
+    assert (person.email, person.role) == ("ann@acme.test", pb.ROLE_MEMBER)
+
+
 @pytest.mark.parametrize(
     ("values", "field"),
     [

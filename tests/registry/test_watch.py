@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,16 +18,19 @@ from tests.registry.stubs import Connection, Registry, invalid, refused, setting
 from tests.registry.test_routers import Silent as Unasked
 from twofold.errors.v1.reason_pb2 import Reason
 from twofold.registry.v1 import agent_pb2, change_pb2, permission_pb2, user_pb2, workspace_pb2
-from twofold_chassis import postgres
+from twofold_chassis import call, postgres
+from twofold_chassis.refusals import Draining, StoreUnavailable
 from twofold_chassis.settings import DatabaseSettings
 from twofold_cli.embedded.postgres import EmbeddedPostgres
 from twofold_registry.app import registry
+from twofold_registry.change_service import ChangeService
 from twofold_registry.history import Item, ItemKind
 from twofold_registry.revisions import revision_of
-from twofold_registry.routers import Routers
+from twofold_registry.routers import RouterKey, Routers
 from twofold_registry.store.feed import PostgresFeed, PostgresRegistrations
 from twofold_registry.watching import (
     COMPACTED,
+    EPOCH,
     SLOW,
     Changed,
     Checkpoint,
@@ -44,6 +47,7 @@ from twofold_registry.watching import (
 
 WAIT_S = 60
 LEASE_MS = 400
+ROUTER = RouterKey("r1", "a")
 
 
 class Resynced(Exception):  # noqa: N818
@@ -458,6 +462,31 @@ async def test_as_many_watch_at_a_process_as_may(database_settings: DatabaseSett
                     pass
 
 
+async def test_who_never_says_where_to_begin_does_not_hold_up_the_end_of_a_server() -> None:
+    asked = asyncio.Event()
+
+    async def nothing() -> AsyncIterator[change_pb2.WatchRequest]:
+        asked.set()
+        await asyncio.Event().wait()
+        yield change_pb2.WatchRequest()
+
+    routers = Routers(Unasked(), lease_s=1.0)
+    service = ChangeService(Watching(MovedFeed(Place(1, 1, 1)), routers, watchers_max=1), routers)
+    drain = call.Drain()
+
+    async def served() -> None:
+        call.enter(call.Call(call.Identity("ann"), "request-1", deadline=float("inf"), drain=drain))
+        async for _ in service.Watch(nothing(), None):  # type: ignore[arg-type]
+            pass
+
+    task = asyncio.create_task(served())
+    await asked.wait()
+    drain.begin()
+    async with asyncio.timeout(20):
+        with pytest.raises(Draining):
+            await task
+
+
 async def test_changes_of_another_process_are_heard_at_once(alone: Alone, workspace_id: str) -> None:
     """Without a ping, by Postgres' own word; the hint may be missed, so it is asked of many changes that some came early."""
     api, _, database = alone
@@ -561,6 +590,104 @@ async def test_a_ping_is_never_answered_from_a_look_that_had_begun_before_it_cam
         await told.aclose()
 
 
+class MovedFeed(HeldFeed):
+    """Each look sees what the test says next; where it has said nothing, the last again."""
+
+    def __init__(self, *heads: Place) -> None:
+        super().__init__()
+        self.heads = list(heads)
+        self.asked: list[int] = []
+
+    async def look(self, after: int) -> Look:
+        self.asked.append(after)
+        await asyncio.sleep(0)
+        head = self.heads.pop(0) if len(self.heads) > 1 else self.heads[0]
+        changes = [
+            Changed(number, number, datetime.now(UTC), wait=False, things=[Thing("w", Item(ItemKind.WORKSPACE))])
+            for number in range(after + 1, head.revision + 1)
+        ]
+        return Look(head, 0, datetime.now(UTC), {ROUTER: 1}, changes, is_all=True)
+
+
+async def test_a_stream_of_an_epoch_that_ended_while_it_caught_up_does_not_go_on_in_the_next() -> None:
+    feed = MovedFeed(Place(1, 1, 1))
+    watching = Watching(feed, Routers(Unasked(), lease_s=1.0), watchers_max=2)
+    order = Open(None, None, wants_state=False)
+    async with (
+        watching.watch(order, nobody_speaks()) as other,
+        watching.watch(order, nobody_speaks()) as late,
+    ):
+        others = other.told()
+        while not isinstance(await anext(others), Checkpoint):
+            pass
+        feed.heads = [Place(1, 2, 2)]
+        told = late.told()
+        assert isinstance(await anext(told), Opened)
+        assert isinstance(await anext(told), Changed)  # it is slow to take this
+        feed.heads = [Place(2, 2, 5)]
+        watching.wake()
+        while (one := await anext(others)) is not EPOCH:
+            assert isinstance(one, Changed | Checkpoint)
+        watching.wake()
+        async with asyncio.timeout(WAIT_S):
+            assert await anext(told) is EPOCH
+        await told.aclose()
+        await others.aclose()
+
+
+async def test_who_pauses_holds_on_to_nothing_that_is_not_kept_for_all() -> None:
+    feed = MovedFeed(Place(1, 1, 1))
+    watching = Watching(feed, Routers(Unasked(), lease_s=1.0), watchers_max=1, buffer_bytes_max=100_000)
+    async with watching.watch(Open(None, None, wants_state=False), nobody_speaks()) as watch:
+        told = watch.told()
+        while not isinstance(await anext(told), Checkpoint):
+            pass
+        feed.heads = [Place(1, 401, 401)]  # 80,000 bytes
+        watching.wake()
+        while not isinstance(await anext(told), Changed):
+            pass
+        feed.heads = [Place(1, 1601, 1601)]
+        watching.wake()
+        while feed.asked[-1] < 1601:  # noqa: ASYNC110  (the feed is a stand-in)
+            await asyncio.sleep(0)
+        more = [one async for one in told]
+        assert more[-1] is SLOW
+        assert len(more) < 50
+
+
+async def test_what_was_read_is_not_read_again_because_no_router_could_be_renewed() -> None:
+    class Stuck(Unasked):
+        async def renew(self, routers: Sequence[RouterKey]) -> None:
+            raise StoreUnavailable("away", retry_after_s=1.0)
+
+    feed = MovedFeed(Place(1, 1, 1), Place(1, 2, 2))
+    watching = Watching(feed, Routers(Stuck(), lease_s=1.0), watchers_max=1)
+    async with watching.watch(Open(ROUTER, None, wants_state=False), nobody_speaks()) as watch:
+        told = watch.told()
+        while not isinstance(await anext(told), Changed):
+            pass
+        while len(feed.asked) < 4:
+            watching.wake()
+            await asyncio.sleep(0)
+        await told.aclose()
+    assert feed.asked == [1, 1, 2, 2]
+
+
+async def test_a_defect_in_what_a_watcher_says_ends_its_stream() -> None:
+    async def broken() -> AsyncIterator[Command]:
+        raise LookupError("a defect")
+        yield Leave()
+
+    watching = Watching(MovedFeed(Place(1, 1, 1)), Routers(Unasked(), lease_s=1.0), watchers_max=1)
+    async with (
+        asyncio.timeout(WAIT_S),
+        watching.watch(Open(None, None, wants_state=False), broken()) as watch,
+    ):
+        with pytest.raises(LookupError):
+            async for _ in watch.told():
+                pass
+
+
 class CompactedFeed(HeldFeed):
     """The changes behind a place are gone by the look of that number."""
 
@@ -603,6 +730,21 @@ async def test_a_look_takes_whole_revisions_however_many_things_one_changed(
         look = await feed.look(3)
         assert [change.revision for change in look.changes] == [4, 5, 6]
         assert look.is_all
+
+
+async def test_a_look_ends_before_it_gets_too_large_but_never_before_its_first_revision(
+    alone: Alone, workspace_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api, owner, database = alone
+    await furnish(api, workspace_id)
+    sizes = await owner.fetch("SELECT octet_length(after) AS size FROM registry.changes ORDER BY revision LIMIT 3")
+    async with contextlib.AsyncExitStack() as stack:
+        feed = await fed(database, stack)
+        for room, expected in ((1, 1), (sum(row["size"] for row in sizes), 3), (10**9, 6)):
+            monkeypatch.setattr("twofold_registry.store.feed.LOOK_BYTES_MAX", room)
+            look = await feed.look(0)
+            assert [change.revision for change in look.changes] == list(range(1, expected + 1))
+            assert look.is_all is (expected == 6)
 
 
 async def test_c15_a_restart_of_postgres_ends_the_epoch_and_the_copy_is_whole_again(

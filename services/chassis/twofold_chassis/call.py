@@ -7,8 +7,8 @@ where they only pass it on.
 import asyncio
 import contextvars
 import time
-from collections.abc import Awaitable
-from typing import NamedTuple, TypeVar
+from collections.abc import Awaitable, Coroutine
+from typing import Any, NamedTuple, TypeVar
 
 from twofold_chassis import refusals
 
@@ -86,6 +86,14 @@ def current() -> Call:
 def enter(call: Call) -> None:
     """Makes `call` the current one of this task and of those it starts."""
     _current.set(call)
+
+
+def begin_for_all(work: Coroutine[Any, Any, Value]) -> "asyncio.Task[Value]":
+    """A task of no call: its deadline is not that of whoever happened to come first.
+
+    For what a caller sets going and others wait for as well.
+    """
+    return asyncio.create_task(work, context=contextvars.Context())
 
 
 def draining() -> bool:

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
+from twofold_chassis import call
 from twofold_chassis.refusals import Overloaded, Refusal
 
 Item = TypeVar("Item")
@@ -28,7 +29,8 @@ class Gathering(Generic[Item, Answer]):
 
     `run` gets the items of a batch in order of arrival and returns one answer or exception for each; what it raises
     itself goes to every item of the batch. At most `waiting_max` items of `waiting_weight_max` together wait; more are
-    refused as Overloaded. An item outlives its caller: cancelling the future does not take it out of its batch.
+    refused as Overloaded. An item outlives its caller: cancelling the future does not take it out of its batch. A batch is
+    of no call: nobody's deadline ends it for the others.
 
     With `patience_s` nobody waits for a batch that takes longer: those in it, those who wait for a lane while all lanes are
     so late, and those who come while they are, get Late; but for items that are `patient`. How long it takes until a batch
@@ -79,7 +81,7 @@ class Gathering(Generic[Item, Answer]):
         self._waiting_weight += weight
         if self._working < self._lanes:
             self._working += 1
-            task = asyncio.create_task(self._work())
+            task = call.begin_for_all(self._work())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         return future

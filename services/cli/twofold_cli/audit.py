@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import binascii
+import contextlib
 import json
 import sys
 from collections.abc import Iterator
@@ -54,9 +55,11 @@ async def _verified(client: Twofold, request: pb.VerifyAuditRequest) -> pb.Audit
                 if answer.WhichOneof("answer") == "result":
                     return answer.result
                 tries = 0
-                # A head below the place it goes on from has been met; one that was not met yet stays asked for.
-                if not request.HasField("signed_head") or answer.progress.seq <= request.signed_head.seq:
-                    request.after_seq, request.after_hash = answer.progress.seq, answer.progress.hash
+                if not answer.progress.seq:
+                    continue
+                request.after_seq, request.after_hash = answer.progress.seq, answer.progress.hash
+                if request.signed_head.seq < request.after_seq:  # it has been met; one that was not stays asked for
+                    request.ClearField("signed_head")
         except grpc.aio.AioRpcError as error:
             tries = await _again(error, tries)
 
@@ -68,11 +71,27 @@ async def export(workspace_id: str, file: Path | None, *, target: str) -> int:
             await _export(sys.stdout.buffer, workspace_id, target)
             sys.stdout.buffer.flush()
         else:
-            with file.open("wb") as out:
+            with _whole(file) as out:
                 await _export(out, workspace_id, target)
     except OSError as error:
         raise StartError(f"cannot write: {error.strerror or error}") from None
     return 0
+
+
+@contextlib.contextmanager
+def _whole(file: Path) -> Iterator[BinaryIO]:
+    """The file, which gets all that is written in the block, or stays as it was: a half would pass for a shorter chain."""
+    if file.exists() and not file.is_file():  # a pipe, say
+        with file.open("wb") as out:
+            yield out
+        return
+    part = file.with_name(f"{file.name}.part")
+    try:
+        with part.open("wb") as out:
+            yield out
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 async def _export(out: BinaryIO, workspace_id: str, target: str) -> None:
@@ -105,12 +124,16 @@ async def export_head(workspace_id: str, file: Path | None, *, target: str) -> i
 
 def verify_file(console: Console, file: Path, *, head: Path | None, key: str) -> int:
     """What `twofold audit export` wrote, and the head that it must hold. Asks no service. Raises StartError."""
+    if key and head is None:
+        raise StartError("--key is of a head's signature: say which with --head")
     signed = _read_head(head) if head is not None else None
     if signed is not None and not audit.signed_by(signed, _public_key(head, key)):
         console.print("BROKEN: the head was not signed by this key, or was changed")
         return 1
     try:
         end = audit.verify(_read(file), head=signed)
+        if end == audit.FIRST:
+            raise StartError(f"{file} holds no entries: every chain begins with that of its workspace's creation")
     except audit.ChainBroken as broken:
         console.print(f"BROKEN at {broken}", markup=False)
         return 1

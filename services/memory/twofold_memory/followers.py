@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from twofold_chassis import call
 from twofold_chassis.refusals import Overloaded, Refusal
 from twofold_memory.threads import Head, ThreadKey
 
@@ -98,7 +99,7 @@ class Followers:
         thread = self._threads.setdefault(key, _Thread())
         followed = Followed(thread)
         if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._ask())
+            self._asking = call.begin_for_all(self._ask())
         try:
             yield followed
         finally:

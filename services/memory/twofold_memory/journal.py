@@ -17,6 +17,7 @@ import cachetools
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from twofold_chassis import call
 from twofold_chassis.breaker import Breaker
 from twofold_chassis.refusals import Refusal, StoreUnavailable
 from twofold_memory.draining import Drained, Waiter
@@ -277,7 +278,7 @@ class Journal:
             await asyncio.wait([running])
             running = self._drains.get(key)
         if running is None:
-            running = asyncio.create_task(self._drain(key))
+            running = call.begin_for_all(self._drain(key))
             self._drains[key] = running
             running.add_done_callback(lambda ended: self._ended(key, ended))
         return await asyncio.shield(running)

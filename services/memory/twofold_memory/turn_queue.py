@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from twofold_chassis import call
 from twofold_chassis.refusals import Overloaded, Refusal
 from twofold_memory.threads import ThreadKey
 
@@ -59,7 +60,7 @@ class TurnQueue:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[ticket] = future
         if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._ask())
+            self._asking = call.begin_for_all(self._ask())
         try:
             await future
         finally:

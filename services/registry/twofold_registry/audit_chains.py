@@ -4,6 +4,7 @@ A walk goes in batches. Each is read in one view of the database together with t
 between two of them: entries that are there do not change, and those that come meanwhile are walked over as well.
 """
 
+import asyncio
 import contextlib
 import enum
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -16,7 +17,8 @@ from twofold_registry.audit import FIRST_LINK, Chained, Link, link_hash
 from twofold_registry.audit_keys import AuditKeys, SignedHead
 
 PLACES_AT_ONCE = 500
-_WALKS_MAX = 4
+_WALKS_MAX = 32
+_READING_MAX = 2
 
 
 class FaultKind(enum.Enum):
@@ -198,11 +200,13 @@ class Store(Protocol):
 
 
 class Chains:
-    """Walks over chains, a few at a time: each reads as much as the database gives."""
+    """Walks over chains. Of those that are under way, which have a batch each in memory, few read at the same time, as each
+    would take all that the database gives; one that is told to somebody slow is in nobody's way."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._under_way = 0
+        self._reading = asyncio.Semaphore(_READING_MAX)
 
     async def verify(
         self, workspace_id: str, after: Link | None, signed: SignedHead | None, keys: AuditKeys
@@ -236,7 +240,11 @@ class Chains:
                     after = batch.last
 
     async def _next(self, workspace_id: str, after: int) -> Batch:
-        return await call.unless_draining(self._store.batch(workspace_id, after, after + PLACES_AT_ONCE))
+        return await call.unless_draining(self._read(workspace_id, after))
+
+    async def _read(self, workspace_id: str, after: int) -> Batch:
+        async with self._reading:
+            return await self._store.batch(workspace_id, after, after + PLACES_AT_ONCE)
 
     @contextlib.contextmanager
     def _slot(self) -> Iterator[None]:

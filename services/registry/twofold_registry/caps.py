@@ -7,7 +7,7 @@ from typing import ClassVar, Protocol
 
 from twofold_chassis.refusals import EtagMismatch
 from twofold_chassis.requests import Attempt
-from twofold_registry.prices import CURRENCY
+from twofold_registry.agents import CURRENCY_DEFAULT
 from twofold_registry.resources import Answer, Read
 from twofold_registry.revisions import Revision, etag
 
@@ -54,7 +54,7 @@ class Caps:
     messages: Cap = Cap()
     tokens: Cap = Cap()
     cost_micros: Cap = Cap()
-    currency: str = CURRENCY
+    currency: str = CURRENCY_DEFAULT
 
     def state(self, used: Used) -> CapState:
         """The worst of the three."""
@@ -74,8 +74,13 @@ class Told:
     month: date
 
     def is_crossed_by(self, state: CapState, month: date) -> bool:
-        """Whether they are to be told. Never of a month that is over, by one who comes late."""
-        return month >= self.month and state is not self.state
+        """Whether they are to be told. Never of a month that is over, by one who comes late.
+
+        In a later month also that it is as before: what they were told was of the earlier one, and ended with it.
+        """
+        if month > self.month:
+            return {self.state, state} != {CapState.NONE}
+        return month == self.month and state is not self.state
 
 
 @dataclass(frozen=True, slots=True)

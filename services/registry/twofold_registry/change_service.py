@@ -5,6 +5,7 @@ from contextlib import aclosing
 
 from twofold.registry.v1 import change_pb2 as pb
 from twofold.registry.v1.change_pb2_grpc import ChangeServiceServicer
+from twofold_chassis import call
 from twofold_chassis.edge import Context
 from twofold_registry.routers import Routers
 from twofold_registry.watching import Watching
@@ -19,7 +20,7 @@ class ChangeService(ChangeServiceServicer):
         self._routers = routers
 
     async def Watch(self, requests: AsyncIterator[pb.WatchRequest], _: Context) -> AsyncGenerator[pb.WatchResponse, None]:
-        order = await wire.opening(requests)
+        order = await call.unless_draining(wire.opening(requests))
         async with (
             self._watching.watch(order, wire.commands(requests, order)) as watch,
             aclosing(watch.told()) as told,

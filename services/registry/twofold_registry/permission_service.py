@@ -6,6 +6,7 @@ from twofold_chassis.edge import Context
 from twofold_registry.checks import Checks
 from twofold_registry.permissions import Permissions, RouterWait
 from twofold_registry.wire import checks as wire_checks
+from twofold_registry.wire import forms
 from twofold_registry.wire import permissions as wire
 
 
@@ -52,33 +53,33 @@ class PermissionService(PermissionServiceServicer):
 
     async def Check(self, request: pb.CheckRequest, _: Context) -> pb.CheckResponse:
         question = wire_checks.question(request)
-        return wire_checks.checked(await self._checks.ask(question, wire_checks.least_revision(request)))
+        return wire_checks.checked(await self._checks.ask(question, forms.least(request)))
 
     async def BatchCheck(self, request: pb.BatchCheckRequest, _: Context) -> pb.BatchCheckResponse:
         batch = wire_checks.batch(request)
-        read = await self._checks.ask(batch.question, wire_checks.least_revision(request))
+        read = await self._checks.ask(batch.question, forms.least(request))
         return wire_checks.all_checked(batch, read)
 
     async def ExplainPermission(self, request: pb.ExplainPermissionRequest, _: Context) -> pb.ExplainPermissionResponse:
         key = wire_checks.explained_key(request)
-        return wire_checks.explained(await self._checks.explain(key, wire_checks.least_revision(request)))
+        return wire_checks.explained(await self._checks.explain(key, forms.least(request)))
 
     async def ListGrants(self, request: pb.ListGrantsRequest, _: Context) -> pb.ListGrantsResponse:
         query = wire.list_query(request)
         after, size = wire.list_place(request, query)
-        least = wire.least_listed(request)
+        least = forms.least(request)
         return wire.listed(query, await self._permissions.list(query, after, size, least))
 
     async def ListUsableAgents(self, request: pb.ListUsableAgentsRequest, _: Context) -> pb.ListUsableAgentsResponse:
         user = wire_checks.viewer(request)
         after, size = wire_checks.list_place(request, user)
-        least = wire_checks.least_revision(request)
+        least = forms.least(request)
         return wire_checks.usable_agents(user, await self._checks.usable_agents(user, after, size, least))
 
     async def ListAgentUsers(self, request: pb.ListAgentUsersRequest, _: Context) -> pb.ListAgentUsersResponse:
         agent = wire_checks.used(request)
         after, size = wire_checks.list_place(request, agent)
-        least = wire_checks.least_revision(request)
+        least = forms.least(request)
         return wire_checks.agent_users(agent, await self._checks.users_of(agent, after, size, least))
 
     async def _until_all_know(self, answer: pb.RevokeResponse | pb.BatchRevokeResponse) -> None:

@@ -8,9 +8,6 @@ from twofold_registry.agents import Price
 COST_MAX = 10**15
 """What one event can cost, and one adjustment can add or take away."""
 
-CURRENCY = "USD"
-"""Where nobody has said which."""
-
 FREE = Price()
 """The price of an agent that never was."""
 

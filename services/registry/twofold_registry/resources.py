@@ -112,16 +112,20 @@ class Edit:
 
     def applied(self, value: Kind) -> Kind:
         """The resource with the new values in place."""
-        edited: Any = value
+        parts: dict[str, Any] = {}
         for path in sorted(self.values):  # "settings" before "settings.model"
-            edited = _with(edited, path, self.values[path])
-        result: Kind = edited
+            name, _, rest = path.partition(".")
+            parts[name] = _with(parts.get(name, getattr(value, name)), rest, self.values[path])
+        edited: Any = value
+        result: Kind = replace(edited, **parts)  # at once: what is between the first field and the last may break a rule
         return result
 
 
 def _with(value: Any, path: str, new: Any) -> Any:
+    if not path:
+        return new
     name, _, rest = path.partition(".")
-    return replace(value, **{name: _with(getattr(value, name), rest, new) if rest else new})
+    return replace(value, **{name: _with(getattr(value, name), rest, new)})
 
 
 Answer = Callable[[Item, Revision], bytes]

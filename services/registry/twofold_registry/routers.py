@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
-from twofold_chassis.clocks import boot_s
+import structlog
+
+from twofold_chassis import call
 from twofold_chassis.gathering import Gathering
 from twofold_chassis.refusals import Refusal
 from twofold_registry.revisions import Revision
@@ -17,7 +19,6 @@ from twofold_registry.revisions import Revision
 REGISTERED_S = 60
 _RENEW_BELOW_MS = REGISTERED_S * 1000 // 2
 _ASK_EACH_S = 0.01
-_WAITING_MAX = 1000
 
 
 class RouterKey(NamedTuple):
@@ -93,6 +94,7 @@ class Routers:
         self._acks: Gathering[Acked, None] = Gathering(self._write_acks, batch_max=500, waiting_max=10_000)
         self._waits: set[_Wait] = set()
         self._asking: asyncio.Task[None] | None = None
+        self._logger = structlog.get_logger("twofold.routers")
 
     async def register(self, router: RouterKey) -> None:
         """Registers a router, before it is told anything."""
@@ -122,13 +124,16 @@ class Routers:
         Not before a lease after the beginning of the epoch: a database that was failed over may know no router, while all
         of them still answer.
         """
-        wait = _Wait(revision, boot_s() + self._held_s)
+        wait = _Wait(revision)
         self._waits.add(wait)
         if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._ask())
+            self._asking = call.begin_for_all(self._ask())
+        # Whatever becomes of asking. The loop's clock stands still in a suspended machine: so it is never too early.
+        ending = asyncio.get_running_loop().call_later(self._held_s, wait.end)
         try:
             return await wait.over
         finally:
+            ending.cancel()
             self._waits.discard(wait)
 
     async def close(self) -> None:
@@ -139,16 +144,19 @@ class Routers:
 
     async def _ask(self) -> None:
         """One statement each 10 ms serves all who wait."""
-        known = Progress(0.0, ())
+        failed = False
         while self._waits:
             asked = list(self._waits)
-            fresh = True
             try:
-                known = await self._registrations.progress()
-            except Refusal:
-                fresh = False  # the lease runs out also where nobody can be asked
-            for wait in asked:
-                wait.look(known, is_settled=fresh and known.epoch_age_s > self._held_s)
+                progress = await self._registrations.progress()
+                failed = False
+            except Exception as error:  # the lease runs out also where nobody can be asked
+                if not failed and not isinstance(error, Refusal):
+                    self._logger.error("routers cannot be asked", exc_info=error)
+                failed = True
+            else:
+                for wait in asked:
+                    wait.look(progress, is_settled=progress.epoch_age_s > self._held_s)
             await asyncio.sleep(_ASK_EACH_S)
 
     async def _write_acks(self, acks: Sequence[Acked]) -> Sequence[None]:
@@ -164,15 +172,17 @@ class Routers:
 class _Wait:
     """One who waits."""
 
-    def __init__(self, revision: Revision, ends_s: float) -> None:
+    def __init__(self, revision: Revision) -> None:
         self._place = (revision.epoch, revision.number)
-        self._ends_s = ends_s
+        self._seen = Waited(0, 0)
         self.over: asyncio.Future[Waited] = asyncio.get_running_loop().create_future()
 
     def look(self, progress: Progress, *, is_settled: bool) -> None:
-        if self.over.done():
-            return
         acked = sum(router.acked[1:] >= self._place for router in progress.routers)
-        expired = len(progress.routers) - acked
-        if (is_settled and not expired) or boot_s() >= self._ends_s:
-            self.over.set_result(Waited(acked, expired))
+        self._seen = Waited(acked, expired=len(progress.routers) - acked)
+        if is_settled and not self._seen.expired:
+            self.end()
+
+    def end(self) -> None:
+        if not self.over.done():
+            self.over.set_result(self._seen)

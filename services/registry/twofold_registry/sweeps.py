@@ -66,8 +66,12 @@ class Sweeps:
         self._rounds = 0
         self._failing: set[str] = set()
         self._swept = Counter("twofold_registry_swept", "Rows that were swept away.", ("what",), registry=metrics)
+        self._failures = Counter(
+            "twofold_registry_sweep_failures", "Rounds in which a sweep failed.", ("what",), registry=metrics
+        )
         for sweep in sweeps:
             self._swept.labels(sweep.what)
+            self._failures.labels(sweep.what)
         self._logger = structlog.get_logger("twofold.sweeps")
 
     async def round(self) -> None:
@@ -95,7 +99,8 @@ class Sweeps:
                 return
 
     def _failing_anew(self, sweep: Sweep) -> bool:
-        """That it fails is told once, until it has gone well again."""
+        """That it fails is counted, and told once until it has gone well again."""
+        self._failures.labels(sweep.what).inc()
         anew = sweep.what not in self._failing
         self._failing.add(sweep.what)
         return anew

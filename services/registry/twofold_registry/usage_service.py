@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from twofold.registry.v1 import usage_pb2 as pb
 from twofold.registry.v1.usage_pb2_grpc import UsageServiceServicer
+from twofold_chassis import call
 from twofold_chassis.edge import Context
 from twofold_registry.usage import Usage
 from twofold_registry.wire import usage as wire
@@ -25,8 +26,8 @@ class UsageService(UsageServiceServicer):
     async def StreamUsage(
         self, requests: AsyncIterator[pb.StreamUsageRequest], _: Context
     ) -> AsyncIterator[pb.StreamUsageResponse]:
-        batch = 0
-        async for request in requests:
+        batch, waiting = 0, aiter(requests)
+        while (request := await call.unless_draining(anext(waiting, None))) is not None:
             batch += 1
             workspace_id = wire.workspace_id(request)
             events = wire.events(request, datetime.now(UTC))

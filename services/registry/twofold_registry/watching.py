@@ -8,7 +8,6 @@ buffer is told so and cut.
 
 import asyncio
 import contextlib
-import itertools
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,9 @@ from twofold_registry.routers import RouterKey, Routers
 
 BUFFER_BYTES_MAX = 16 * 1024 * 1024
 LOOK_ROWS_MAX = 1000
+LOOK_BYTES_MAX = 4 * 1024 * 1024
 _LOOK_EACH_S = 1.0
+_TOLD_AT_ONCE = 16
 _AFTER_FAILURE_S = 0.25
 _THING_BYTES = 200
 """What it costs besides the resource: ids, and what Python adds."""
@@ -155,7 +156,7 @@ class Feed(Protocol):
         ...
 
     async def look(self, after: int) -> Look:
-        """What has changed since revision `after`, whole revisions of at most about 1,000 rows."""
+        """What has changed since revision `after`, whole revisions of at most about 1,000 rows and 4 MiB."""
         ...
 
     def state(self) -> contextlib.AbstractAsyncContextManager[tuple[Place, AsyncIterator[Sequence[Thing]]]]:
@@ -176,10 +177,11 @@ class Watching:
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._logger = structlog.get_logger("twofold.watching")
-        # What is kept for all: the changes behind `_oldest`, up to `_latest.head`.
+        # What is kept for all: the changes of this epoch behind `_oldest`, up to `_latest.head`.
         self._changes: deque[Changed] = deque()
         self._bytes = 0
         self._oldest = 0
+        self._epoch = 0
         self._latest: Look | None = None
 
     def wake(self) -> None:
@@ -206,26 +208,30 @@ class Watching:
                 self._task = None
 
     def join(self, watch: "Watch", place: Place) -> bool:
-        """Serves the watch from now on, which stands there; False if what is kept for all does not reach back to it.
+        """Serves the watch from now on, which stands there; False if what is kept for all does not go on from it.
 
         Looking goes on from there if nobody was looking.
         """
         if self._task is None:
-            self._changes.clear()
-            self._bytes, self._oldest, self._latest = 0, place.revision, None
-            self._task = asyncio.create_task(self._look_on(place))
-        if place.revision < self._oldest:
+            self._begin_at(place)
+            self._task = call.begin_for_all(self._look_on(place))
+        self.wake()
+        # Of another epoch: it has ended while the watch caught up, or those before the watch are yet to hear of that.
+        if place.epoch != self._epoch or place.revision < self._oldest:
             return False
         self._live.add(watch)
-        self.wake()
         return True
 
     def since(self, revision: int) -> Sequence[Changed] | None:
-        """The changes behind a revision, up to the latest look; None if they do not reach back to it."""
+        """The next changes behind a revision; None if what is kept does not reach back to it.
+
+        Some only: who takes its time with them must not keep in memory what is not kept for all any more.
+        """
         if revision < self._oldest:
             return None
         missing = self._changes[-1].revision - revision if self._changes else 0
-        return list(itertools.islice(reversed(self._changes), max(0, missing)))[::-1]
+        first = len(self._changes) - missing
+        return [self._changes[first + index] for index in range(min(missing, _TOLD_AT_ONCE))]
 
     @property
     def latest(self) -> Look | None:
@@ -241,6 +247,7 @@ class Watching:
             self._woken.clear()
             try:
                 place = await self._look(place)
+                await self._renew_routers()  # apart: what was read stays read, whether or not this can be done
                 failed = False
             except Exception as error:
                 if not failed:
@@ -257,8 +264,7 @@ class Watching:
         if lost is not None:
             for watch in list(self._live):
                 watch.end(lost)
-            self._changes.clear()
-            self._bytes, self._oldest, self._latest = 0, look.head.revision, None
+            self._begin_at(look.head)
             return look.head
         for change in look.changes:
             self._changes.append(change)
@@ -274,8 +280,16 @@ class Watching:
         self._latest = look
         for watch, pinged in asked:
             watch.looked(look, pinged)
-        await self._routers.renew([watch.router for watch in self._live if watch.router is not None], look.routers)
         return look.head
+
+    async def _renew_routers(self) -> None:
+        if self._latest is not None:
+            here = [watch.router for watch in self._live if watch.router is not None]
+            await self._routers.renew(here, self._latest.routers)
+
+    def _begin_at(self, place: Place) -> None:
+        self._changes.clear()
+        self._bytes, self._oldest, self._epoch, self._latest = 0, place.revision, place.epoch, None
 
 
 def _lost(place: Place, look: Look) -> Resync | None:
@@ -326,8 +340,8 @@ class Watch:
                         if self.router is not None:
                             await self._routers.leave(self.router)
                         self.router = None
-        except Refusal as refusal:
-            self.end(refusal)
+        except Exception as error:  # noqa: BLE001  (the stream raises it)
+            self.end(error)
 
     def end(self, why: Resync | Exception) -> None:
         """Ends the stream with this."""
@@ -372,6 +386,8 @@ class Watch:
             for change in changes:
                 yield change
                 revision = change.revision
+            if len(changes) == _TOLD_AT_ONCE:
+                self._woken.set()  # there may be more
             if latest is None or latest.head.revision != revision:
                 continue  # reading has only begun, or goes on
             if pinged != self._answered or boot_s() - checked >= _LOOK_EACH_S:

@@ -31,7 +31,7 @@ from twofold_registry.store import caps, rows
 from twofold_registry.store.changes import Change, Changes, Deed
 from twofold_registry.store.reads import Reads
 from twofold_registry.store.statements import STATEMENTS
-from twofold_registry.store.tenants import require_workspace
+from twofold_registry.store.tenants import require_past_workspace
 from twofold_registry.wire.billing import adjustment_json, invoice_json
 from twofold_registry.workspaces import WorkspaceUnknown
 
@@ -62,7 +62,7 @@ class PostgresBilling:
 
     async def close(self, key: BillKey, attempt: Attempt, answer: Answer[Closing]) -> bytes:
         async def make(change: Change) -> bytes:
-            await caps.require_locked(change, key.workspace_id)
+            await caps.require_past_locked(change, key.workspace_id)
             earlier = await change.connection.fetchrow(STATEMENTS["get_invoice"], key.workspace_id, key.month)
             if earlier is not None:
                 return answer(Closing(_invoice(key.workspace_id, earlier), closed=False), await change.head())
@@ -76,7 +76,7 @@ class PostgresBilling:
         self, key: BillKey, behind: LinePlace | None, size: int, least: Revision | None
     ) -> tuple[Invoice, Page[Line]]:
         async def ask(connection: Connection) -> tuple[Invoice, Page[Line]]:
-            await require_workspace(connection, key.workspace_id)
+            await require_past_workspace(connection, key.workspace_id)
             row = await connection.fetchrow(STATEMENTS["get_invoice"], key.workspace_id, key.month)
             if row is None:
                 raise InvoiceUnknown(key.month)
@@ -88,7 +88,7 @@ class PostgresBilling:
 
     async def invoices(self, workspace_id: str, before: date, size: int, least: Revision | None) -> Page[Invoice]:
         async def ask(connection: Connection) -> list[Record]:
-            await require_workspace(connection, workspace_id)
+            await require_past_workspace(connection, workspace_id)
             return await connection.fetch(STATEMENTS["list_invoices"], workspace_id, before, size + 1)
 
         found = await self._reads.report(workspace_id, ask, least)
@@ -96,13 +96,14 @@ class PostgresBilling:
 
     async def adjust(self, draft: Draft, attempt: Attempt, answer: Answer[Adjustment]) -> bytes:
         async def make(change: Change) -> bytes:
-            await caps.require_locked(change, draft.workspace_id)
+            await caps.require_past_locked(change, draft.workspace_id)
             now = await caps.months_of(change, draft.workspace_id)
             about = about_of(draft, now.current)
             month = months.booked(about, now.open)
             await caps.lock_month(change, draft.workspace_id, month)
             amount = (draft.amount.currency, draft.amount.amount_micros)
-            await change.write("add_to_totals", draft.workspace_id, month, *amount)
+            with rows.sums_that_fit("adjustment.amount.amount_micros", "the sum of its month would not fit"):
+                await change.write("add_to_totals", draft.workspace_id, month, *amount)
             standing = await caps.standing(change.connection, draft.workspace_id)
             stamp = await change.take_revision()
             adjustment = Adjustment(

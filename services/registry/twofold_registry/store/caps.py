@@ -16,6 +16,7 @@ from twofold_registry.store import rows
 from twofold_registry.store.changes import Change, Changes, Deed
 from twofold_registry.store.reads import Reads
 from twofold_registry.store.statements import STATEMENTS
+from twofold_registry.sweeps import one_by_one
 from twofold_registry.wire.caps import caps_json
 from twofold_registry.workspaces import WorkspaceUnknown
 
@@ -31,6 +32,8 @@ class PostgresCaps:
     async def get(self, workspace_id: str, least: Revision | None) -> Read[StoredCaps]:
         async def ask(connection: Connection) -> Read[StoredCaps]:
             row = await _row(connection, workspace_id)
+            if not row["lives"]:
+                raise WorkspaceUnknown(workspace_id)
             return rows.read(row, _stored(workspace_id, row))
 
         return await self._reads.read(workspace_id, ask, least)
@@ -48,7 +51,7 @@ class PostgresCaps:
             after = StoredCaps(caps, used, told, stamp.at, stamp.revision.number)
             await change.write("put_caps", *_values(after))
             deeds = [_deed("set", caps_json(before) if before.told else "", after)]
-            if told.state is not before.told_state:
+            if (before.told or Told(CapState.NONE, told.month)).is_crossed_by(told.state, told.month):
                 deeds.append(_crossing(before, after))
             await change.record(stamp, caps.workspace_id, deeds)
             return answer(after, stamp.revision)
@@ -62,8 +65,7 @@ class PostgresCaps:
         """
         async with postgres.connection(self._system) as connection:
             found = await connection.fetch(STATEMENTS["caps_of_past_months"], at_most)
-        for row in found:
-            await self._renew(row["workspace_id"])
+        await one_by_one([row["workspace_id"] for row in found], self._renew)
         return len(found)
 
     async def _renew(self, workspace_id: str) -> None:
@@ -92,6 +94,12 @@ async def months_of(change: Change, workspace_id: str) -> Months:
 async def require_locked(change: Change, workspace_id: str) -> None:
     """Locks the workspace. Raises WorkspaceUnknown."""
     if await change.lock_workspace(workspace_id) is None:
+        raise WorkspaceUnknown(workspace_id)
+
+
+async def require_past_locked(change: Change, workspace_id: str) -> None:
+    """Locks the workspace, also one that is deleted: what it used is owed. Raises WorkspaceUnknown."""
+    if not await change.lock_past_workspace(workspace_id):
         raise WorkspaceUnknown(workspace_id)
 
 
@@ -128,7 +136,7 @@ async def _row(connection: Connection, workspace_id: str, currency: str | None =
 
 def _stored(workspace_id: str, row: Record) -> StoredCaps:
     used = Used(row["current_month"], row["messages"], int(row["tokens"]), row["cost_micros"])
-    if row["state"] is None:
+    if row["state"] is None or not row["lives"]:  # nobody follows the caps of one that is deleted
         return StoredCaps(Caps(workspace_id), used)
     caps = Caps(
         workspace_id=workspace_id,

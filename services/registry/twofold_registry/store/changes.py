@@ -54,6 +54,14 @@ class Change:
         self._links[workspace_id] = Link(row["chain_seq"], row["chain_hash"])
         return rows.workspace(row)
 
+    async def lock_past_workspace(self, workspace_id: str) -> bool:
+        """The same lock, of one that may be deleted, and purged, for what outlives it; answers whether it ever was."""
+        row = await self.connection.fetchrow(STATEMENTS["lock_chain"], workspace_id)
+        if row is None:
+            return False
+        self._links[workspace_id] = Link(row["chain_seq"], row["chain_hash"])
+        return True
+
     async def begin_chain(self, workspace_id: str) -> None:
         """Gives a new workspace its audit chain."""
         await self.write("insert_audit_head", workspace_id)

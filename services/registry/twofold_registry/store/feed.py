@@ -21,7 +21,7 @@ from twofold_registry.routers import REGISTERED_S, Acked, Progress, Registered, 
 from twofold_registry.store import rows
 from twofold_registry.store.reads import renew_epoch
 from twofold_registry.store.statements import STATEMENTS
-from twofold_registry.watching import LOOK_ROWS_MAX, Changed, Look, Opened, Place, Thing
+from twofold_registry.watching import LOOK_BYTES_MAX, LOOK_ROWS_MAX, Changed, Look, Opened, Place, Thing
 from twofold_registry.wire.agents import agent_bytes
 from twofold_registry.wire.permissions import grant_bytes
 from twofold_registry.wire.users import user_bytes
@@ -57,7 +57,7 @@ class PostgresFeed:
         return Opened(Place(row["epoch"], row["old"], row["old_tag"]), resumed=False)
 
     async def look(self, after: int) -> Look:
-        found = await self._rows("feed_look", after, LOOK_ROWS_MAX)
+        found = await self._rows("feed_look", after, LOOK_ROWS_MAX, LOOK_BYTES_MAX)
         first = found[0]
         changes = [] if first["revision"] is None else [_changed(group) for group in _by_revision(found)]
         routers = {RouterKey(router, incarnation): left for router, incarnation, left in json.loads(first["routers"])}

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+import asyncpg
 import structlog
 from prometheus_client import CollectorRegistry, Counter
 
@@ -99,7 +100,8 @@ class Replica:
             raise self._not_there("busy") from None
         except StoreUnavailable as refusal:
             raise self._failed(refusal.message) from None
-        except Busy:  # what it replays took away what was being read
+        except (Busy, asyncpg.SyntaxOrAccessError):
+            # What it replays took away what was being read; or a migration is yet to come, and with it a column or a right.
             raise self._not_there("behind") from None
         self._answers()
         self._reads.labels("replica").inc()

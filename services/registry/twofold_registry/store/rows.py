@@ -1,11 +1,14 @@
 """Rows of the database ↔ values of the domain."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import TypeVar
 
+import asyncpg
 from asyncpg import Record
 
+from twofold_chassis.refusals import InvalidField
 from twofold_registry.agents import (
     Agent,
     AgentSettings,
@@ -41,6 +44,15 @@ def read(row: Record, value: Item) -> Read[Item]:
 def page(items: Sequence[Item], size: int) -> Page[Item]:
     """The page that a statement gave which was asked for one item more."""
     return Page(items[:size], more=len(items) > size)
+
+
+@contextlib.contextmanager
+def sums_that_fit(field: str, otherwise: str) -> Iterator[None]:
+    """A sum of more than 64 bits is the fault of this field, never a wrong number. Raises InvalidField."""
+    try:
+        yield
+    except asyncpg.NumericValueOutOfRangeError:
+        raise InvalidField(field, otherwise) from None
 
 
 def _stored(row: Record, value: Kind) -> Stored[Kind]:

@@ -3,7 +3,7 @@ wait for each other."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from datetime import date, datetime
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from asyncpg import Record
 
 from twofold_chassis import postgres
 from twofold_chassis.postgres import Connection, Pool
-from twofold_chassis.refusals import InvalidField, Overloaded
+from twofold_chassis.refusals import Overloaded
 from twofold_chassis.requests import Attempt
 from twofold_registry import months
 from twofold_registry.agents import Price
@@ -24,7 +24,7 @@ from twofold_registry.store import caps, rows
 from twofold_registry.store.changes import Change, Changes
 from twofold_registry.store.reads import Reads
 from twofold_registry.store.statements import STATEMENTS
-from twofold_registry.store.tenants import require_workspace
+from twofold_registry.store.tenants import require_past_workspace
 from twofold_registry.usage import (
     Cell,
     Event,
@@ -101,7 +101,7 @@ class PostgresUsage:
         new: set[str] = set()
 
         async def make(change: Change) -> bytes:
-            await caps.require_locked(change, workspace_id)
+            await caps.require_past_locked(change, workspace_id)
             new.update(await _keep(change.connection, workspace_id, events, batch))
             await caps.settle(change, workspace_id)
             return b""
@@ -123,10 +123,10 @@ class PostgresUsage:
         values = (query.workspace_id, start, end, query.user_id, query.agent_id, query.kind, query.group.value, after, size)
 
         async def ask(connection: Connection) -> list[Record]:
-            await require_workspace(connection, query.workspace_id)
+            await require_past_workspace(connection, query.workspace_id)
             return await connection.fetch(STATEMENTS[statement], *values)
 
-        with _sums_that_fit("end_time", "the sums of this span do not fit; ask for a shorter one"):
+        with rows.sums_that_fit("end_time", "the sums of this span do not fit; ask for a shorter one"):
             found = await self._reads.read(query.workspace_id, ask, least)
         return [Grouped(row["place"], _totals(row)) for row in found]
 
@@ -159,7 +159,7 @@ class PostgresUsage:
         async def ask(connection: Connection) -> list[Record]:
             return await connection.fetch(STATEMENTS["read_window"], *values)
 
-        with _sums_that_fit("cell", "the sums of a cell do not fit; ask for shorter ones"):
+        with rows.sums_that_fit("cell", "the sums of a cell do not fit; ask for shorter ones"):
             found = await self._reads.read(query.workspace_id, ask)
         if not found or found[-1]["part"] != 2:
             raise WorkspaceUnknown(query.workspace_id)
@@ -190,7 +190,7 @@ async def _keep(connection: Connection, workspace_id: str, events: Sequence[Even
         terms = await _terms(connection, workspace_id, agent_ids)
     ordered = sorted(batch.values(), key=lambda kept: kept[0].event_id)
     try:
-        with _sums_that_fit("events", "the sums of their month would not fit"):
+        with rows.sums_that_fit("events", "the sums of their month would not fit"):
             row = await connection.fetchrow(STATEMENTS["record_usage"], workspace_id, *_columns(ordered, terms))
     except asyncpg.CheckViolationError as error:
         if error.constraint_name != "amounts_are_bounded":
@@ -262,14 +262,6 @@ def _duplicates(events: Sequence[Event], new: set[str]) -> list[bool]:
         duplicates.append(event.event_id not in fresh)
         fresh.discard(event.event_id)
     return duplicates
-
-
-@contextlib.contextmanager
-def _sums_that_fit(field: str, otherwise: str) -> Iterator[None]:
-    try:
-        yield
-    except asyncpg.NumericValueOutOfRangeError:
-        raise InvalidField(field, otherwise) from None
 
 
 def _totals(row: Record) -> Totals:

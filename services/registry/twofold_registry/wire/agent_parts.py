@@ -1,14 +1,12 @@
 """Parts of agents on the wire: their targets, their price, and what was observed of them."""
 
-import re
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from twofold.registry.v1 import agent_pb2 as pb
 from twofold_chassis import fields
 from twofold_chassis.refusals import InvalidField
 from twofold_registry.agents import (
-    CURRENCY_DEFAULT,
     PRICE_MICROS_MAX,
     TARGETS_MAX,
     WEIGHT_MAX,
@@ -19,15 +17,16 @@ from twofold_registry.agents import (
     checked_targets,
 )
 from twofold_registry.urls import plain_url
+from twofold_registry.wire import money
+from twofold_registry.wire.forms import happened
 from twofold_registry.wire.masks import Readers
 
 _TARGETS = "agent.targets"
+_CURRENCY = "agent.price.currency"
 _TARGET_NAME_BYTES_MAX = 63
 _MESSAGE_BYTES_MAX = 255
 _GENERATION_MAX = 2**63 - 1
-_EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 _AHEAD_MAX = timedelta(minutes=1)
-_is_currency = re.compile(r"[A-Z]{3}").fullmatch
 _OBSERVED = {
     pb.OBSERVED_STATE_READY: ObservedState.READY,
     pb.OBSERVED_STATE_COLD: ObservedState.COLD,
@@ -53,7 +52,7 @@ def price(draft: pb.AgentPrice) -> Price:
         per_message_micros=_micros(draft, "per_message_micros"),
         per_1000_input_tokens_micros=_micros(draft, "per_1000_input_tokens_micros"),
         per_1000_output_tokens_micros=_micros(draft, "per_1000_output_tokens_micros"),
-        currency=_currency(draft),
+        currency=money.currency(draft.currency, _CURRENCY),
     )
 
 
@@ -63,7 +62,7 @@ def price_readers(draft: pb.AgentPrice) -> Readers:
         "price.per_message_micros": lambda: _micros(draft, "per_message_micros"),
         "price.per_1000_input_tokens_micros": lambda: _micros(draft, "per_1000_input_tokens_micros"),
         "price.per_1000_output_tokens_micros": lambda: _micros(draft, "per_1000_output_tokens_micros"),
-        "price.currency": lambda: _currency(draft),
+        "price.currency": lambda: money.currency(draft.currency, _CURRENCY),
     }
 
 
@@ -115,18 +114,5 @@ def _micros(draft: pb.AgentPrice, name: str) -> int:
     return fields.whole(getattr(draft, name), f"agent.price.{name}", least=0, most=PRICE_MICROS_MAX)
 
 
-def _currency(draft: pb.AgentPrice) -> str:
-    currency = draft.currency or CURRENCY_DEFAULT
-    if not _is_currency(currency):
-        raise InvalidField("agent.price.currency", "is not an ISO 4217 code, which is three capital letters")
-    return currency
-
-
 def _observed_at(draft: pb.AgentObservation, now: datetime) -> datetime:
-    field = "observation.observe_time"
-    if not draft.HasField("observe_time"):
-        raise InvalidField(field, "is required")
-    at = fields.moment(draft.observe_time, field)
-    if not _EARLIEST <= at <= now + _AHEAD_MAX:
-        raise InvalidField(field, "must not lie before the year 2000, nor more than a minute ahead")
-    return at
+    return happened(draft, "observe_time", "observation.observe_time", now + _AHEAD_MAX)

@@ -91,7 +91,7 @@ def listed(routers: Sequence[Registered]) -> pb.ListRoutersResponse:
     return pb.ListRoutersResponse(routers=map(_registered, routers))
 
 
-@lru_cache(maxsize=1024)  # all who watch are told the same
+@lru_cache(maxsize=256)  # all who watch are told the same; one may hold an agent with 64 KiB of instructions
 def _changed(change: Changed) -> pb.WatchResponse:
     form = pb.WatchChange(
         revision=change.revision,

@@ -23,7 +23,6 @@ from twofold_registry.checks import (
 )
 from twofold_registry.permissions import GrantKey, Pair
 from twofold_registry.resources import Page, Read
-from twofold_registry.revisions import Revision, revision_of
 from twofold_registry.routers import RouterKey
 from twofold_registry.users import Role, UserKey
 from twofold_registry.wire import pages
@@ -51,7 +50,6 @@ _RESULTS = {
 }
 
 _Asked = pb.CheckRequest | pb.BatchCheckRequest
-_Least = _Asked | pb.ExplainPermissionRequest | pb.ListUsableAgentsRequest | pb.ListAgentUsersRequest
 
 
 class Batch(NamedTuple):
@@ -79,11 +77,6 @@ def batch(request: pb.BatchCheckRequest) -> Batch:
         except InvalidField as refusal:
             wrong.append(refusal)
     return Batch(Question(workspace_id, pairs, _router(request)), wrong)
-
-
-def least_revision(request: _Least) -> Revision | None:
-    token = request.min_revision_token
-    return revision_of(token, "min_revision_token") if token else None
 
 
 def explained_key(request: pb.ExplainPermissionRequest) -> GrantKey:

@@ -1,7 +1,7 @@
 """Forms that values of several nouns take on the wire."""
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from google.protobuf.json_format import MessageToJson
@@ -15,6 +15,7 @@ from twofold_registry.resources import Answer, Kind, Look, Stored, Write
 from twofold_registry.revisions import Revision, revision_of
 
 BATCH_MAX = 500
+_EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 def json_object(message: Message) -> str:
@@ -25,6 +26,16 @@ def json_object(message: Message) -> str:
 def optional_timestamp(value: datetime | None) -> Timestamp | None:
     """The wire's form of a time that may be unset."""
     return None if value is None else fields.timestamp(value)
+
+
+def happened(message: Any, name: str, field: str, latest: datetime) -> datetime:
+    """When something happened, as it is told in the field `name`: from the year 2000 on, and not after `latest`."""
+    if not message.HasField(name):
+        raise InvalidField(field, "is required")
+    at = fields.moment(getattr(message, name), field)
+    if not _EARLIEST <= at <= latest:
+        raise InvalidField(field, f"must not lie before the year 2000 nor after {latest:%Y-%m-%dT%H:%M:%SZ}")
+    return at
 
 
 def present(request: Message, field: str) -> None:
@@ -46,7 +57,12 @@ def write(request: Any, scope: str, given_etag: str = "", field: str = "etag") -
 
 def look(request: Any) -> Look:
     """How something is asked for."""
-    return Look(request.show_deleted, revision_of(request.min_revision_token, "min_revision_token"))
+    return Look(request.show_deleted, least(request))
+
+
+def least(request: Any) -> Revision | None:
+    """How new what is read must be at least."""
+    return revision_of(request.min_revision_token, "min_revision_token")
 
 
 def ids(values: Sequence[str], field: str) -> list[str]:

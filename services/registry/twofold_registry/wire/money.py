@@ -6,8 +6,9 @@ from datetime import date
 
 from twofold.registry.v1 import usage_pb2 as pb
 from twofold_chassis.refusals import InvalidField
+from twofold_registry.agents import CURRENCY_DEFAULT
 from twofold_registry.months import FIRST
-from twofold_registry.prices import CURRENCY, Money, is_currency
+from twofold_registry.prices import Money, is_currency
 
 _is_month = re.compile(r"([0-9]{4})-(0[1-9]|1[0-2])").fullmatch
 
@@ -31,7 +32,7 @@ def currency(value: str, field: str) -> str:
     """A currency; the usual one if none was given."""
     if value and not is_currency(value):
         raise InvalidField(field, "is not a code of three capital letters")
-    return value or CURRENCY
+    return value or CURRENCY_DEFAULT
 
 
 def message(money: Money) -> pb.Money:

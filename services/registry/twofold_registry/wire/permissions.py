@@ -1,10 +1,7 @@
 """Grants on the wire; checks are read and written in `checks.py`."""
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import TypeVar
-
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from twofold.registry.v1 import permission_pb2 as pb
 from twofold_chassis import fields
@@ -45,7 +42,7 @@ def grant_order(request: pb.GrantRequest) -> GrantOrder:
         _key(workspace_id, grant, "grant."),
         Condition.ANY,
         "grant.",
-        _expiry(grant.expire_time, "grant.expire_time") if grant.HasField("expire_time") else None,
+        fields.moment(grant.expire_time, "grant.expire_time") if grant.HasField("expire_time") else None,
         only_published=False,
     )
 
@@ -105,10 +102,6 @@ def list_place(request: pb.ListGrantsRequest, query: GrantQuery) -> tuple[tuple[
     """The pair of ids the page begins behind, and the size of the page."""
     cursor = fields.page_place(request.page_token, query, str, str)
     return (cursor[0], cursor[1]) if cursor else ("", ""), fields.page_size(request.page_size)
-
-
-def least_listed(request: pb.ListGrantsRequest) -> Revision | None:
-    return revision_of(request.min_revision_token, "min_revision_token")
 
 
 def grant_message(grant: Grant) -> pb.AgentGrant:
@@ -190,7 +183,7 @@ def _granted_item(workspace_id: str, item: pb.BatchGrantItem, field: str) -> Gra
         _key(workspace_id, item, field),
         _condition(item.grant_condition, field),
         field,
-        _expiry(item.expire_time, f"{field}expire_time") if item.HasField("expire_time") else None,
+        fields.moment(item.expire_time, f"{field}expire_time") if item.HasField("expire_time") else None,
         only_published,
     )
 
@@ -207,11 +200,6 @@ def _key(
         fields.identifier(item.user_id, f"{field}user_id"),
         fields.identifier(item.agent_id, f"{field}agent_id"),
     )
-
-
-def _expiry(value: Timestamp, field: str) -> datetime:
-    """When the grant is to expire; that it lies in the future is judged by the database's clock."""
-    return fields.moment(value, field)
 
 
 def _condition(value: pb.GrantCondition.ValueType, field: str) -> Condition:

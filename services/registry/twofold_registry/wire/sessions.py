@@ -10,11 +10,11 @@ from twofold_registry.resources import Page
 from twofold_registry.revisions import Revision, revision_of
 from twofold_registry.sessions import CloseReason, Closing, Holding, Place, Session, SessionQuery, Tenure
 from twofold_registry.wire import pages
+from twofold_registry.wire.forms import happened
 from twofold_registry.wire.pods import incarnation, incarnation_message
 
 _EVENTS_MAX = 500
 _FENCE_MAX = 2**63 - 1
-_EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 _AHEAD_MAX = timedelta(hours=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -93,7 +93,7 @@ def _told(event: pb.SessionEvent, field: str, now: datetime) -> Session:
         fields.whole(event.fence, f"{field}.fence", least=0, most=_FENCE_MAX),
     )
     holding = _holding(event, field)
-    at = _time(event, f"{field}.event_time", now)
+    at = happened(event, "event_time", f"{field}.event_time", now + _AHEAD_MAX)
     reason = _reason(event, f"{field}.close_reason")
     if event.kind == pb.SESSION_EVENT_KIND_OPENED:
         if reason is not None:
@@ -115,15 +115,6 @@ def _holding(event: pb.SessionEvent, field: str) -> Holding:
         fields.identifier(event.pod_id, f"{field}.pod_id"),
         incarnation(event.incarnation, f"{field}.incarnation"),
     )
-
-
-def _time(event: pb.SessionEvent, field: str, now: datetime) -> datetime:
-    if not event.HasField("event_time"):
-        raise InvalidField(field, "is required")
-    at = fields.moment(event.event_time, field)
-    if not _EARLIEST <= at <= now + _AHEAD_MAX:
-        raise InvalidField(field, "must not lie before the year 2000 nor more than 1 hour in the future")
-    return at
 
 
 def _reason(event: pb.SessionEvent, field: str) -> CloseReason | None:

@@ -22,12 +22,11 @@ from twofold_registry.usage import (
     WindowQuery,
 )
 from twofold_registry.wire import money, pages
-from twofold_registry.wire.forms import present
+from twofold_registry.wire.forms import happened, present
 
 _EVENTS_MAX = 500
 _MESSAGES_MAX = 1_000_000_000
 _TOKENS_MAX = 1_000_000_000_000
-_EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 _AHEAD_MAX = timedelta(hours=1)
 _WINDOW_MAX = timedelta(hours=25)
 _CELL_MAX = timedelta(hours=1)
@@ -197,7 +196,7 @@ def _event(event: pb.UsageEvent, latest: datetime) -> Event:
         agent_id=_id(event.agent_id, "agent_id"),
         thread_id=event.thread_id and _id(event.thread_id, "thread_id"),
         kind=_kind(event.kind, "kind") if event.kind else TURN,
-        at=_time(event, latest),
+        at=happened(event, "event_time", "event_time", latest),
         messages=fields.whole(event.messages, "messages", least=0, most=_MESSAGES_MAX),
         input_tokens=fields.whole(event.input_tokens, "input_tokens", least=0, most=_TOKENS_MAX),
         output_tokens=fields.whole(event.output_tokens, "output_tokens", least=0, most=_TOKENS_MAX),
@@ -208,13 +207,3 @@ def _id(value: str, field: str) -> str:
     if 0 < len(value) <= fields.ID_BYTES_MAX and value.isascii() and value.isprintable():
         return value  # as nearly all are: in a third of the time
     return fields.identifier(value, field)
-
-
-def _time(event: pb.UsageEvent, latest: datetime) -> datetime:
-    if not event.HasField("event_time"):
-        raise InvalidField("event_time", "is required")
-    at = fields.moment(event.event_time, "event_time")
-    if not _EARLIEST <= at <= latest:
-        problem = "must not lie before the year 2000 nor more than 1 hour in the future"
-        raise InvalidField("event_time", problem)
-    return at

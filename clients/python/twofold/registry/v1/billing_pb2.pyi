@@ -590,7 +590,8 @@ Global___Cap: _TypeAlias = Cap  # noqa: Y015
 @_typing.final
 class UsageCaps(_message.Message):
     """UsageCaps are the limits that a workspace has in each month (UTC). They count what stands in the bill of the month. Each
-    crossing, in whatever direction, is one change of kind PLAN, with an audit entry "caps.cross"; recording usage is never refused.
+    crossing, in whatever direction, is one change of kind PLAN, with an audit entry "caps.cross"; a cap that is reached in one month
+    and again in the next is told anew. Recording usage is never refused.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

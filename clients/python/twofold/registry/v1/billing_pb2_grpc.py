@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class BillingServiceStub:
-    """BillingService says what is owed, closes months, and warns.
+    """BillingService says what is owed, closes months, and warns; but for caps, of a deleted workspace, too, and of a purged one:
+    REASON_WORKSPACE_UNKNOWN says that there never was such a workspace.
     """
 
     def __init__(self, channel):
@@ -73,7 +74,8 @@ class BillingServiceStub:
 
 
 class BillingServiceServicer:
-    """BillingService says what is owed, closes months, and warns.
+    """BillingService says what is owed, closes months, and warns; but for caps, of a deleted workspace, too, and of a purged one:
+    REASON_WORKSPACE_UNKNOWN says that there never was such a workspace.
     """
 
     def GetBill(self, request, context):
@@ -122,8 +124,8 @@ class BillingServiceServicer:
 
     def GetCaps(self, request, context):
         """GetCaps returns the caps of a workspace and how the current month stands to them.
-        Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN), INVALID_ARGUMENT (REASON_INVALID_TOKEN), UNAVAILABLE
-        (REASON_REVISION_NOT_REACHED), ABORTED (REASON_HISTORY_CHANGED).
+        Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN; of a deleted one, too), INVALID_ARGUMENT (REASON_INVALID_TOKEN),
+        UNAVAILABLE (REASON_REVISION_NOT_REACHED), ABORTED (REASON_HISTORY_CHANGED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -131,7 +133,8 @@ class BillingServiceServicer:
 
     def SetCaps(self, request, context):
         """SetCaps replaces the caps of a workspace.
-        Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN), ABORTED (REASON_ETAG_MISMATCH), ALREADY_EXISTS (REASON_REQUEST_REUSED).
+        Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN; of a deleted one, too), ABORTED (REASON_ETAG_MISMATCH), ALREADY_EXISTS
+        (REASON_REQUEST_REUSED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -184,7 +187,8 @@ def add_BillingServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class BillingService:
-    """BillingService says what is owed, closes months, and warns.
+    """BillingService says what is owed, closes months, and warns; but for caps, of a deleted workspace, too, and of a purged one:
+    REASON_WORKSPACE_UNKNOWN says that there never was such a workspace.
     """
 
     @staticmethod

@@ -21,7 +21,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class BillingServiceStub:
-    """BillingService says what is owed, closes months, and warns."""
+    """BillingService says what is owed, closes months, and warns; but for caps, of a deleted workspace, too, and of a purged one:
+    REASON_WORKSPACE_UNKNOWN says that there never was such a workspace.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetBill: _aio.UnaryUnaryMultiCallable[_billing_pb2.GetBillRequest, _billing_pb2.GetBillResponse]
@@ -50,16 +52,19 @@ class BillingServiceStub:
     """
     GetCaps: _aio.UnaryUnaryMultiCallable[_billing_pb2.GetCapsRequest, _billing_pb2.GetCapsResponse]
     """GetCaps returns the caps of a workspace and how the current month stands to them.
-    Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN), INVALID_ARGUMENT (REASON_INVALID_TOKEN), UNAVAILABLE
-    (REASON_REVISION_NOT_REACHED), ABORTED (REASON_HISTORY_CHANGED).
+    Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN; of a deleted one, too), INVALID_ARGUMENT (REASON_INVALID_TOKEN),
+    UNAVAILABLE (REASON_REVISION_NOT_REACHED), ABORTED (REASON_HISTORY_CHANGED).
     """
     SetCaps: _aio.UnaryUnaryMultiCallable[_billing_pb2.SetCapsRequest, _billing_pb2.SetCapsResponse]
     """SetCaps replaces the caps of a workspace.
-    Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN), ABORTED (REASON_ETAG_MISMATCH), ALREADY_EXISTS (REASON_REQUEST_REUSED).
+    Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN; of a deleted one, too), ABORTED (REASON_ETAG_MISMATCH), ALREADY_EXISTS
+    (REASON_REQUEST_REUSED).
     """
 
 class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
-    """BillingService says what is owed, closes months, and warns."""
+    """BillingService says what is owed, closes months, and warns; but for caps, of a deleted workspace, too, and of a purged one:
+    REASON_WORKSPACE_UNKNOWN says that there never was such a workspace.
+    """
 
     @_abc_1.abstractmethod
     def GetBill(
@@ -122,8 +127,8 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_billing_pb2.GetCapsRequest, _abc.Awaitable[_billing_pb2.GetCapsResponse]],
     ) -> _abc.Awaitable[_billing_pb2.GetCapsResponse]:
         """GetCaps returns the caps of a workspace and how the current month stands to them.
-        Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN), INVALID_ARGUMENT (REASON_INVALID_TOKEN), UNAVAILABLE
-        (REASON_REVISION_NOT_REACHED), ABORTED (REASON_HISTORY_CHANGED).
+        Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN; of a deleted one, too), INVALID_ARGUMENT (REASON_INVALID_TOKEN),
+        UNAVAILABLE (REASON_REVISION_NOT_REACHED), ABORTED (REASON_HISTORY_CHANGED).
         """
 
     @_abc_1.abstractmethod
@@ -133,7 +138,8 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_billing_pb2.SetCapsRequest, _abc.Awaitable[_billing_pb2.SetCapsResponse]],
     ) -> _abc.Awaitable[_billing_pb2.SetCapsResponse]:
         """SetCaps replaces the caps of a workspace.
-        Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN), ABORTED (REASON_ETAG_MISMATCH), ALREADY_EXISTS (REASON_REQUEST_REUSED).
+        Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN; of a deleted one, too), ABORTED (REASON_ETAG_MISMATCH), ALREADY_EXISTS
+        (REASON_REQUEST_REUSED).
         """
 
 def add_BillingServiceServicer_to_server(servicer: BillingServiceServicer, server: _aio.Server) -> None: ...

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class UsageServiceStub:
-    """UsageService records what was used and says how much.
+    """UsageService records what was used and says how much; but for ReadWindow, of a deleted workspace, too, for what was used is
+    owed: REASON_WORKSPACE_UNKNOWN says that there never was such a workspace.
     """
 
     def __init__(self, channel):
@@ -63,7 +64,8 @@ class UsageServiceStub:
 
 
 class UsageServiceServicer:
-    """UsageService records what was used and says how much.
+    """UsageService records what was used and says how much; but for ReadWindow, of a deleted workspace, too, for what was used is
+    owed: REASON_WORKSPACE_UNKNOWN says that there never was such a workspace.
     """
 
     def RecordUsage(self, request, context):
@@ -109,8 +111,9 @@ class UsageServiceServicer:
     def ReadWindow(self, request, context):
         """ReadWindow tells what was used in the last hours, cell by cell, and which operations were recorded: what a router needs to
         set up its counters anew. All of it is of one moment. Parts follow each other until everything is told.
-        Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN), RESOURCE_EXHAUSTED (REASON_TOO_MANY: more than 100,000 cells or 200,000
-        operations; ask for longer cells or a shorter time. REASON_OVERLOADED: others read windows, try again).
+        Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN; of a deleted one, too), RESOURCE_EXHAUSTED (REASON_TOO_MANY: more than
+        100,000 cells or 200,000 operations; ask for longer cells or a shorter time. REASON_OVERLOADED: others read windows, try
+        again).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -153,7 +156,8 @@ def add_UsageServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class UsageService:
-    """UsageService records what was used and says how much.
+    """UsageService records what was used and says how much; but for ReadWindow, of a deleted workspace, too, for what was used is
+    owed: REASON_WORKSPACE_UNKNOWN says that there never was such a workspace.
     """
 
     @staticmethod

@@ -15,7 +15,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class UsageServiceStub:
-    """UsageService records what was used and says how much."""
+    """UsageService records what was used and says how much; but for ReadWindow, of a deleted workspace, too, for what was used is
+    owed: REASON_WORKSPACE_UNKNOWN says that there never was such a workspace.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     RecordUsage: _aio.UnaryUnaryMultiCallable[_usage_pb2.RecordUsageRequest, _usage_pb2.RecordUsageResponse]
@@ -45,12 +47,15 @@ class UsageServiceStub:
     ReadWindow: _aio.UnaryStreamMultiCallable[_usage_pb2.ReadWindowRequest, _usage_pb2.ReadWindowResponse]
     """ReadWindow tells what was used in the last hours, cell by cell, and which operations were recorded: what a router needs to
     set up its counters anew. All of it is of one moment. Parts follow each other until everything is told.
-    Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN), RESOURCE_EXHAUSTED (REASON_TOO_MANY: more than 100,000 cells or 200,000
-    operations; ask for longer cells or a shorter time. REASON_OVERLOADED: others read windows, try again).
+    Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN; of a deleted one, too), RESOURCE_EXHAUSTED (REASON_TOO_MANY: more than
+    100,000 cells or 200,000 operations; ask for longer cells or a shorter time. REASON_OVERLOADED: others read windows, try
+    again).
     """
 
 class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
-    """UsageService records what was used and says how much."""
+    """UsageService records what was used and says how much; but for ReadWindow, of a deleted workspace, too, for what was used is
+    owed: REASON_WORKSPACE_UNKNOWN says that there never was such a workspace.
+    """
 
     @_abc_1.abstractmethod
     def RecordUsage(
@@ -108,8 +113,9 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.AsyncIterator[_usage_pb2.ReadWindowResponse]:
         """ReadWindow tells what was used in the last hours, cell by cell, and which operations were recorded: what a router needs to
         set up its counters anew. All of it is of one moment. Parts follow each other until everything is told.
-        Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN), RESOURCE_EXHAUSTED (REASON_TOO_MANY: more than 100,000 cells or 200,000
-        operations; ask for longer cells or a shorter time. REASON_OVERLOADED: others read windows, try again).
+        Errors: NOT_FOUND (REASON_WORKSPACE_UNKNOWN; of a deleted one, too), RESOURCE_EXHAUSTED (REASON_TOO_MANY: more than
+        100,000 cells or 200,000 operations; ask for longer cells or a shorter time. REASON_OVERLOADED: others read windows, try
+        again).
         """
 
 def add_UsageServiceServicer_to_server(servicer: UsageServiceServicer, server: _aio.Server) -> None: ...

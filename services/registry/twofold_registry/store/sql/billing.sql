@@ -1,5 +1,5 @@
 -- name: bill_head
--- The state of a month, and the sums of its bill by currency; no row if there is no such workspace.
+-- The state of a month, and the sums of its bill by currency; no row if there never was such a workspace.
 SELECT coalesce($2::date, date_trunc('month', now() AT TIME ZONE 'UTC')::date) AS month,
     coalesce((SELECT max(i.month) FROM registry.invoices i WHERE i.workspace_id = $1)
         >= coalesce($2::date, date_trunc('month', now() AT TIME ZONE 'UTC')::date), false) AS closed,
@@ -7,7 +7,7 @@ SELECT coalesce($2::date, date_trunc('month', now() AT TIME ZONE 'UTC')::date) A
 FROM registry.workspaces w
 LEFT JOIN registry.usage_totals t ON t.workspace_id = w.workspace_id AND t.currency <> ''
     AND t.month = coalesce($2::date, date_trunc('month', now() AT TIME ZONE 'UTC')::date)
-WHERE w.workspace_id = $1 AND w.deleted_at IS NULL
+WHERE w.workspace_id = $1
 ORDER BY t.currency;
 
 -- name: bill_page
@@ -117,11 +117,11 @@ ON CONFLICT (workspace_id, month, currency) DO UPDATE SET cost_micros = t.cost_m
 
 -- name: caps_and_use
 -- The caps, what was told of them, and what counts of the current month. Without caps their columns are NULL; no row if there is no
--- such workspace. Money is that of a currency ($2), of the caps' own where it is NULL.
+-- such workspace, and `lives` is false if it is deleted. Money is that of a currency ($2), of the caps' own where it is NULL.
 SELECT CASE WHEN h.fingerprint = registry.fingerprint() THEN h.epoch END AS epoch, h.revision AS head_revision,
     date_trunc('month', now() AT TIME ZONE 'UTC')::date AS current_month,
     c.messages_soft, c.messages_hard, c.tokens_soft, c.tokens_hard, c.cost_soft_micros, c.cost_hard_micros, c.currency,
-    c.state, c.month, c.created_at, c.updated_at, c.revision,
+    c.state, c.month, c.created_at, c.updated_at, c.revision, w.deleted_at IS NULL AS lives,
     coalesce(t.messages, 0) AS messages, coalesce(t.input_tokens::numeric + t.output_tokens, 0) AS tokens,
     coalesce(m.cost_micros, 0) AS cost_micros
 FROM registry.registry_head h
@@ -131,7 +131,7 @@ LEFT JOIN registry.usage_totals t ON t.workspace_id = w.workspace_id AND t.curre
     AND t.month = date_trunc('month', now() AT TIME ZONE 'UTC')::date
 LEFT JOIN registry.usage_totals m ON m.workspace_id = w.workspace_id AND m.currency = coalesce($2::text, c.currency, 'USD')
     AND m.month = date_trunc('month', now() AT TIME ZONE 'UTC')::date
-WHERE w.workspace_id = $1 AND w.deleted_at IS NULL;
+WHERE w.workspace_id = $1;
 
 -- name: put_caps
 INSERT INTO registry.usage_caps

@@ -1,17 +1,18 @@
 -- name: feed_look
 -- Head, what came behind revision $1, and who is registered: one statement, so that all of it is of one moment. Of the changes
--- whole revisions: those of the first $2 rows.
+-- whole revisions: those of the first $2 rows, as far as $3 bytes reach, but one at least: each who catches up holds all of them.
 SELECT CASE WHEN h.fingerprint = registry.fingerprint() THEN h.epoch END AS epoch,
     h.revision AS head, h.tag AS head_tag, h.compacted, now() AS at,
     (SELECT coalesce(jsonb_agg(jsonb_build_array(w.router_id, w.incarnation,
-        (extract(epoch FROM w.expires_at - now()) * 1000)::bigint)), '[]')
+        floor(extract(epoch FROM w.expires_at - now()) * 1000)::bigint)), '[]')
     FROM registry.watchers w WHERE w.expires_at > now()) AS routers,
     c.revision, c.tag, c.at AS changed_at, c.wait, c.kind, c.workspace_id, c.user_id, c.agent_id, c.after
 FROM registry.registry_head h
 LEFT JOIN LATERAL (
     SELECT * FROM registry.changes WHERE revision > $1 AND revision <= (
-        SELECT max(first.revision) FROM (
-            SELECT revision FROM registry.changes WHERE revision > $1 ORDER BY revision, ordinal LIMIT $2
+        SELECT coalesce(max(first.revision) FILTER (WHERE first.bytes <= $3), min(first.revision)) FROM (
+            SELECT revision, sum(coalesce(octet_length(after), 0)) OVER (ORDER BY revision, ordinal) AS bytes
+            FROM registry.changes WHERE revision > $1 ORDER BY revision, ordinal LIMIT $2
         ) first
     )
 ) c ON true
@@ -78,8 +79,10 @@ WHERE w.router_id = a.router_id AND w.incarnation = a.incarnation
     AND (w.acked_epoch, w.acked_revision) < (a.epoch, a.revision);
 
 -- name: routers_progress
--- One row at least: without routers its other columns are NULL.
-SELECT extract(epoch FROM clock_timestamp() - h.epoch_at)::float8 AS epoch_age_s, w.router_id, w.incarnation,
+-- One row at least: without routers its other columns are NULL. In another Postgres than that of the epoch the next one has yet
+-- to begin: it is as young as can be.
+SELECT CASE WHEN h.fingerprint = registry.fingerprint() THEN extract(epoch FROM clock_timestamp() - h.epoch_at) ELSE 0
+    END::float8 AS epoch_age_s, w.router_id, w.incarnation,
     w.expires_at, w.acked_epoch, w.acked_revision
 FROM registry.registry_head h
 LEFT JOIN registry.watchers w ON w.expires_at > now()

@@ -34,6 +34,14 @@ JOIN registry.audit_heads c ON c.workspace_id = w.workspace_id
 WHERE w.workspace_id = $1 AND (w.deleted_at IS NULL OR $2::boolean AND w.purged_at IS NULL)
 FOR NO KEY UPDATE;
 
+-- name: lock_chain
+-- The same lock where a workspace may be deleted, and purged.
+SELECT c.seq AS chain_seq, c.hash AS chain_hash
+FROM registry.workspaces w
+JOIN registry.audit_heads c ON c.workspace_id = w.workspace_id
+WHERE w.workspace_id = $1
+FOR NO KEY UPDATE;
+
 -- name: rehearse_revision
 -- For a change that is only tried: nobody waits for it.
 SELECT CASE WHEN fingerprint = registry.fingerprint() THEN epoch END AS epoch, clock_timestamp() AS at

@@ -1,6 +1,8 @@
 -- name: pairs_with_grants
--- Whether user and agent of each pair live, and its grant. Read under the workspace's lock.
-SELECT u.user_id IS NOT NULL AS user_lives, a.state AS agent_state, g.expires_at, g.granted_by, g.granted_at, now() AS at
+-- Whether user and agent of each pair live, and its grant. Read under the workspace's lock, and judged by the time of that: the
+-- transaction may have waited for it.
+SELECT u.user_id IS NOT NULL AS user_lives, a.state AS agent_state, g.expires_at, g.granted_by, g.granted_at,
+    statement_timestamp() AS at
 FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS asked (user_id, agent_id, place)
 LEFT JOIN LATERAL (
     SELECT user_id FROM registry.users

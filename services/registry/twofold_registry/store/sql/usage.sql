@@ -1,12 +1,13 @@
 -- name: usage_terms
 -- What a recording needs to know: the current month, the first one that is open, and the prices of the agents, also of deleted
--- ones. A row for each agent there is, one without where there is none of them; no row if there is no such workspace.
+-- ones. A row for each agent there is, one without where there is none of them; no row if there never was such a workspace: of one
+-- that was deleted, too, what was used is owed.
 SELECT date_trunc('month', now() AT TIME ZONE 'UTC')::date AS current_month,
     (SELECT (max(i.month) + interval '1 month')::date FROM registry.invoices i WHERE i.workspace_id = $1) AS open_month,
     a.agent_id, a.currency, a.price_message_micros, a.price_input_micros, a.price_output_micros
 FROM registry.workspaces w
 LEFT JOIN registry.agents a ON a.workspace_id = w.workspace_id AND a.agent_id = ANY ($2::text[])
-WHERE w.workspace_id = $1 AND w.deleted_at IS NULL;
+WHERE w.workspace_id = $1;
 
 -- name: keep_months_open
 -- Whoever records into a month that is over keeps all such months from being closed until the end of the transaction. The row is one
