@@ -136,13 +136,17 @@ class Copies(Generic[Key, Value]):
         self._epochs = 0
         self._flights: Flights[tuple[int, Key, Revision | None], Held[Value]] = Flights()
 
-    def find(self, key: Key, least: Revision | None, now: float) -> Held[Value] | None:
-        """A copy in this process that may be answered from now."""
+    def peek(self, key: Key, now: float) -> Held[Value] | None:
+        """A copy in this process; whether it may be answered from, `may_answer` tells."""
         if self._epochs != self._knowledge.epochs:
             self._yes.clear()
             self._no.clear()
             self._epochs = self._knowledge.epochs
-        held = self._yes.find(key, now) or self._no.find(key, now)
+        return self._yes.find(key, now) or self._no.find(key, now)
+
+    def find(self, key: Key, least: Revision | None, now: float) -> Held[Value] | None:
+        """A copy in this process that may be answered from now."""
+        held = self.peek(key, now)
         if held is None or not self._knowledge.may_use(held.stamp, self._truth.rests_on(key), least, now):
             return None
         return held

@@ -12,6 +12,7 @@ All in one event loop; no time here is a wall clock's, but that of the database,
 import asyncio
 import itertools
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from twofold_chassis.revisions import Revision
@@ -69,7 +70,12 @@ class Stamp(NamedTuple):
     revision: int
 
     def token(self) -> bytes:
-        return Revision(self.epoch, self.revision).token()
+        return _token(self)
+
+
+@lru_cache(maxsize=4096)  # many copies were read at the same revision
+def _token(stamp: Stamp) -> bytes:
+    return Revision(stamp.epoch, stamp.revision).token()
 
 
 class Knowledge:

@@ -130,7 +130,7 @@ class Resolver:
         """What the registry says of the pair alone; a denial is an answer here."""
         pair, least = question.pair, question.least
         self._require_history(least)
-        held = self._permissions.find(pair, least, boot_s())
+        held = self._permissions.peek(pair, boot_s())
         for _ in range(_ROUNDS_MAX):
             if held is None:
                 await self._get_ready(least)
@@ -143,13 +143,16 @@ class Resolver:
         raise _cannot_tell()
 
     def _find(self, question: Question) -> Facts | None:
-        """The copies in this process, if they are enough for an answer: whom nothing is permitted needs no route."""
+        """The copies in this process, if they are enough for an answer: whom nothing is permitted needs no route.
+
+        Whether they may be answered from is looked at last, once.
+        """
         self._require_history(question.least)
         now = boot_s()
-        permission = self._permissions.find(question.pair, question.least, now)
+        permission = self._permissions.peek(question.pair, now)
         if permission is None:
             return None
-        route = self._routes.find(question.agent, question.least, now)
+        route = self._routes.peek(question.agent, now)
         return Facts(permission, route) if route is not None or not self._permits(permission) else None
 
     async def _read(self, question: Question) -> Facts:
