@@ -27,7 +27,7 @@ from twofold_registry.change_service import ChangeService
 from twofold_registry.history import Item, ItemKind
 from twofold_registry.revisions import revision_of
 from twofold_registry.routers import RouterKey, Routers
-from twofold_registry.store.feed import PostgresFeed, PostgresRegistrations
+from twofold_registry.store.feed import PostgresFeed, PostgresRegistrations, listening
 from twofold_registry.watching import (
     COMPACTED,
     EPOCH,
@@ -745,6 +745,27 @@ async def test_a_look_ends_before_it_gets_too_large_but_never_before_its_first_r
             look = await feed.look(0)
             assert [change.revision for change in look.changes] == list(range(1, expected + 1))
             assert look.is_all is (expected == 6)
+
+
+async def test_listening_goes_on_whatever_the_driver_said(
+    alone: Alone, workspace_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api, _, database = alone
+    connect, heard = asyncpg.connect, asyncio.Event()
+    refusals = iter([asyncpg.InternalClientError("another operation is in progress"), LookupError("a defect")])
+
+    async def connecting(*arguments: Any, **options: Any) -> Any:
+        for refusal in refusals:
+            raise refusal
+        return await connect(*arguments, **options)
+
+    monkeypatch.setattr("twofold_registry.store.feed.asyncpg.connect", connecting)
+    monkeypatch.setattr("twofold_registry.store.feed._AGAIN_S", 0.01)
+    async with listening(database, heard.set), asyncio.timeout(WAIT_S):
+        await heard.wait()  # it listens
+        heard.clear()
+        await api.make_workspace(workspace_id)
+        await heard.wait()
 
 
 async def test_c15_a_restart_of_postgres_ends_the_epoch_and_the_copy_is_whole_again(

@@ -234,7 +234,7 @@ async def _listen(url: str, timeout_s: float, wake: Callable[[], None]) -> None:
                 await ended.wait()
             finally:
                 connection.terminate()
-        except postgres.CANNOT_CONNECT as error:
+        except Exception as error:  # noqa: BLE001  (whatever it was, it is tried again: the driver has errors of its own)
             if not failed:
                 logger.warning("changes of other processes are not heard at once", error=postgres.told(error))
             failed = True
