@@ -167,7 +167,11 @@ class Knowledge:
 
     def floor(self, things: Sequence[Thing]) -> int:
         """The oldest revision at which something that rests on these may have been read."""
-        return max(self.base, *(self._floors.get(thing, -1) for thing in things))
+        floor, floors = self.base, self._floors
+        for thing in things:  # twice for each answer: a loop takes half the time of max() over a generator
+            if thing in floors and floors[thing] > floor:
+                floor = floors[thing]
+        return floor
 
     @property
     def is_known(self) -> bool:

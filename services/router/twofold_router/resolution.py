@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from twofold_chassis.clocks import boot_s
@@ -32,8 +31,7 @@ class AgentGone(FailedPrecondition):
     reason = Reason.REASON_AGENT_GONE
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(NamedTuple):
     """May this user use this agent, as of a revision at least as new as `least` (if there is one)?"""
 
     agent: AgentKey
@@ -55,8 +53,7 @@ class Ruling(NamedTuple):
     valid_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Resolution:
+class Resolution(NamedTuple):
     """Yes, and there it lives for this user."""
 
     ruling: Ruling
@@ -242,7 +239,9 @@ class Resolver:
         if not route.published:
             raise AgentNotPublished(f"agent {agent.agent_id!r} takes no messages", agent_id=agent.agent_id)
         target = route.target_for(agent, question.user_id)
-        ruling = ruling._replace(valid_s=min(ruling.valid_s, self._valid_s(held, now)))
+        valid_s = self._valid_s(held, now)
+        if valid_s < ruling.valid_s:
+            ruling = ruling._replace(valid_s=valid_s)
         return Resolution(ruling, target, route, held.source, max(0.0, now - held.read_at))
 
 

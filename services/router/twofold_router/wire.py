@@ -74,19 +74,30 @@ def ask(request: turn_pb2.RunRequest) -> Ask:
 
 def resolve_response(resolution: Resolution) -> routing_pb2.ResolveResponse:
     """Yes, and there it lives."""
+    response = routing_pb2.ResolveResponse()
+    _fill(response, resolution)
+    return response
+
+
+def _fill(response: routing_pb2.ResolveResponse, resolution: Resolution) -> None:
+    # Field by field, into the message where it stands: half the time of making messages of their own and copying them.
     ruling = resolution.ruling
-    return routing_pb2.ResolveResponse(
-        url=resolution.target.url,
-        basis=_BASES[ruling.verdict],
-        source=_SOURCES[resolution.source],
-        route_age=_duration(resolution.age_s),
-        revision_token=ruling.stamp.token(),
-        permission_source=_SOURCES[ruling.source],
-        permission_age=_duration(ruling.age_s),
-        valid_for=_duration(ruling.valid_s),
-        generation=resolution.route.generation,
-        target_name=resolution.target.name,
-    )
+    response.url = resolution.target.url
+    response.basis = _BASES[ruling.verdict]
+    response.source = _SOURCES[resolution.source]
+    _set(response.route_age, resolution.age_s)
+    response.revision_token = ruling.stamp.token()
+    response.permission_source = _SOURCES[ruling.source]
+    _set(response.permission_age, ruling.age_s)
+    _set(response.valid_for, ruling.valid_s)
+    response.generation = resolution.route.generation
+    response.target_name = resolution.target.name
+
+
+def _set(duration: Duration, seconds: float) -> None:
+    duration.SetInParent()
+    duration.seconds, micros = divmod(round(seconds * 1e6), 1_000_000)
+    duration.nanos = micros * 1000
 
 
 def check_response(ruling: Ruling) -> routing_pb2.CheckResponse:
@@ -103,16 +114,16 @@ def check_response(ruling: Ruling) -> routing_pb2.CheckResponse:
 
 def batch_response(results: Sequence[Resolution | Refusal]) -> routing_pb2.BatchResolveResponse:
     """Each answer, or what it is refused with."""
-    return routing_pb2.BatchResolveResponse(results=map(_result, results))
-
-
-def _result(result: Resolution | Refusal) -> routing_pb2.ResolveResult:
-    if isinstance(result, Resolution):
-        return routing_pb2.ResolveResult(answer=resolve_response(result))
-    refusal = routing_pb2.ResolveRefusal(reason=result.reason, message=result.message)
-    if result.retry_after_s is not None:
-        refusal.retry_delay.CopyFrom(_duration(result.retry_after_s))
-    return routing_pb2.ResolveResult(refusal=refusal)
+    response = routing_pb2.BatchResolveResponse()
+    for result in results:
+        form = response.results.add()
+        if isinstance(result, Resolution):
+            _fill(form.answer, result)
+        else:
+            form.refusal.reason, form.refusal.message = result.reason, result.message
+            if result.retry_after_s is not None:
+                _set(form.refusal.retry_delay, result.retry_after_s)
+    return response
 
 
 def run_response(event: Event) -> turn_pb2.RunResponse:
