@@ -1,10 +1,13 @@
 """Behind a pooler in transaction mode: nothing of a call stays on its connection, and a real PgBouncer will do."""
 
 import asyncio
+import contextlib
 import os
 import re
 import shutil
+import socket
 import subprocess
+import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -141,9 +144,21 @@ async def urls(postgres_server: EmbeddedPostgres) -> AsyncIterator[DatabaseUrls]
 @pytest.fixture
 def bouncer(servers_folder: Path, urls: DatabaseUrls, prepares: bool) -> Iterator[int]:
     """The port of a PgBouncer that lends two connections for each role, from transaction to transaction."""
-    folder = servers_folder / f"pgbouncer-{uuid.uuid4().hex[:8]}"
+    for _ in range(3):  # a port that was free may be somebody else's a moment later
+        port = free_port()
+        process = _start(servers_folder / f"pgbouncer-{uuid.uuid4().hex[:8]}", port, urls, prepares=prepares)
+        if _listens(port, process):
+            break
+        process.kill()
+        process.wait(20)
+    yield port
+    process.terminate()
+    process.wait(20)
+
+
+def _start(folder: Path, port: int, urls: DatabaseUrls, *, prepares: bool) -> "subprocess.Popen[bytes]":
     folder.mkdir(mode=0o755)
-    port, behind = free_port(), urlsplit(urls.app)
+    behind = urlsplit(urls.app)
     users = {(urlsplit(url).username, urlsplit(url).password) for url in (urls.app, urls.system)}
     (folder / "users.txt").write_text("".join(f'"{name}" "{password}"\n' for name, password in users))
     settings = {
@@ -163,15 +178,22 @@ def bouncer(servers_folder: Path, urls: DatabaseUrls, prepares: bool) -> Iterato
     (folder / "pgbouncer.ini").write_text("\n".join(["[databases]", database, "[pgbouncer]", *lines, ""]))
     account = server_account()
     assert PGBOUNCER is not None
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [PGBOUNCER, str(folder / "pgbouncer.ini")],
         stderr=subprocess.DEVNULL,
         user=account.uid if account else None,
         group=account.gid if account else None,
     )
-    yield port
-    process.terminate()
-    process.wait(20)
+
+
+def _listens(port: int, process: "subprocess.Popen[bytes]") -> bool:
+    """Whether it does within ten seconds."""
+    ends = time.monotonic() + 10
+    while process.poll() is None and time.monotonic() < ends:
+        with contextlib.suppress(OSError), socket.create_connection((LOOPBACK, port), timeout=1):
+            return True
+        time.sleep(0.02)
+    return False
 
 
 async def until_it_listens(url: str) -> None:
