@@ -116,7 +116,8 @@ async def test_a_server_that_refuses_is_losable_too_and_is_told_to_operators(lin
     with capture_logs() as logs:
         link._logger = link._logger.new()
         assert await losable(link.call("LPUSH", f"{workspace_id}:text", "y"), otherwise="nothing") == "nothing"
-    assert [(entry["event"], entry["command"]) for entry in logs] == [("redis refused a command", "LPUSH")]
+    refused = [entry for entry in logs if "redis" in entry["event"]]
+    assert [(entry["event"], entry["command"]) for entry in refused] == [("redis refused a command", "LPUSH")]
     assert await link.call("GET", f"{workspace_id}:text") == b"x"
 
 

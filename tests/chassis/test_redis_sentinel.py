@@ -40,7 +40,7 @@ async def test_what_redis_6_2_says_of_it_inside_a_script_is_understood() -> None
             await server.call(("EVAL", SET, 1, "a", "2"))
         assert server.generation == 2, "one connection that came, and went"
         await server.close()
-    assert logs == []
+    assert not [line for line in logs if "redis" in line["event"]]
     listening.close()
 
 
@@ -112,9 +112,10 @@ async def test_sentinels_that_do_not_know_the_master_or_are_not_there_stop_no_st
             with pytest.raises(RedisUnavailable):
                 await link.call("PING")
             await link.close()
-        assert [line["event"] for line in logs] == ["redis is away"]
-        assert "no sentinel names a master" in logs[0]["reason"]
-        assert why in logs[0]["reason"]
+        (line,) = [line for line in logs if "redis" in line["event"]]
+        assert line["event"] == "redis is away"
+        assert "no sentinel names a master" in line["reason"]
+        assert why in line["reason"]
 
 
 async def test_the_policy_of_the_master_counts_behind_sentinels_too(group: tuple[Server, Sentinel]) -> None:

@@ -118,8 +118,14 @@ async def house(postgres_server: EmbeddedPostgres, redis_settings: RedisSettings
             router(
                 router_settings.Settings(
                     redis=redis_settings,
+                    # Between two tests nobody is served: a stream that is silent then is not lost.
                     router=router_settings.RouterSettings(
-                        port=0, registry_target=peers["registry"], memory_target=peers["memory"], drain_s=0
+                        port=0,
+                        registry_target=peers["registry"],
+                        memory_target=peers["memory"],
+                        drain_s=0,
+                        lease_ms=60_000,
+                        silence_ms=60_000,
                     ),
                 )
             )
