@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
 
 import pytest
 
@@ -190,3 +191,13 @@ async def test_only_what_is_short_of_half_its_time_is_renewed_and_nothing_that_h
         await connection.execute("UPDATE registry.watchers SET expires_at = now() - interval '1 second'")
     await registrations.renew([ONE])
     assert await routers.list() == []
+
+
+async def test_no_more_routers_are_listed_than_the_contract_says() -> None:
+    class Crowded(Silent):
+        async def progress(self) -> Progress:
+            acked = [Acked(RouterKey(f"r{number:04}", "a"), 0, 0) for number in range(1001)]
+            return Progress(LONG_S, [Registered(one, datetime.now(UTC)) for one in acked])
+
+    listed = await Routers(Crowded(), lease_s=1.0).list()
+    assert [one.acked.router.router_id for one in listed] == [f"r{number:04}" for number in range(1000)]

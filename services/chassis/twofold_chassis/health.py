@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health_aio
 
+from twofold_chassis.alongside import alongside
+
 Check = Callable[[], Awaitable[bool]]
 
 _PERIOD_S = 1.0
@@ -37,13 +39,8 @@ class Health:
     async def watching(self, check: Check) -> AsyncIterator[None]:
         """Asks `check` now and then once a second, and says what it says; a check that takes too long counts as no."""
         await self.set_serving(await _within(check))
-        task = asyncio.create_task(self._watch(check))
-        try:
+        async with alongside(self._watch(check)):
             yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
 
     async def _watch(self, check: Check) -> None:
         while True:

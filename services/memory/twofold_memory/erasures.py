@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 
 import structlog
 
+from twofold_chassis.alongside import alongside
 from twofold_chassis.outliving import Outliving
 from twofold_chassis.refusals import NotFound, Overloaded, Reason, Refusal
 from twofold_chassis.requests import Attempt
@@ -284,13 +285,8 @@ class Erasures:
     @contextlib.asynccontextmanager
     async def repeated(self) -> AsyncIterator[None]:
         """A round each second for as long as the block runs."""
-        task = asyncio.create_task(self._repeat())
-        try:
+        async with alongside(self._repeat()):
             yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
 
     async def _begin(self, attempt: Attempt, wish: Wish) -> ErasureKey:
         await self._brought_in(wish)

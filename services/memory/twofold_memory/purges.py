@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 
 import structlog
 
+from twofold_chassis.alongside import alongside
 from twofold_chassis.refusals import Refusal
 from twofold_memory.threads import ThreadKey
 
@@ -131,13 +132,8 @@ class Purges:
     async def repeated(self) -> AsyncIterator[None]:
         """A round now, and one a second for as long as the block runs."""
         await self._try()
-        task = asyncio.create_task(self._repeat())
-        try:
+        async with alongside(self._repeat()):
             yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
 
     async def _repeat(self) -> None:
         while True:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import structlog
 
+from twofold_chassis.alongside import alongside
 from twofold_chassis.refusals import Refusal
 
 _AT_ONCE = 500
@@ -31,13 +32,8 @@ class Sweeps:
     @contextlib.asynccontextmanager
     async def repeated(self) -> AsyncIterator[None]:
         """A round each period for as long as the block runs."""
-        task = asyncio.create_task(self._repeat())
-        try:
+        async with alongside(self._repeat()):
             yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
 
     async def _repeat(self) -> None:
         while True:

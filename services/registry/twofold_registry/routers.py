@@ -19,6 +19,7 @@ from twofold_registry.revisions import Revision
 REGISTERED_S = 60
 _RENEW_BELOW_MS = REGISTERED_S * 1000 // 2
 _ASK_EACH_S = 0.01
+_LISTED_MAX = 1000
 
 
 class RouterKey(NamedTuple):
@@ -115,8 +116,8 @@ class Routers:
         self._acks.ask(Acked(router, epoch, revision))
 
     async def list(self) -> Sequence[Registered]:
-        """All that are registered now."""
-        return (await self._registrations.progress()).routers
+        """Those that are registered now: the first 1,000 of them."""
+        return (await self._registrations.progress()).routers[:_LISTED_MAX]
 
     async def until_all(self, revision: Revision) -> Waited:
         """Returns when no router answers from before this revision, which is committed; at the latest a lease from now.

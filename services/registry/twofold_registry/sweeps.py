@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import structlog
 from prometheus_client import CollectorRegistry, Counter
 
+from twofold_chassis.alongside import alongside
 from twofold_chassis.refusals import Overloaded, Refusal, StoreUnavailable
 
 AT_ONCE = 500
@@ -108,13 +109,8 @@ class Sweeps:
     @contextlib.asynccontextmanager
     async def repeated(self) -> AsyncIterator[None]:
         """A round each period, or a little earlier or later, for as long as the block runs."""
-        task = asyncio.create_task(self._repeat())
-        try:
+        async with alongside(self._repeat()):
             yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
 
     async def _repeat(self) -> None:
         while True:

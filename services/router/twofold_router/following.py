@@ -14,6 +14,7 @@ import structlog
 
 from twofold.registry.v1 import change_pb2, change_pb2_grpc
 from twofold_chassis import peers
+from twofold_chassis.alongside import alongside
 from twofold_chassis.clocks import boot_s
 from twofold_chassis.refusals import Refusal
 from twofold_router import wire_peers as wire
@@ -53,13 +54,8 @@ class Follower:
     @contextlib.asynccontextmanager
     async def following(self) -> AsyncIterator[None]:
         """Follows until the block ends; then says that nothing will be answered any more."""
-        task = asyncio.create_task(self._follow())
-        try:
+        async with alongside(self._follow()):
             yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
 
     async def _follow(self) -> None:
         lost = False

@@ -13,6 +13,7 @@ import structlog
 from asyncpg import Record
 
 from twofold_chassis import postgres
+from twofold_chassis.alongside import alongside
 from twofold_chassis.postgres import Connection, Pool
 from twofold_chassis.refusals import Overloaded, StoreUnavailable
 from twofold_chassis.settings import DatabaseSettings
@@ -210,13 +211,8 @@ async def listening(settings: DatabaseSettings, wake: Callable[[], None]) -> Asy
     if settings.direct_url is None:
         yield
         return
-    task = asyncio.create_task(_listen(settings.direct_url.get_secret_value(), settings.connect_timeout_s, wake))
-    try:
+    async with alongside(_listen(settings.direct_url.get_secret_value(), settings.connect_timeout_s, wake)):
         yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 async def _listen(url: str, timeout_s: float, wake: Callable[[], None]) -> None:
