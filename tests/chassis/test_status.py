@@ -87,3 +87,15 @@ def unpacked(encoded: str | bytes) -> dict[str, Any]:
         name = packed.TypeName().rpartition(".")[2]
         found[name] = getattr(error_details_pb2, name).FromString(packed.value)
     return found
+
+
+def test_a_used_up_quota_is_named_with_whose_it_is() -> None:
+    refusal = refusals.QuotaExhausted("too much", [refusals.Quota("user:ada", "47 of 47 an hour")], retry_after_s=2)
+    told = dict(status.trailers(refusal))[status.DETAILS_KEY]
+    assert isinstance(told, bytes)
+    details = status_pb2.Status.FromString(told).details
+    failure, retry = error_details_pb2.QuotaFailure(), error_details_pb2.RetryInfo()
+    assert details[1].Unpack(failure)
+    assert details[2].Unpack(retry)
+    assert [(one.subject, one.description) for one in failure.violations] == [("user:ada", "47 of 47 an hour")]
+    assert retry.retry_delay.seconds == 2

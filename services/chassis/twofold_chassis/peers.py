@@ -22,6 +22,7 @@ _KINDS: dict[grpc.StatusCode, type[Refusal]] = {
     grpc.StatusCode.ABORTED: refusals.Aborted,
     grpc.StatusCode.RESOURCE_EXHAUSTED: refusals.ResourceExhausted,
     grpc.StatusCode.UNAVAILABLE: refusals.Unavailable,
+    grpc.StatusCode.OUT_OF_RANGE: refusals.OutOfRange,
 }
 
 

@@ -4,7 +4,8 @@ A room raises a refusal by its name; `status.py` is the one place that knows whi
 below mirror the codes a caller can act on; rooms subclass them with a reason out of the closed list of the contract.
 """
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
 
 from twofold.errors.v1.reason_pb2 import Reason
 
@@ -12,6 +13,7 @@ __all__ = [
     "Aborted",
     "AlreadyExists",
     "Busy",
+    "Cancelled",
     "DeadlineExceeded",
     "Draining",
     "EtagMismatch",
@@ -22,9 +24,12 @@ __all__ = [
     "InvalidPageToken",
     "InvalidToken",
     "NotFound",
+    "OutOfRange",
     "Overloaded",
     "PeerUnavailable",
     "PermissionDenied",
+    "Quota",
+    "QuotaExhausted",
     "Reason",
     "Refusal",
     "RequestReused",
@@ -141,6 +146,31 @@ class Overloaded(ResourceExhausted):
     """Too much at once for this process."""
 
     reason = Reason.REASON_OVERLOADED
+
+
+class Quota(NamedTuple):
+    """A quota that is used up: of whom ("user:ada"), and which."""
+
+    subject: str
+    description: str
+
+
+class QuotaExhausted(ResourceExhausted):
+    """Quotas of the tenant are used up; without `retry_after_s` waiting does not help."""
+
+    def __init__(
+        self, message: str, quotas: Sequence[Quota], *, retry_after_s: float | None = None, **metadata: str
+    ) -> None:
+        super().__init__(message, retry_after_s=retry_after_s, **metadata)
+        self.quotas = tuple(quotas)
+
+
+class OutOfRange(Refusal):
+    """What is asked for lies before or behind what there is."""
+
+
+class Cancelled(Refusal):
+    """Somebody has cancelled it."""
 
 
 class Unavailable(Refusal):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from twofold_chassis import refusals
@@ -25,6 +26,8 @@ _CODES: tuple[tuple[type[Refusal], grpc.StatusCode], ...] = (
     (refusals.ResourceExhausted, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (refusals.Unavailable, grpc.StatusCode.UNAVAILABLE),
     (refusals.DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
+    (refusals.OutOfRange, grpc.StatusCode.OUT_OF_RANGE),
+    (refusals.Cancelled, grpc.StatusCode.CANCELLED),
 )
 
 
@@ -43,6 +46,9 @@ def trailers(refusal: Refusal) -> Metadata:
     if isinstance(refusal, refusals.InvalidArgument):
         violation = error_details_pb2.BadRequest.FieldViolation(field=refusal.field, description=refusal.problem)
         details.append(_packed(error_details_pb2.BadRequest(field_violations=[violation])))
+    if isinstance(refusal, refusals.QuotaExhausted):
+        violations = [error_details_pb2.QuotaFailure.Violation(**quota._asdict()) for quota in refusal.quotas]
+        details.append(_packed(error_details_pb2.QuotaFailure(violations=violations)))
     if refusal.retry_after_s is not None:
         delay = duration_pb2.Duration(nanos=0)
         delay.FromNanoseconds(round(refusal.retry_after_s * 1e9))
@@ -51,9 +57,7 @@ def trailers(refusal: Refusal) -> Metadata:
     return ((REASON_KEY, reason), (DETAILS_KEY, status.SerializeToString()))
 
 
-def _packed(
-    detail: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo,
-) -> any_pb2.Any:
+def _packed(detail: Message) -> any_pb2.Any:
     packed = any_pb2.Any()
     packed.Pack(detail)
     return packed

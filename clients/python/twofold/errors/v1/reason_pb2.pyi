@@ -65,6 +65,12 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """NOT_FOUND. No such dead letter."""
     REASON_INVOICE_UNKNOWN: _Reason.ValueType  # 105
     """NOT_FOUND. The month has no invoice: it is not closed, or nothing was owed when a later one was."""
+    REASON_SESSION_UNKNOWN: _Reason.ValueType  # 106
+    """NOT_FOUND. No such session, or it is closed."""
+    REASON_OPERATION_UNKNOWN: _Reason.ValueType  # 107
+    """NOT_FOUND. No operation with this id is known: it never was, or it is too long ago."""
+    REASON_POD_UNKNOWN: _Reason.ValueType  # 108
+    """NOT_FOUND. No pod with this id has a link to a router."""
     REASON_WORKSPACE_EXISTS: _Reason.ValueType  # 20
     """ALREADY_EXISTS. The workspace id is taken (a deleted workspace keeps its id)."""
     REASON_USER_EXISTS: _Reason.ValueType  # 21
@@ -109,6 +115,10 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """ABORTED. The turn is not open under this fence any more: somebody took the conversation over, or its lease had ended and it
     was closed. Nothing was changed; what was said is kept as an interrupted turn.
     """
+    REASON_SESSION_LOST: _Reason.ValueType  # 39
+    """ABORTED. The session is no longer this pod's under this fence: another pod holds it, or it was closed. Drop it."""
+    REASON_SESSION_HELD: _Reason.ValueType  # 140
+    """ABORTED. A living pod (metadata["pod_id"]) holds the session: it must give it up first."""
     REASON_NOT_PERMITTED: _Reason.ValueType  # 40
     """PERMISSION_DENIED. The user may not use this agent (or there is none: see REASON_AGENT_UNKNOWN)."""
     REASON_AGENT_GONE: _Reason.ValueType  # 120
@@ -153,6 +163,12 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """FAILED_PRECONDITION. Months are closed in their order: metadata["month"] is the one that is to be closed before, or that is
     closed already although it comes later.
     """
+    REASON_URL_FORBIDDEN: _Reason.ValueType  # 130
+    """FAILED_PRECONDITION. The agent's URL leads to an address that agents may not have: loopback, link-local, metadata services, or a
+    host outside the allowed suffixes. Nothing was sent there.
+    """
+    REASON_POD_FENCED: _Reason.ValueType  # 131
+    """FAILED_PRECONDITION. This incarnation of the pod is dead, or unknown, for ever: drop all sessions and register anew."""
     REASON_OVERLOADED: _Reason.ValueType  # 60
     """RESOURCE_EXHAUSTED. Too much at once for this process; RetryInfo says when to try again."""
     REASON_TOO_MANY: _Reason.ValueType  # 61
@@ -161,6 +177,12 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """RESOURCE_EXHAUSTED. Too much waits in the journal for Postgres; nothing was kept. RetryInfo says when to try again."""
     REASON_SEARCH_TOO_BROAD: _Reason.ValueType  # 63
     """RESOURCE_EXHAUSTED. The search finds too much to be done in its time (5 s): narrow it by words, conversation, user or time."""
+    REASON_LIMIT_REACHED: _Reason.ValueType  # 64
+    """RESOURCE_EXHAUSTED. A limit of the user, the agent or the workspace is reached. QuotaFailure names each that is; RetryInfo says when
+    the same call would pass if nothing else were counted meanwhile; without RetryInfo it never would. Nothing was counted.
+    """
+    REASON_CAP_REACHED: _Reason.ValueType  # 65
+    """RESOURCE_EXHAUSTED. The workspace has reached a hard cap of the month. RetryInfo counts to the month's end."""
     REASON_STORE_UNAVAILABLE: _Reason.ValueType  # 70
     """UNAVAILABLE. The durable store does not answer. ErrorInfo.metadata["outcome"] of a write is
     NOT_STORED (nothing was kept) or UNKNOWN (retry with the same request_id to learn which).
@@ -179,10 +201,20 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """UNAVAILABLE. The agent's URL could not be dialled: nothing was sent to the agent."""
     REASON_AGENT_FAILED: _Reason.ValueType  # 75
     """UNAVAILABLE. The agent answered with an error, or with something that is not the protocol, or hung up midway."""
+    REASON_AGENT_NOT_READY: _Reason.ValueType  # 76
+    """UNAVAILABLE. The agent takes no message just now (metadata["state"]: all its targets drain, or were not reached a moment ago)."""
+    REASON_REDIS_UNAVAILABLE: _Reason.ValueType  # 77
+    """UNAVAILABLE. Redis does not answer, and this cannot be had without it. metadata["outcome"] of a write is NOT_STORED or UNKNOWN."""
     REASON_DEADLINE: _Reason.ValueType  # 80
     """DEADLINE_EXCEEDED. The call's own deadline ran out inside this service."""
     REASON_AGENT_TIMEOUT: _Reason.ValueType  # 81
     """DEADLINE_EXCEEDED. The agent was reached but did not answer within its time limits."""
+    REASON_OFFSET_OUT_OF_RANGE: _Reason.ValueType  # 85
+    """OUT_OF_RANGE. The log does not reach back to this offset, is not as long, or is of another epoch: metadata["log_epoch"],
+    ["first_offset"] and ["last_offset"] say what there is.
+    """
+    REASON_TURN_CANCELLED: _Reason.ValueType  # 86
+    """CANCELLED. Somebody cancelled the turn."""
     REASON_INTERNAL: _Reason.ValueType  # 90
     """INTERNAL. A defect of ours; metadata["error_id"] finds it in the log."""
 
@@ -223,6 +255,12 @@ REASON_DEAD_LETTER_UNKNOWN: Reason.ValueType  # 100
 """NOT_FOUND. No such dead letter."""
 REASON_INVOICE_UNKNOWN: Reason.ValueType  # 105
 """NOT_FOUND. The month has no invoice: it is not closed, or nothing was owed when a later one was."""
+REASON_SESSION_UNKNOWN: Reason.ValueType  # 106
+"""NOT_FOUND. No such session, or it is closed."""
+REASON_OPERATION_UNKNOWN: Reason.ValueType  # 107
+"""NOT_FOUND. No operation with this id is known: it never was, or it is too long ago."""
+REASON_POD_UNKNOWN: Reason.ValueType  # 108
+"""NOT_FOUND. No pod with this id has a link to a router."""
 REASON_WORKSPACE_EXISTS: Reason.ValueType  # 20
 """ALREADY_EXISTS. The workspace id is taken (a deleted workspace keeps its id)."""
 REASON_USER_EXISTS: Reason.ValueType  # 21
@@ -267,6 +305,10 @@ REASON_TURN_SUPERSEDED: Reason.ValueType  # 38
 """ABORTED. The turn is not open under this fence any more: somebody took the conversation over, or its lease had ended and it
 was closed. Nothing was changed; what was said is kept as an interrupted turn.
 """
+REASON_SESSION_LOST: Reason.ValueType  # 39
+"""ABORTED. The session is no longer this pod's under this fence: another pod holds it, or it was closed. Drop it."""
+REASON_SESSION_HELD: Reason.ValueType  # 140
+"""ABORTED. A living pod (metadata["pod_id"]) holds the session: it must give it up first."""
 REASON_NOT_PERMITTED: Reason.ValueType  # 40
 """PERMISSION_DENIED. The user may not use this agent (or there is none: see REASON_AGENT_UNKNOWN)."""
 REASON_AGENT_GONE: Reason.ValueType  # 120
@@ -311,6 +353,12 @@ REASON_MONTH_ORDER: Reason.ValueType  # 124
 """FAILED_PRECONDITION. Months are closed in their order: metadata["month"] is the one that is to be closed before, or that is
 closed already although it comes later.
 """
+REASON_URL_FORBIDDEN: Reason.ValueType  # 130
+"""FAILED_PRECONDITION. The agent's URL leads to an address that agents may not have: loopback, link-local, metadata services, or a
+host outside the allowed suffixes. Nothing was sent there.
+"""
+REASON_POD_FENCED: Reason.ValueType  # 131
+"""FAILED_PRECONDITION. This incarnation of the pod is dead, or unknown, for ever: drop all sessions and register anew."""
 REASON_OVERLOADED: Reason.ValueType  # 60
 """RESOURCE_EXHAUSTED. Too much at once for this process; RetryInfo says when to try again."""
 REASON_TOO_MANY: Reason.ValueType  # 61
@@ -319,6 +367,12 @@ REASON_JOURNAL_FULL: Reason.ValueType  # 62
 """RESOURCE_EXHAUSTED. Too much waits in the journal for Postgres; nothing was kept. RetryInfo says when to try again."""
 REASON_SEARCH_TOO_BROAD: Reason.ValueType  # 63
 """RESOURCE_EXHAUSTED. The search finds too much to be done in its time (5 s): narrow it by words, conversation, user or time."""
+REASON_LIMIT_REACHED: Reason.ValueType  # 64
+"""RESOURCE_EXHAUSTED. A limit of the user, the agent or the workspace is reached. QuotaFailure names each that is; RetryInfo says when
+the same call would pass if nothing else were counted meanwhile; without RetryInfo it never would. Nothing was counted.
+"""
+REASON_CAP_REACHED: Reason.ValueType  # 65
+"""RESOURCE_EXHAUSTED. The workspace has reached a hard cap of the month. RetryInfo counts to the month's end."""
 REASON_STORE_UNAVAILABLE: Reason.ValueType  # 70
 """UNAVAILABLE. The durable store does not answer. ErrorInfo.metadata["outcome"] of a write is
 NOT_STORED (nothing was kept) or UNKNOWN (retry with the same request_id to learn which).
@@ -337,10 +391,20 @@ REASON_AGENT_UNREACHABLE: Reason.ValueType  # 74
 """UNAVAILABLE. The agent's URL could not be dialled: nothing was sent to the agent."""
 REASON_AGENT_FAILED: Reason.ValueType  # 75
 """UNAVAILABLE. The agent answered with an error, or with something that is not the protocol, or hung up midway."""
+REASON_AGENT_NOT_READY: Reason.ValueType  # 76
+"""UNAVAILABLE. The agent takes no message just now (metadata["state"]: all its targets drain, or were not reached a moment ago)."""
+REASON_REDIS_UNAVAILABLE: Reason.ValueType  # 77
+"""UNAVAILABLE. Redis does not answer, and this cannot be had without it. metadata["outcome"] of a write is NOT_STORED or UNKNOWN."""
 REASON_DEADLINE: Reason.ValueType  # 80
 """DEADLINE_EXCEEDED. The call's own deadline ran out inside this service."""
 REASON_AGENT_TIMEOUT: Reason.ValueType  # 81
 """DEADLINE_EXCEEDED. The agent was reached but did not answer within its time limits."""
+REASON_OFFSET_OUT_OF_RANGE: Reason.ValueType  # 85
+"""OUT_OF_RANGE. The log does not reach back to this offset, is not as long, or is of another epoch: metadata["log_epoch"],
+["first_offset"] and ["last_offset"] say what there is.
+"""
+REASON_TURN_CANCELLED: Reason.ValueType  # 86
+"""CANCELLED. Somebody cancelled the turn."""
 REASON_INTERNAL: Reason.ValueType  # 90
 """INTERNAL. A defect of ours; metadata["error_id"] finds it in the log."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
