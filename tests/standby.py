@@ -8,6 +8,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from tests.waiting import until
 from twofold_cli.embedded.binaries import Binaries, find_postgres
 from twofold_cli.embedded.child import Child
 from twofold_cli.embedded.postgres import SUPERUSER, EmbeddedPostgres
@@ -30,9 +31,11 @@ class EmbeddedStandby(EmbeddedPostgres):
         end = await primary.fetchval("SELECT pg_current_wal_flush_lsn()::text")
         await primary.close()
         standby = await asyncpg.connect(self.superuser_url)
-        async with asyncio.timeout(20):
-            while not await standby.fetchval("SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn", end):  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+
+        async def is_there() -> bool:
+            return bool(await standby.fetchval("SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn", end))
+
+        await until(is_there)
         await standby.close()
 
     def _remembered(self) -> dict[str, Any]:

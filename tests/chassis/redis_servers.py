@@ -1,8 +1,7 @@
 """Redis as it runs where one server is not enough: a master with replicas and sentinels, or a cluster."""
 
-import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from tests.waiting import until
 from twofold_chassis.settings import RedisSettings
 from twofold_cli.embedded.binaries import Binaries
 from twofold_cli.embedded.ports import free_port
@@ -99,13 +99,6 @@ def settings_of(server: EmbeddedRedis, **others: object) -> RedisSettings:
     """The settings of a service that uses this server. The machine is busy: the budget is generous."""
     own = {"host": server.host, "port": server.port, "password": SecretStr(server.password), "budget_ms": 5000}
     return RedisSettings.model_validate(own | others)
-
-
-async def until(said: Callable[[], Coroutine[Any, Any, bool]], *, within_s: float = 30.0) -> None:
-    """Returns once it is so."""
-    async with asyncio.timeout(within_s):
-        while not await said():  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
 
 
 @contextlib.asynccontextmanager

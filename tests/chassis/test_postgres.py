@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 import twofold_memory
+from tests.waiting import until
 from twofold_chassis import call, migrations, postgres
 from twofold_chassis.pools import PoolMetrics
 from twofold_chassis.postgres import Pool
@@ -144,9 +145,7 @@ async def test_a_connection_that_breaks_says_whether_something_can_have_been_kep
         await paused()
     assert told.value.metadata["outcome"] == "UNKNOWN"  # it had reached COMMIT
     own_postgres.resume()
-    async with asyncio.timeout(30):
-        while not await answers(pool):  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+    await until(lambda: answers(pool))
     await postgres.close_pool(pool)
 
 
@@ -205,18 +204,19 @@ async def test_a_lane_keeps_at_most_a_quarter_of_the_pool(chassis_urls: Database
 
 @pytest.mark.parametrize("ended_by", ["error", "cancellation", "cancellation, twice"])
 async def test_what_ends_in_an_error_or_a_cancellation_is_rolled_back(pool: Pool, ended_by: str) -> None:
+    changed = asyncio.Event()
+
     async def change() -> None:
         async with postgres.transaction(pool) as connection:
             await connection.execute("UPDATE room.things SET value = 99 WHERE id = 2")
+            changed.set()
             if ended_by == "error":
                 raise KeyError
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
 
     task = asyncio.create_task(change())
     if ended_by != "error":
-        async with asyncio.timeout(30):
-            while pool.get_idle_size() == pool.get_size():  # noqa: ASYNC110
-                await asyncio.sleep(0.005)
+        await changed.wait()
         task.cancel()
         if ended_by == "cancellation, twice":
             await asyncio.sleep(0)
@@ -359,9 +359,7 @@ async def test_a_pool_that_is_all_in_use_is_no_sign_of_death_and_silence_is_and_
         assert not await pulse.beats()
         assert not await pulse.beats()
         own_postgres.resume()
-        async with asyncio.timeout(30):
-            while not await pulse.beats():  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+        await until(pulse.beats)
         assert await pulse.beats()
     assert [(entry["event"], entry.get("error")) for entry in logs if "postgres" in entry["event"]] == [
         ("postgres is away", "TimeoutError"),

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from tests.chassis.redis_servers import Server, cluster, running, settings_of, until
+from tests.chassis.redis_servers import Server, cluster, running, settings_of
+from tests.waiting import until
 from twofold_chassis.redis import RedisLink, RedisUnavailable, Script, losable, open_link
 from twofold_chassis.redis_cluster import slot_of
 from twofold_chassis.start import StartError

@@ -8,6 +8,7 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
+from tests.waiting import until
 from twofold_chassis.redis import RedisLink, RedisUnavailable, Script, losable
 from twofold_chassis.settings import RedisSettings
 from twofold_cli.embedded.redis import EmbeddedRedis
@@ -72,9 +73,7 @@ async def test_a_silent_server_costs_the_budget_and_soon_nothing_and_is_used_aga
         assert sum("not asked" in str(error) for error in refused) >= 49
     finally:
         own_redis.resume()
-    async with asyncio.timeout(30):
-        while not await link.answers():  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+    await until(link.answers)
     assert not link.breaker.open
     await link.close()
 
@@ -87,9 +86,7 @@ async def test_answers_that_come_too_late_never_reach_another_caller(own_redis: 
         late = [asyncio.create_task(link.call("ECHO", f"late {round_} {number}")) for number in range(8)]
         await asyncio.wait(late)
         own_redis.resume()
-        async with asyncio.timeout(30):
-            while not await link.answers():  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+        await until(link.answers)
         for number in range(20):
             echoed = await losable(link.call("ECHO", f"{round_} {number}"), otherwise=None)
             assert echoed in (None, f"{round_} {number}".encode())
@@ -129,9 +126,7 @@ async def test_a_wrong_password_is_told_once_and_so_is_its_end(own_redis: Embedd
                 await link.call("PING")
         async with Redis(host=own_redis.host, port=own_redis.port, password=own_redis.password) as client:
             await client.config_set("requirepass", "wrong")
-        async with asyncio.timeout(30):
-            while not await link.answers():  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+        await until(link.answers)
         await link.close()
     events = [entry for entry in logs if entry["event"].startswith("redis is")]
     assert [entry["event"] for entry in events] == ["redis is away", "redis is back"]
@@ -145,7 +140,5 @@ async def test_after_a_crash_the_link_comes_back_by_itself(own_redis: EmbeddedRe
     await own_redis.kill()
     assert not await link.answers()
     await own_redis.start()
-    async with asyncio.timeout(30):
-        while not await link.answers():  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+    await until(link.answers)
     await link.close()

@@ -1,12 +1,11 @@
 """Where Redis may evict what has no TTL: refused at the start, told while running, and always known."""
 
-import asyncio
-
 import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
+from tests.waiting import until
 from twofold_chassis.redis import RedisLink, RedisUnavailable, open_link
 from twofold_chassis.settings import RedisSettings
 from twofold_chassis.start import StartError
@@ -30,9 +29,11 @@ async def reconnected(link: RedisLink, server: EmbeddedRedis) -> None:
     generation = link.generation
     async with Redis(host=server.host, port=server.port, password=server.password) as client:
         await client.client_kill_filter(_type="normal", skipme=True)
-    async with asyncio.timeout(30):
-        while not await link.answers() or link.generation == generation:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+
+    async def by_another() -> bool:
+        return await link.answers() and link.generation != generation
+
+    await until(by_another)
 
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-lfu", "allkeys-random"])
@@ -81,9 +82,7 @@ async def test_a_server_that_comes_later_kills_nobody_but_is_told_once(own_redis
         link = await open_link(settings_of(own_redis), must_keep=True)
         assert not link.weak
         await own_redis.start()
-        async with asyncio.timeout(30):
-            while not await link.answers():  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+        await until(link.answers)
         assert not link.weak, "a restart has read its settings again"
         for _ in range(2):
             await set_policy(own_redis, "allkeys-lru")

@@ -9,7 +9,8 @@ import pytest
 from redis.exceptions import RedisError
 from structlog.testing import capture_logs
 
-from tests.chassis.redis_servers import MASTER, SENTINEL_PASSWORD, Sentinel, Server, running, settings_of, until, watched
+from tests.chassis.redis_servers import MASTER, SENTINEL_PASSWORD, Sentinel, Server, running, settings_of, watched
+from tests.waiting import until
 from twofold_chassis.redis import RedisUnavailable, losable, open_link
 from twofold_chassis.redis_opening import Address, Opening, at
 from twofold_chassis.redis_server import RedisServer

@@ -196,9 +196,9 @@ async def test_requests_of_a_caller_that_has_gone_never_look_like_all_of_them(se
                 async with asyncio.timeout(20):
                     while len(service.gathered) < count:  # noqa: ASYNC110
                         await asyncio.sleep(0)
-                calling.cancel()
-                while len([line for line in logs if line["event"] == "call"]) < count:  # noqa: ASYNC110
-                    await asyncio.sleep(0.001)
+                    calling.cancel()
+                    while len([line for line in logs if line["event"] == "call"]) < count:  # noqa: ASYNC110
+                        await asyncio.sleep(0.001)
             assert not service.whole.is_set()
             await gather(channel)(iter(["a"]))
             assert service.whole.is_set()

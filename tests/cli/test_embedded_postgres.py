@@ -14,10 +14,11 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
+from tests.waiting import until
 from twofold_chassis.start import StartError
 from twofold_cli.embedded import EmbeddedPostgres, binaries
 from twofold_cli.embedded.child import Child, server_account
-from twofold_cli.embedded.processes import is_alive, until
+from twofold_cli.embedded.processes import is_alive
 
 VANISH_S = 30.0
 
@@ -250,7 +251,7 @@ async def test_servers_vanish_with_a_parent_that_is_killed(folder: Path, state: 
     assert all(map(is_alive, pids))
     parent.kill()
     await parent.communicate()
-    assert await until(lambda: not any(map(is_alive, pids)), VANISH_S)
+    await until(lambda: not any(map(is_alive, pids)))
 
 
 async def test_where_the_servers_account_cannot_go_data_and_programs_are_put_aside(

@@ -16,10 +16,11 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
+from tests.waiting import until
 from twofold_chassis.start import StartError
 from twofold_cli.embedded import EmbeddedPostgres, EmbeddedRedis, ServiceProcess
 from twofold_cli.embedded.ports import free_port
-from twofold_cli.embedded.processes import is_alive, until
+from twofold_cli.embedded.processes import is_alive
 from twofold_cli.embedded.server import EmbeddedServer
 from twofold_cli.rooms import PORTS
 from twofold_cli.stack import Stack, bare_environment, raise_stack
@@ -106,7 +107,7 @@ async def killed(part: EmbeddedServer | ServiceProcess, told: list[str], times: 
     for _ in range(times):
         lines, pid = len(told), part.pid
         os.kill(pid, signal.SIGKILL)
-        assert await until(lambda lines=lines: len(told) >= lines + 2, VANISH_S)  # type: ignore[misc]
+        await until(lambda lines=lines: len(told) >= lines + 2)  # type: ignore[misc]
         assert part.pid != pid
 
 
@@ -146,9 +147,9 @@ async def test_what_does_not_start_again_at_once_is_tried_again(stack: Stack) ->
         state = path.read_text()
         path.write_text("[]")
         os.kill(stack.redis.pid, signal.SIGKILL)
-        assert await until(lambda: "Redis did not start again: starting it again" in told, VANISH_S)
+        await until(lambda: "Redis did not start again: starting it again" in told)
         path.write_text(state)
-        assert await until(lambda: told[-1] == "Redis is back", VANISH_S)
+        await until(lambda: told[-1] == "Redis is back")
         assert not task.done()
 
 
@@ -156,7 +157,7 @@ async def test_without_a_redis_that_dies_too_often_the_stack_goes_on(stack: Stac
     async with kept_up(stack) as (task, told):
         await killed(stack.redis, told, times=DEATHS_MAX)
         os.kill(stack.redis.pid, signal.SIGKILL)
-        assert await until(lambda: told[-1].startswith("the stack goes on without Redis"), VANISH_S)
+        await until(lambda: told[-1].startswith("the stack goes on without Redis"))
         assert not task.done()
     await stack.redis.start()
 
@@ -281,7 +282,7 @@ async def test_the_whole_stack_vanishes_with_a_parent_that_is_killed() -> None:
         assert all(map(is_alive, pids))
         parent.kill()
         await parent.communicate()
-        assert await until(lambda: not any(map(is_alive, pids)), VANISH_S)
+        await until(lambda: not any(map(is_alive, pids)))
     finally:
         shutil.rmtree(folder)
 

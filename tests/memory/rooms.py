@@ -1,9 +1,8 @@
 """A memory room as a client meets it, and what its tests say again and again."""
 
-import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 
 import grpc
@@ -181,13 +180,3 @@ def database_of(urls: DatabaseUrls, **settings: object) -> DatabaseSettings:
 
 def redis_of(server: EmbeddedRedis, *, budget_ms: float = 2000) -> RedisSettings:
     return RedisSettings(host=server.host, port=server.port, password=SecretStr(server.password), budget_ms=budget_ms)
-
-
-async def until(happened: Callable[[], bool | Awaitable[bool]], *, within_s: float = 60) -> None:
-    """Returns when it has happened; the bound is for what is broken, not for what is slow."""
-    async with asyncio.timeout(within_s):
-        while True:
-            now = happened()
-            if now if isinstance(now, bool) else await now:
-                return
-            await asyncio.sleep(0.005)

@@ -10,7 +10,8 @@ import grpc
 import pytest
 
 from tests.memory.checker import check_window
-from tests.memory.rooms import CALL_S, Memory, database_of, redis_of, refused, serving, texts, thread, until
+from tests.memory.rooms import CALL_S, Memory, database_of, redis_of, refused, serving, texts, thread
+from tests.waiting import until
 from twofold.memory.v1 import sync_pb2 as pb
 from twofold.memory.v1.branch_pb2 import ForkConversationRequest
 from twofold.memory.v1.conversation_pb2 import DeleteConversationRequest

@@ -28,7 +28,8 @@ from tests.memory.changing import (
     show,
 )
 from tests.memory.checker import check_window
-from tests.memory.rooms import CALL_S, Memory, redis_of, refused, said, seqs, serving, texts, thread, until
+from tests.memory.rooms import CALL_S, Memory, redis_of, refused, said, seqs, serving, texts, thread
+from tests.waiting import until
 from twofold.memory.v1.context_pb2 import InvokingRequest
 from twofold.memory.v1.conversation_pb2 import AppendTurnRequest, Conversation, GetConversationRequest, GetTurnRequest
 from twofold.memory.v1.event_pb2 import ListEventsRequest

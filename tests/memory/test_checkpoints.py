@@ -6,7 +6,8 @@ from typing import Any
 import asyncpg
 import grpc
 
-from tests.memory.rooms import CALL_S, Memory, reason, refused, thread, until
+from tests.memory.rooms import CALL_S, Memory, reason, refused, thread
+from tests.waiting import until
 from twofold.memory.v1.checkpoint_pb2 import (
     Checkpoint,
     DeleteCheckpointsRequest,

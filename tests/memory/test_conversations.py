@@ -8,7 +8,8 @@ import grpc
 import redis.asyncio
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from tests.memory.rooms import CALL_S, Memory, refused, seqs, thread, until
+from tests.memory.rooms import CALL_S, Memory, refused, seqs, thread
+from tests.waiting import until
 from twofold.memory.v1.context_pb2 import InvokingRequest
 from twofold.memory.v1.conversation_pb2 import (
     Conversation,

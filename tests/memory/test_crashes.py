@@ -15,7 +15,8 @@ import grpc
 import pytest
 from redis.asyncio import Redis
 
-from tests.memory.rooms import Memory, connected, database_of, reason, redis_of, seqs, serving, thread, until
+from tests.memory.rooms import Memory, connected, database_of, reason, redis_of, seqs, serving, thread
+from tests.waiting import until
 from twofold.memory.v1.message_pb2 import Completeness, Durability
 from twofold_chassis.settings import DatabaseSettings
 from twofold_cli.embedded.postgres import EmbeddedPostgres

@@ -10,7 +10,8 @@ import asyncpg
 import grpc
 import pytest
 
-from tests.memory.rooms import CALL_S, OPTIONS, Memory, reason, refused, said, seqs, texts, thread, until
+from tests.memory.rooms import CALL_S, OPTIONS, Memory, reason, refused, said, seqs, texts, thread
+from tests.waiting import until
 from twofold.memory.v1 import sync_pb2 as pb
 from twofold.memory.v1.conversation_pb2 import (
     AppendTurnRequest,

@@ -29,8 +29,8 @@ from tests.memory.rooms import (
     serving,
     texts,
     thread,
-    until,
 )
+from tests.waiting import until
 from twofold.memory.v1 import erasure_pb2 as pb
 from twofold.memory.v1.branch_pb2 import ForkConversationRequest
 from twofold.memory.v1.checkpoint_pb2 import Checkpoint, PutCheckpointRequest

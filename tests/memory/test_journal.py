@@ -22,8 +22,8 @@ from tests.memory.rooms import (
     serving,
     texts,
     thread,
-    until,
 )
+from tests.waiting import until
 from twofold.memory.v1.conversation_pb2 import (
     AppendTurnRequest,
     AppendTurnResponse,

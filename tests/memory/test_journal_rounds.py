@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 from prometheus_client import CollectorRegistry
 
-from tests.memory.rooms import until
+from tests.waiting import until
 from twofold_chassis.breaker import Breaker
 from twofold_chassis.refusals import Busy, StoreUnavailable
 from twofold_memory import journal as rounds

@@ -12,7 +12,8 @@ import redis.asyncio
 from google.protobuf.duration_pb2 import Duration
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.memory.rooms import CALL_S, Memory, connected, redis_of, said, until
+from tests.memory.rooms import CALL_S, Memory, connected, redis_of, said
+from tests.waiting import until
 from twofold.memory.v1.turn_pb2 import BeginTurnRequest, TurnPolicy
 from twofold.memory.v1.watch_pb2 import WatchConversationRequest
 from twofold_chassis.settings import DatabaseSettings, LogSettings

@@ -11,7 +11,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from tests.memory.rooms import CALL_S, Memory, refused, seqs, texts, until
+from tests.memory.rooms import CALL_S, Memory, refused, seqs, texts
+from tests.waiting import until
 from twofold.memory.v1.conversation_pb2 import DeleteConversationRequest, GetTurnRequest, TurnUsage
 from twofold.memory.v1.event_pb2 import ListEventsRequest
 from twofold.memory.v1.message_pb2 import Completeness, Message, MessageStatus, ReadSource, Role

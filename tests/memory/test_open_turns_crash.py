@@ -9,9 +9,10 @@ from typing import Any
 import asyncpg
 import grpc
 
-from tests.memory.rooms import Memory, connected, refused, until
+from tests.memory.rooms import Memory, connected, refused
 from tests.memory.test_crashes import started
 from tests.memory.test_open_turns import INTERRUPTED, QUEUE, begin, commit, end_lease, heartbeat, waiting
+from tests.waiting import until
 from twofold_chassis.settings import DatabaseSettings
 from twofold_cli.embedded.redis import EmbeddedRedis
 from twofold_memory.threads import ThreadKey

@@ -7,7 +7,8 @@ import grpc
 import pytest
 import redis.asyncio
 
-from tests.memory.rooms import CALL_S, Memory, redis_of, refused, serving, thread, until
+from tests.memory.rooms import CALL_S, Memory, redis_of, refused, serving, thread
+from tests.waiting import until
 from twofold.memory.v1.conversation_pb2 import DeleteConversationRequest
 from twofold.memory.v1.message_pb2 import Completeness, ReadLevel
 from twofold_chassis.settings import DatabaseSettings

@@ -12,7 +12,8 @@ from tests.memory import test_checkpoints as checkpoints
 from tests.memory import test_events as events
 from tests.memory import test_summaries as summaries
 from tests.memory import test_tool_runs as runs
-from tests.memory.rooms import Memory, reason, until
+from tests.memory.rooms import Memory, reason
+from tests.waiting import until
 from twofold_memory.threads import ThreadKey
 
 Write = Callable[[Memory, ThreadKey], Awaitable[object]]

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.chassis.redis_servers import Server, cluster, settings_of
-from tests.memory.rooms import CALL_S, Memory, said, serving, texts, thread, until
+from tests.memory.rooms import CALL_S, Memory, said, serving, texts, thread
+from tests.waiting import until
 from twofold.memory.v1.conversation_pb2 import AppendTurnRequest, AppendTurnResponse
 from twofold.memory.v1.message_pb2 import Completeness, Durability, ReadSource
 from twofold.memory.v1.preference_pb2 import GetPreferencesRequest, UpdatePreferencesRequest

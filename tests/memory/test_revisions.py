@@ -13,7 +13,8 @@ import redis.asyncio
 
 from tests.memory.changing import delete, edit, hide, insisting, message, places_of, pop, redact, revisions, show
 from tests.memory.checker import check_window
-from tests.memory.rooms import CALL_S, Memory, refused, seqs, texts, until
+from tests.memory.rooms import CALL_S, Memory, refused, seqs, texts
+from tests.waiting import until
 from twofold.memory.v1.context_pb2 import InvokingRequest
 from twofold.memory.v1.conversation_pb2 import AppendTurnRequest, GetTurnRequest
 from twofold.memory.v1.event_pb2 import ListEventsRequest

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.memory.conftest import Worker
-from tests.memory.rooms import CALL_S, Memory, refused, seqs, thread, until
+from tests.memory.rooms import CALL_S, Memory, refused, seqs, thread
+from tests.waiting import until
 from twofold.memory.v1.branch_pb2 import ForkConversationRequest
 from twofold.memory.v1.conversation_pb2 import AppendTurnRequest, DeleteConversationRequest
 from twofold.memory.v1.message_pb2 import ImageRef, Message, Part, Role

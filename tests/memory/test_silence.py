@@ -9,7 +9,8 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from tests.memory.rooms import CALL_S, Memory, database_of, redis_of, refused, seqs, serving, thread, until
+from tests.memory.rooms import CALL_S, Memory, database_of, redis_of, refused, seqs, serving, thread
+from tests.waiting import until
 from twofold.memory.v1.context_pb2 import InvokingRequest
 from twofold.memory.v1.message_pb2 import Completeness, Durability, ReadLevel, ReadSource
 from twofold.memory.v1.preference_pb2 import GetPreferencesRequest, UpdatePreferencesRequest

@@ -9,8 +9,9 @@ import grpc
 import pytest
 import redis.asyncio
 
-from tests.memory.rooms import CALL_S, Memory, database_of, refused, seqs, serving, until
+from tests.memory.rooms import CALL_S, Memory, database_of, refused, seqs, serving
 from tests.memory.test_summaries import delete, put
+from tests.waiting import until
 from twofold.memory.v1.context_pb2 import InvokingRequest, InvokingResponse
 from twofold.memory.v1.message_pb2 import Completeness, ReadLevel
 from twofold_chassis.redis import open_link

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.crc import key_slot
 
-from tests.memory.rooms import CALL_S, Memory, database_of, refused, seqs, serving, thread, until
+from tests.memory.rooms import CALL_S, Memory, database_of, refused, seqs, serving, thread
+from tests.waiting import until
 from twofold.memory.v1.conversation_pb2 import DeleteConversationRequest
 from twofold.memory.v1.preference_pb2 import GetPreferencesRequest, UpdatePreferencesRequest
 from twofold_chassis.settings import RedisSettings

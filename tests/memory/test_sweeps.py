@@ -6,9 +6,10 @@ from typing import Any
 import asyncpg
 import pytest
 
-from tests.memory.rooms import Memory, until
+from tests.memory.rooms import Memory
 from tests.memory.test_expiring_preferences import HOUR, update
 from tests.memory.test_tool_runs import FAILED, claim, create, get, pass_time
+from tests.waiting import until
 from twofold_chassis import postgres
 from twofold_chassis.refusals import StoreUnavailable
 from twofold_chassis.requests import Requests

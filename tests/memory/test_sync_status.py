@@ -11,7 +11,8 @@ import pytest
 import redis.asyncio
 from prometheus_client import CollectorRegistry
 
-from tests.memory.rooms import CALL_S, Memory, database_of, redis_of, serving, thread, until
+from tests.memory.rooms import CALL_S, Memory, database_of, redis_of, serving, thread
+from tests.waiting import until
 from twofold.memory.v1.sync_pb2 import GetSyncStatusRequest, GetSyncStatusResponse
 from twofold_chassis.refusals import StoreUnavailable
 from twofold_chassis.settings import DatabaseSettings

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.memory.rooms import CALL_S, Memory, database_of, redis_of, serving, until
+from tests.memory.rooms import CALL_S, Memory, database_of, redis_of, serving
+from tests.waiting import until
 from twofold.memory.v1.context_pb2 import InvokingRequest
 from twofold.memory.v1.conversation_pb2 import AppendTurnRequest
 from twofold.memory.v1.message_pb2 import Completeness, Message, Role, ToolCall

@@ -14,7 +14,8 @@ import grpc
 import pytest
 
 from tests.memory.conftest import Worker
-from tests.memory.rooms import CALL_S, Memory, connected, database_of, redis_of, refused, seqs, serving, texts, thread, until
+from tests.memory.rooms import CALL_S, Memory, connected, database_of, redis_of, refused, seqs, serving, texts, thread
+from tests.waiting import until
 from twofold.memory.v1 import transfer_pb2 as pb
 from twofold.memory.v1.conversation_pb2 import AppendTurnRequest, DeleteConversationRequest, GetConversationRequest
 from twofold.memory.v1.message_pb2 import Data, FileRef, ImageRef, Message, Part, Role

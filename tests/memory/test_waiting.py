@@ -7,7 +7,8 @@ import asyncpg
 import grpc
 
 from tests.memory.conftest import Worker
-from tests.memory.rooms import CALL_S, Memory, refused, seqs, thread, until
+from tests.memory.rooms import CALL_S, Memory, refused, seqs, thread
+from tests.waiting import until
 from twofold.memory.v1.conversation_pb2 import DeleteConversationRequest, GetTurnRequest
 from twofold.memory.v1.preference_pb2 import UpdatePreferencesRequest
 from twofold_memory.threads import ThreadKey

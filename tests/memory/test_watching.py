@@ -10,8 +10,9 @@ import grpc
 import pytest
 
 from tests.memory.conftest import Worker
-from tests.memory.rooms import CALL_S, Memory, connected, reason, refused, seqs, until
+from tests.memory.rooms import CALL_S, Memory, connected, reason, refused, seqs
 from tests.memory.test_open_turns import begin, commit
+from tests.waiting import until
 from twofold.memory.v1.conversation_pb2 import DeleteConversationRequest
 from twofold.memory.v1.watch_pb2 import WatchConversationRequest, WatchConversationResponse
 from twofold_chassis.refusals import Overloaded, Refusal, StoreUnavailable

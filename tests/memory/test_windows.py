@@ -12,7 +12,8 @@ import redis.asyncio
 
 from tests.memory.changing import insisting
 from tests.memory.checker import check_window
-from tests.memory.rooms import Memory, refused, seqs, texts, until
+from tests.memory.rooms import Memory, refused, seqs, texts
+from tests.waiting import until
 from twofold.memory.v1.message_pb2 import Completeness, ReadLevel, ReadSource
 from twofold_memory import keys, tokens
 from twofold_memory.threads import ThreadKey

@@ -12,10 +12,10 @@ import grpc
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from tests.chassis.redis_servers import until
 from tests.databases import settings_of_database
 from tests.registry.stubs import Connection, Registry, invalid, refused, settings_of
 from tests.registry.test_routers import Silent as Unasked
+from tests.waiting import until
 from twofold.errors.v1.reason_pb2 import Reason
 from twofold.registry.v1 import agent_pb2, change_pb2, permission_pb2, user_pb2, workspace_pb2
 from twofold_chassis import call, postgres
