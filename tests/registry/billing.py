@@ -1,6 +1,5 @@
 """What tests of usage and billing call the registry with, and the look that compares all sums at one moment."""
 
-import asyncio
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
 
@@ -77,13 +76,6 @@ async def agreed(owner: Connection, workspace_id: str) -> int:
     assert keys == count
     assert set(told.values()) == {0}, told
     return int(count)
-
-
-async def somebody_waits(owner: Connection) -> None:
-    """Returns when a transaction waits for another one to end."""
-    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
-    while not await owner.fetchval(waiting):  # noqa: ASYNC110  (Postgres tells nobody when a wait begins)
-        await asyncio.sleep(0.01)
 
 
 def this_month() -> date:

@@ -1,8 +1,9 @@
 """What tests of the registry call it with."""
 
+import asyncio
 import contextlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 import grpc
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
 else:  # generic for the type checker only
     Connection = asyncpg.Connection
+
+Answer = TypeVar("Answer")
 
 URL = "http://helper.agents.svc.cluster.local"
 
@@ -84,6 +87,42 @@ def settings_of(database: DatabaseSettings, **values: Any) -> Settings:
     log = LogSettings(level="error")
     values = {"port": 0, "drain_s": 0, "sweep_period_s": 3600, **values}
     return Settings(database=database, registry=RegistrySettings(**values), log=log)
+
+
+_TRANSIENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED, grpc.StatusCode.RESOURCE_EXHAUSTED)
+
+
+async def insist(send: Callable[[], Awaitable[Answer]]) -> Answer:
+    """Sends until there is an answer, as a client does that carries a request id."""
+    while True:
+        try:
+            return await send()
+        except grpc.aio.AioRpcError as error:
+            if error.code() not in _TRANSIENT:
+                raise
+        await asyncio.sleep(0.05)  # a client's own patience
+
+
+class Answered:
+    """Counts the answers that writers insisted upon, for those who wait until work is well under way."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._more = asyncio.Event()
+
+    async def insist(self, send: Callable[[], Awaitable[Answer]]) -> Answer:
+        answer = await insist(send)
+        self._count += 1
+        self._more.set()
+        return answer
+
+    async def progress(self, answers: int) -> None:
+        """Returns when there were so many more."""
+        wanted = self._count + answers
+        async with asyncio.timeout(120):
+            while self._count < wanted:
+                self._more.clear()
+                await self._more.wait()
 
 
 @contextlib.contextmanager

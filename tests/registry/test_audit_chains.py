@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.databases import settings_of_database
+from tests.databases import own_database, settings_of_database
 from tests.registry.chains import exported, tampering, told, verified
-from tests.registry.stubs import URL, Connection, Registry, invalid, refused, settings_of, unknown
+from tests.registry.stubs import URL, Connection, Registry, insist, invalid, refused, settings_of, unknown
 from twofold import audit
 from twofold.errors.v1.reason_pb2 import Reason
 from twofold.registry.v1 import agent_pb2, workspace_pb2
@@ -29,7 +29,6 @@ from twofold_registry.audit_chains import Batch, Chains, Kept, Walk
 from twofold_registry.audit_keys import AuditKeys, private_key
 
 WRITERS = 200
-_TRY_AGAIN = (grpc.StatusCode.ABORTED, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
 WORKSPACES = 4
 KEY = base64.b64encode(bytes(range(32))).decode()
 ENTRIES = 12
@@ -53,51 +52,41 @@ class Room:
 
 @pytest.fixture(scope="module")
 async def room(postgres_server: EmbeddedPostgres) -> AsyncIterator[Room]:
-    urls = await postgres_server.create_database("audit_chains")
-    database = settings_of_database(urls)
     async with (
-        registry(settings_of(database, audit_signing_key=KEY)) as running,
+        own_database(postgres_server, "audit_chains") as urls,
+        registry(settings_of(settings_of_database(urls), audit_signing_key=KEY)) as running,
         grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel,
     ):
         yield Room(Registry(channel), urls.superuser)
 
 
 async def create(api: Registry, workspace_id: str, agent_id: str) -> None:
-    """As a client that sends it again where too many others are in front of it."""
     draft = agent_pb2.Agent(workspace_id=workspace_id, agent_id=agent_id, display_name="A", url=URL)
     request = agent_pb2.CreateAgentRequest(agent=draft, request_id=agent_id)
-    while True:
-        try:
-            await api.agents.CreateAgent(request)
-        except grpc.aio.AioRpcError as error:
-            if error.code() not in _TRY_AGAIN:
-                raise
-            await asyncio.sleep(0.05)
-        else:
-            return
+    await insist(lambda: api.agents.CreateAgent(request))
 
 
 async def test_c14_two_hundred_writers_leave_one_entry_a_change_and_chains_that_verify(
     postgres_server: EmbeddedPostgres,
 ) -> None:
-    urls = await postgres_server.create_database("audit_writers")
-    async with (
-        registry(settings_of(settings_of_database(urls))) as running,
-        grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel,
-    ):
-        api = Registry(channel)
-        workspaces = [(await api.make_workspace("")).workspace_id for _ in range(WORKSPACES)]
-        await asyncio.gather(*(create(api, workspaces[n % WORKSPACES], f"agent-{n}") for n in range(WRITERS)))
-        for workspace_id in workspaces:
-            entries = await exported(api, workspace_id)
-            assert [entry.seq for entry in entries] == list(range(1, WRITERS // WORKSPACES + 2))
-            end = audit.verify(entries)
-            result = await verified(api, workspace_id)
-            assert told(result) is None
-            assert (result.entry_count, result.verified.seq, result.verified.hash) == (end.seq, end.seq, end.hash)
-    owner = await asyncpg.connect(urls.owner)
-    row = await owner.fetchrow(RECORDS)
-    await owner.close()
+    async with own_database(postgres_server, "audit_writers") as urls:
+        async with (
+            registry(settings_of(settings_of_database(urls))) as running,
+            grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel,
+        ):
+            api = Registry(channel)
+            workspaces = [(await api.make_workspace("")).workspace_id for _ in range(WORKSPACES)]
+            await asyncio.gather(*(create(api, workspaces[n % WORKSPACES], f"agent-{n}") for n in range(WRITERS)))
+            for workspace_id in workspaces:
+                entries = await exported(api, workspace_id)
+                assert [entry.seq for entry in entries] == list(range(1, WRITERS // WORKSPACES + 2))
+                end = audit.verify(entries)
+                result = await verified(api, workspace_id)
+                assert told(result) is None
+                assert (result.entry_count, result.verified.seq, result.verified.hash) == (end.seq, end.seq, end.hash)
+        owner = await asyncpg.connect(urls.owner)
+        row = await owner.fetchrow(RECORDS)
+        await owner.close()
     assert row is not None
     assert row["agents"] == WRITERS
     assert row["entries"] == row["head"] == WRITERS + WORKSPACES

@@ -1,19 +1,20 @@
 """What is owed: prices that stand with the events, months that close for ever, credits, caps that are crossed once."""
 
 import asyncio
-import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 
 import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.registry.billing import CLAIM, Books, agreed, event, middle_of, months_ago, owed, somebody_waits, this_month
+from tests.registry.billing import CLAIM, Books, agreed, event, middle_of, months_ago, owed, this_month
 from tests.registry.chains import exported
-from tests.registry.stubs import Connection, Registry, invalid, lost, refused, taken, unknown
+from tests.registry.stubs import Answered, Connection, Registry, insist, invalid, lost, refused, taken, unknown
+from tests.waiting import somebody_waits
 from twofold import audit
 from twofold.errors.v1.reason_pb2 import Reason
 from twofold.registry.v1 import agent_pb2, billing_pb2, usage_pb2, workspace_pb2
@@ -361,23 +362,21 @@ async def test_a_workspace_that_never_was_owes_nothing(api: Registry) -> None:
 async def test_many_who_record_while_months_are_closed_lose_nothing(books: Books, owner: Connection) -> None:
     await books.make_agent("helper", per_message_micros=11)
 
+    answered = Answered()
+
     async def records(writer: int) -> None:
         for number in range(12):
-            at = middle_of(months_ago(number % 4))
-            await books.record(*(event(f"{writer}-{number}/{index}", at) for index in range(5)))
-
-    async def closes() -> None:
-        for count in (3, 2, 1):
-            # In the way may be who records into the month (it is tried again), and a month before it, that was closed empty.
-            with contextlib.suppress(grpc.aio.AioRpcError):
-                await books.close(months_ago(count))
+            events = [event(f"{writer}-{number}/{index}", middle_of(months_ago(number % 4))) for index in range(5)]
+            await answered.insist(partial(books.record, *events))
 
     writers = [asyncio.create_task(records(writer)) for writer in range(6)]
-    await asyncio.sleep(0.05)
-    await closes()
+    for count in (3, 2, 1):
+        await answered.progress(6)
+        assert not all(task.done() for task in writers)
+        closed = await insist(partial(books.close, months_ago(count)))  # in the way may be who records into the month
+        assert closed.closed
     while not all(task.done() for task in writers):
         await agreed(owner, books.workspace_id)
-        await asyncio.sleep(0.01)
     await asyncio.gather(*writers)
     assert await agreed(owner, books.workspace_id) == 6 * 12 * 5
 

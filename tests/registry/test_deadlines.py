@@ -1,15 +1,18 @@
 """Whose deadline passes leaves nothing running in Postgres."""
 
-import asyncio
 from collections.abc import AsyncIterator
 
 import asyncpg
 import grpc
 import pytest
 
-from tests.registry.stubs import Connection, Registry
+from tests.registry.stubs import Connection, Registry, settings_of
+from tests.waiting import somebody_waits, until
 from twofold.registry.v1 import user_pb2
+from twofold_chassis import postgres
+from twofold_chassis.settings import DatabaseSettings
 from twofold_cli.embedded.postgres import EmbeddedPostgres
+from twofold_registry.app import registry
 
 RUNNING = """
     SELECT count(*) FROM pg_stat_activity
@@ -26,22 +29,34 @@ async def watcher(postgres_server: EmbeddedPostgres) -> AsyncIterator[Connection
     await connection.close()
 
 
-async def count_becomes(watcher: Connection, expected: int) -> None:
-    async with asyncio.timeout(20):
-        while await watcher.fetchval(RUNNING) != expected:  # noqa: ASYNC110  (it happens in Postgres)
-            await asyncio.sleep(0.02)
+@pytest.fixture
+async def patient(database_settings: DatabaseSettings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Registry]:
+    """A registry in which neither Postgres nor the driver ends by itself what takes long."""
+    monkeypatch.setattr(postgres, "_BEGIN", "BEGIN")
+    monkeypatch.setattr(postgres, "_limited", lambda _: "")
+    database = database_settings.model_copy(update={"command_timeout_s": 3600})
+    async with (
+        registry(settings_of(database)) as running,
+        grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel,
+    ):
+        yield Registry(channel)
 
 
 async def test_a_call_whose_deadline_passes_ends_its_query_in_postgres_too(
-    api: Registry, owner: Connection, watcher: Connection, workspace: str
+    patient: Registry, owner: Connection, watcher: Connection, workspace: str
 ) -> None:
+    async def nothing_is_left() -> bool:
+        return not await watcher.fetchval(RUNNING)
+
+    await patient.make_user(workspace, "bob")
     draft = user_pb2.User(workspace_id=workspace, user_id="ann", email="ann@acme.test")
     async with owner.transaction():
         await owner.execute("SELECT FROM registry.workspaces WHERE workspace_id = $1 FOR UPDATE", workspace)
-        call = api.users.CreateUser(user_pb2.CreateUserRequest(user=draft), timeout=0.5)
-        await count_becomes(watcher, 1)
+        call = patient.users.CreateUser(user_pb2.CreateUserRequest(user=draft), timeout=0.5)
+        await somebody_waits(owner)
+        assert not await nothing_is_left()
         with pytest.raises(grpc.aio.AioRpcError) as refusal:
             await call
         assert refusal.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-        await count_becomes(watcher, 0)
-    await api.make_user(workspace, "ann")
+        await until(nothing_is_left, within_s=20)
+    await patient.make_user(workspace, "ann")

@@ -12,8 +12,8 @@ import pytest
 import structlog.testing
 
 from tests.databases import settings_of_database
-from tests.registry.stubs import Connection, Registry, refused, settings_of
-from tests.registry.test_requests import WRITES, Send, furnish, write
+from tests.registry.stubs import Answered, Connection, Registry, refused, settings_of
+from tests.registry.test_requests import WRITES, furnish, write
 from twofold.errors.v1.reason_pb2 import Reason
 from twofold.registry.v1 import agent_pb2
 from twofold_chassis.settings import DatabaseSettings
@@ -25,7 +25,8 @@ WRITERS = 50
 AGENTS_OF_A_WRITER = 40
 SEEN = """
     SELECT (SELECT revision FROM registry.registry_head) AS head,
-        (SELECT array_agg(DISTINCT revision ORDER BY revision) FROM registry.audit_entries) AS audited
+        (SELECT array_agg(DISTINCT revision ORDER BY revision) FROM registry.audit_entries) AS audited,
+        (SELECT count(*) FROM registry.audit_entries) AS entries
 """
 STATE = """
     SELECT (SELECT revision FROM registry.registry_head) AS head,
@@ -155,20 +156,9 @@ async def test_a_change_whose_audit_entry_cannot_be_written_does_not_happen(
     )
 
 
-async def insist(send: Send) -> object:
-    """Sends until there is an answer, as a client does that carries a request id."""
-    while True:
-        try:
-            return await send()
-        except grpc.aio.AioRpcError as error:
-            if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED):
-                raise
-            await asyncio.sleep(0.05)
-
-
-async def create_many(api: Registry, workspace_id: str, writer: int) -> None:
+async def create_many(api: Registry, workspace_id: str, writer: int, answered: Answered) -> None:
     for index in range(AGENTS_OF_A_WRITER):
-        await insist(write(api, "CreateAgent", workspace_id, f"{writer}-{index}"))
+        await answered.insist(write(api, "CreateAgent", workspace_id, f"{writer}-{index}"))
 
 
 async def test_after_a_kill_of_postgres_every_repeated_write_has_happened_once(own_postgres: EmbeddedPostgres) -> None:
@@ -179,8 +169,9 @@ async def test_after_a_kill_of_postgres_every_repeated_write_has_happened_once(o
         api = Registry(channel)
         workspace_id = (await api.make_workspace("")).workspace_id
 
-        writers = [asyncio.create_task(create_many(api, workspace_id, writer)) for writer in range(6)]
-        await asyncio.sleep(0.15)
+        answered = Answered()
+        writers = [asyncio.create_task(create_many(api, workspace_id, writer, answered)) for writer in range(6)]
+        await answered.progress(AGENTS_OF_A_WRITER)
         assert not all(task.done() for task in writers)
         await own_postgres.kill()
         await own_postgres.start()
@@ -192,4 +183,4 @@ async def test_after_a_kill_of_postgres_every_repeated_write_has_happened_once(o
     await owner.close()
     assert agents == 6 * AGENTS_OF_A_WRITER
     assert seen["audited"] == list(range(1, agents + 2))
-    assert seen["head"] == agents + 1
+    assert seen["head"] == seen["entries"] == agents + 1

@@ -7,7 +7,7 @@ import asyncio
 import os
 import random
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tests.databases import settings_of_database
-from tests.registry.stubs import Registry
+from tests.registry.stubs import Answered, Registry
 from twofold.registry.v1 import audit_pb2, permission_pb2, usage_pb2, user_pb2
 from twofold_cli.embedded import ServiceProcess
 from twofold_cli.embedded.postgres import EmbeddedPostgres
@@ -29,7 +29,6 @@ KILLS = int(os.environ.get("KILLS", "20"))
 SEED = int(os.environ.get("SEED", "20261120"))
 WRITERS = 6
 CALL_S = 10.0
-TRANSIENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 ONCE = """
     SELECT (SELECT revision FROM registry.registry_head) AS head,
@@ -67,29 +66,7 @@ class Work:
     stop: bool = False
     users: list[str] = field(default_factory=list)
     events: list[usage_pb2.UsageEvent] = field(default_factory=list)
-    answers: int = 0
-    moved: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def insist(self, send: Callable[[], Awaitable[Any]]) -> Any:
-        """Sends until there is an answer, as a client does that carries a request id."""
-        while True:
-            try:
-                answer = await send()
-            except grpc.aio.AioRpcError as error:
-                if error.code() not in TRANSIENT:
-                    raise
-                await asyncio.sleep(0.05)  # a client's own patience
-            else:
-                self.answers += 1
-                self.moved.set()
-                return answer
-
-    async def progress(self, answers: int) -> None:
-        """Returns when so many more calls have been answered."""
-        wanted = self.answers + answers
-        while self.answers < wanted:
-            self.moved.clear()
-            await self.moved.wait()
+    answered: Answered = field(default_factory=Answered)
 
     async def change(self, writer: int) -> None:
         number = 0
@@ -98,15 +75,15 @@ class Work:
             number += 1
             user = user_pb2.User(workspace_id=self.workspace_id, user_id=user_id, email=f"{user_id}@acme.test")
             request = user_pb2.CreateUserRequest(user=user, request_id=user_id)
-            first = await self.insist(partial(self.api.users.CreateUser, request, timeout=CALL_S))
+            first = await self.answered.insist(partial(self.api.users.CreateUser, request, timeout=CALL_S))
             self.users.append(user_id)
             if self.chance.random() < 0.2:  # again, by somebody who has not heard the answer
-                again = await self.insist(partial(self.api.users.CreateUser, request, timeout=CALL_S))
+                again = await self.answered.insist(partial(self.api.users.CreateUser, request, timeout=CALL_S))
                 assert again == first
             if self.chance.random() < 0.3:
                 grant = permission_pb2.AgentGrant(workspace_id=self.workspace_id, user_id=user_id, agent_id="helper")
                 asked = permission_pb2.GrantRequest(grant=grant, request_id=f"grant-{user_id}")
-                await self.insist(partial(self.api.permissions.Grant, asked, timeout=CALL_S))
+                await self.answered.insist(partial(self.api.permissions.Grant, asked, timeout=CALL_S))
 
     async def use(self, writer: int) -> None:
         number = 0
@@ -118,7 +95,7 @@ class Work:
             request = usage_pb2.RecordUsageRequest(workspace_id=self.workspace_id, events=batch)
             self.events.extend(batch)
             for _ in range(self.chance.randrange(1, 6)):
-                await self.insist(partial(self.api.usage.RecordUsage, request, timeout=CALL_S))
+                await self.answered.insist(partial(self.api.usage.RecordUsage, request, timeout=CALL_S))
 
     def _event(self, event_id: str) -> usage_pb2.UsageEvent:
         return usage_pb2.UsageEvent(
@@ -156,9 +133,9 @@ async def test_c13_c14_after_any_kill_every_change_and_every_event_has_happened_
         tasks = [asyncio.create_task(work.change(writer)) for writer in range(WRITERS)]
         tasks += [asyncio.create_task(work.use(writer)) for writer in range(WRITERS)]
         for _ in range(KILLS):
-            await work.progress(chance.randrange(1, 40))
+            await work.answered.progress(chance.randrange(1, 40))
             await kill(process, own_postgres, chance)
-        await work.progress(20)
+        await work.answered.progress(20)
         work.stop = True
         await asyncio.gather(*tasks)
         await _check(work, own_postgres)

@@ -1,7 +1,6 @@
 """From every earlier state of the schema to the newest: what was is there; an upgrade that is cut off has not begun."""
 
 import asyncio
-import uuid
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
@@ -12,8 +11,9 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 
 import twofold_registry
-from tests.databases import settings_of_database
+from tests.databases import own_database, settings_of_database
 from tests.registry.stubs import Connection, Registry, refused, settings_of
+from tests.waiting import somebody_waits
 from twofold.errors.v1.reason_pb2 import Reason
 from twofold.registry.v1 import agent_pb2, usage_pb2, user_pb2
 from twofold_chassis import migrations
@@ -95,9 +95,8 @@ def without_grants(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def empty(postgres_server: EmbeddedPostgres) -> AsyncIterator[DatabaseSettings]:
-    name = f"old_{uuid.uuid4().hex[:8]}"
-    yield settings_of_database(await postgres_server.create_database(name))
-    await postgres_server.drop_database(name)
+    async with own_database(postgres_server, "old") as urls:
+        yield settings_of_database(urls)
 
 
 async def connected(database: DatabaseSettings) -> Connection:
@@ -253,12 +252,7 @@ async def test_a_migration_in_which_postgres_is_killed_leaves_the_former_state(
     await reader.start()
     await owner.execute("LOCK TABLE registry.agents IN ACCESS SHARE MODE")
     upgrading = asyncio.create_task(upgrade(database))
-    watcher = await asyncpg.connect(own_postgres.superuser_url)
-    async with asyncio.timeout(30):
-        while not await watcher.fetchval(  # noqa: ASYNC110
-            "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 'registry.agents'::regclass)"
-        ):
-            await asyncio.sleep(0.02)
+    await somebody_waits(owner)
     await own_postgres.kill()
     with pytest.raises(StartError):
         await upgrading

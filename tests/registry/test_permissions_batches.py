@@ -12,6 +12,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from tests.registry.stubs import Connection, Registry, invalid, refused, unknown
+from tests.waiting import somebody_waits
 from twofold import refusals
 from twofold.errors.v1.reason_pb2 import Reason
 from twofold.registry.v1 import agent_pb2, user_pb2
@@ -250,10 +251,7 @@ async def test_a_condition_is_judged_when_its_turn_comes_not_when_it_was_asked(
         asked = asyncio.create_task(
             grant(api, furnished, item(grant_condition=pb.GRANT_CONDITION_MUST_NOT_EXIST)),
         )
-        waiting = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid)))"
-        async with asyncio.timeout(20):
-            while not await owner.fetchval(waiting):  # noqa: ASYNC110  (it happens in Postgres)
-                await asyncio.sleep(0.01)
+        await somebody_waits(owner)
         expire = "UPDATE registry.grants SET expires_at = clock_timestamp() WHERE workspace_id = $1"
         await owner.execute(
             "UPDATE registry.grants SET granted_at = now() - interval '1 h' WHERE workspace_id = $1", furnished

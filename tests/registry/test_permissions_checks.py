@@ -11,8 +11,9 @@ import grpc
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from tests.databases import settings_of_database
+from tests.databases import own_database, settings_of_database
 from tests.registry.stubs import Connection, Registry, invalid, refused, settings_of, unknown
+from tests.waiting import until
 from twofold.errors.v1.reason_pb2 import Reason
 from twofold.registry.v1 import agent_pb2, user_pb2, workspace_pb2
 from twofold.registry.v1 import permission_pb2 as pb
@@ -425,14 +426,17 @@ class Waiting:
 
     async def revoked(self) -> None:
         """Returns when nobody is granted anything."""
-        while await self.owner.fetchval("SELECT count(*) FROM registry.grants"):  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+
+        async def nobody_is() -> bool:
+            return not await self.owner.fetchval("SELECT count(*) FROM registry.grants")
+
+        await until(nobody_is)
 
 
 @pytest.fixture
-async def waiting(postgres_server: EmbeddedPostgres, workspace_id: str) -> AsyncIterator[Waiting]:
-    urls = await postgres_server.create_database(workspace_id.replace("-", "_"))
+async def waiting(postgres_server: EmbeddedPostgres) -> AsyncIterator[Waiting]:
     async with (
+        own_database(postgres_server, "waiting") as urls,
         registry(settings_of(settings_of_database(urls), lease_ms=20_000)) as running,
         grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel,
     ):

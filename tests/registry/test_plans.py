@@ -8,7 +8,6 @@ import asyncio
 import json
 import os
 import re
-import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from tests.databases import settings_of_database
+from tests.databases import own_database, settings_of_database
 from tests.registry.stubs import Connection
 from tests.registry.test_row_level_security import OF_THE_SYSTEM, tables_of_tenants
 from tests.registry.test_statements import ALL
@@ -89,12 +88,10 @@ def row_id(number: int) -> str:
 
 @pytest.fixture(scope="module")
 async def urls(postgres_server: EmbeddedPostgres) -> AsyncIterator[DatabaseUrls]:
-    name = f"plans_{uuid.uuid4().hex[:8]}"
-    made = await postgres_server.create_database(name)
-    await migrate(settings_of_database(made))
-    await _fill(made.superuser)
-    yield made
-    await postgres_server.drop_database(name)
+    async with own_database(postgres_server, "plans") as made:
+        await migrate(settings_of_database(made))
+        await _fill(made.superuser)
+        yield made
 
 
 async def _fill(url: str) -> None:

@@ -17,7 +17,7 @@ import asyncpg
 import grpc
 import pytest
 
-from tests.databases import settings_of_database
+from tests.databases import own_database, settings_of_database
 from tests.registry.stubs import Registry, settings_of
 from tests.registry.test_tenancy import RPCS, asked, requests, send
 from twofold_chassis import postgres
@@ -136,21 +136,22 @@ def prepares(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture
 async def urls(postgres_server: EmbeddedPostgres) -> AsyncIterator[DatabaseUrls]:
-    name = f"pooled_{uuid.uuid4().hex[:8]}"
-    yield await postgres_server.create_database(name)
-    await postgres_server.drop_database(name)
+    async with own_database(postgres_server, "pooled") as made:
+        yield made
 
 
 @pytest.fixture
 def bouncer(servers_folder: Path, urls: DatabaseUrls, prepares: bool) -> Iterator[int]:
     """The port of a PgBouncer that lends two connections for each role, from transaction to transaction."""
     for _ in range(3):  # a port that was free may be somebody else's a moment later
-        port = free_port()
-        process = _start(servers_folder / f"pgbouncer-{uuid.uuid4().hex[:8]}", port, urls, prepares=prepares)
+        port, folder = free_port(), servers_folder / f"pgbouncer-{uuid.uuid4().hex[:8]}"
+        process = _start(folder, port, urls, prepares=prepares)
         if _listens(port, process):
             break
         process.kill()
         process.wait(20)
+    else:
+        pytest.fail(f"PgBouncer does not listen: {(folder / 'stderr').read_text()}")
     yield port
     process.terminate()
     process.wait(20)
@@ -178,12 +179,13 @@ def _start(folder: Path, port: int, urls: DatabaseUrls, *, prepares: bool) -> "s
     (folder / "pgbouncer.ini").write_text("\n".join(["[databases]", database, "[pgbouncer]", *lines, ""]))
     account = server_account()
     assert PGBOUNCER is not None
-    return subprocess.Popen(
-        [PGBOUNCER, str(folder / "pgbouncer.ini")],
-        stderr=subprocess.DEVNULL,
-        user=account.uid if account else None,
-        group=account.gid if account else None,
-    )
+    with (folder / "stderr").open("wb") as stderr:
+        return subprocess.Popen(
+            [PGBOUNCER, str(folder / "pgbouncer.ini")],
+            stderr=stderr,
+            user=account.uid if account else None,
+            group=account.gid if account else None,
+        )
 
 
 def _listens(port: int, process: "subprocess.Popen[bytes]") -> bool:

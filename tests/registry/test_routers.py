@@ -7,12 +7,11 @@ from datetime import UTC, datetime
 
 import pytest
 
-from tests.databases import settings_of_database
+from tests.databases import own_database, settings_of_database
 from twofold_chassis import postgres
 from twofold_chassis.clocks import boot_s
 from twofold_chassis.postgres import Pool
 from twofold_chassis.refusals import StoreUnavailable
-from twofold_chassis.settings import DatabaseSettings
 from twofold_cli.embedded.postgres import EmbeddedPostgres
 from twofold_registry.migrate import migrate
 from twofold_registry.revisions import Revision
@@ -25,16 +24,16 @@ LONG_S = 3600.0
 
 
 @pytest.fixture
-async def pool(postgres_server: EmbeddedPostgres, workspace_id: str) -> AsyncIterator[Pool]:
+async def pool(postgres_server: EmbeddedPostgres) -> AsyncIterator[Pool]:
     """The system's connections to a migrated database whose epoch is old."""
-    urls = await postgres_server.create_database(workspace_id.replace("-", "_"))
-    database: DatabaseSettings = settings_of_database(urls)
-    await migrate(database)
-    system = await postgres.open_pool(database.system, name="test")
-    async with postgres.connection(system) as connection:
-        await connection.execute("UPDATE registry.registry_head SET epoch_at = now() - interval '1 day'")
-    yield system
-    await postgres.close_pool(system)
+    async with own_database(postgres_server, "routers") as urls:
+        database = settings_of_database(urls)
+        await migrate(database)
+        system = await postgres.open_pool(database.system, name="test")
+        async with postgres.connection(system) as connection:
+            await connection.execute("UPDATE registry.registry_head SET epoch_at = now() - interval '1 day'")
+        yield system
+        await postgres.close_pool(system)
 
 
 async def head(pool: Pool) -> Revision:
@@ -45,9 +44,11 @@ async def head(pool: Pool) -> Revision:
 @contextlib.asynccontextmanager
 async def waiting(routers: Routers, revision: Revision) -> AsyncIterator["asyncio.Task[Waited]"]:
     task = asyncio.create_task(routers.until_all(revision))
-    yield task
-    task.cancel()
-    await asyncio.wait([task])
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
 
 
 async def test_nobody_waits_where_no_router_is_registered(pool: Pool) -> None:

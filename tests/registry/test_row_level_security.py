@@ -8,7 +8,6 @@ lets see everything. Both times it has to answer what it answers where there is 
 
 import itertools
 import re
-import uuid
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.databases import settings_of_database
+from tests.databases import own_database, settings_of_database
 from tests.registry.stubs import Connection, Registry, settings_of
 from tests.registry.test_statements import ALL, system_statements
 from tests.registry.test_tenancy import RPCS, requests, send
@@ -99,18 +98,19 @@ class Databases:
 
 @pytest.fixture(scope="module")
 async def databases(postgres_server: EmbeddedPostgres) -> AsyncIterator[Databases]:
-    names = [f"rls_{kind}_{uuid.uuid4().hex[:8]}" for kind in ("furnished", "empty")]
-    made = Databases(*[settings_of_database(await postgres_server.create_database(name)) for name in names])
-    await migrate(made.empty)
     async with (
-        registry(settings_of(made.furnished)) as running,
-        grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel,
+        own_database(postgres_server, "rls_furnished") as furnished,
+        own_database(postgres_server, "rls_empty") as empty,
     ):
-        await _furnish(channel)
-    await _fill(postgres_server.urls.superuser.rpartition("/")[0] + f"/{names[0]}")
-    yield made
-    for name in names:
-        await postgres_server.drop_database(name)
+        made = Databases(settings_of_database(furnished), settings_of_database(empty))
+        await migrate(made.empty)
+        async with (
+            registry(settings_of(made.furnished)) as running,
+            grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel,
+        ):
+            await _furnish(channel)
+        await _fill(furnished.superuser)
+        yield made
 
 
 async def _furnish(channel: grpc.aio.Channel) -> None:

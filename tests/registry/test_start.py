@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import sys
-import uuid
 from collections.abc import AsyncIterator
 
 import asyncpg
@@ -14,8 +13,9 @@ import structlog.testing
 from grpc_health.v1 import health_pb2
 from pydantic import SecretStr, ValidationError
 
-from tests.databases import settings_of_database
+from tests.databases import own_database, settings_of_database
 from tests.registry.stubs import Registry, settings_of
+from tests.waiting import until
 from twofold.registry.v1 import workspace_pb2
 from twofold_chassis.settings import DatabaseSettings
 from twofold_chassis.start import StartError
@@ -28,10 +28,8 @@ from twofold_registry.settings import RegistrySettings
 @pytest.fixture
 async def empty(postgres_server: EmbeddedPostgres) -> AsyncIterator[DatabaseSettings]:
     """A database in which nothing is."""
-    name = f"empty_{uuid.uuid4().hex[:8]}"
-    urls = await postgres_server.create_database(name)
-    yield settings_of_database(urls)
-    await postgres_server.drop_database(name)
+    async with own_database(postgres_server, "empty") as urls:
+        yield settings_of_database(urls)
 
 
 async def test_many_that_migrate_at_once_do_it_once(empty: DatabaseSettings) -> None:
@@ -135,9 +133,10 @@ async def serves(channel: grpc.aio.Channel, service: str = "") -> bool:
 
 
 async def becomes(channel: grpc.aio.Channel, serving: bool) -> None:
-    async with asyncio.timeout(20):
-        while await serves(channel) != serving:  # noqa: ASYNC110  (it happens in the server)
-            await asyncio.sleep(0.05)
+    async def is_so() -> bool:
+        return await serves(channel) == serving
+
+    await until(is_so, f"serving: {serving}")
 
 
 async def test_health_follows_the_database(own_postgres: EmbeddedPostgres) -> None:

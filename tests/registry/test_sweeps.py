@@ -1,8 +1,6 @@
 """Sweeps: what is over goes, all else stays, whoever sweeps beside, and a failure of one holds up no other."""
 
 import asyncio
-import time
-import urllib.request
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +12,11 @@ import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 from prometheus_client import CollectorRegistry
-from prometheus_client.parser import text_string_to_metric_families
 
-from tests.databases import settings_of_database
+from tests.databases import own_database, settings_of_database
+from tests.registry.scrapes import scraped
 from tests.registry.stubs import Connection, Registry, settings_of
+from tests.waiting import until
 from twofold_chassis import postgres
 from twofold_chassis.postgres import Pool
 from twofold_chassis.refusals import StoreUnavailable
@@ -57,13 +56,14 @@ class Swept:
 
 @pytest.fixture(scope="module")
 async def database(postgres_server: EmbeddedPostgres) -> AsyncIterator[Swept]:
-    chosen = settings_of_database(await postgres_server.create_database("sweeps"))
-    await migrate(chosen)
-    system = await postgres.open_pool(chosen.system, name="sweeps")
-    owner = await asyncpg.connect(chosen.owner_url.get_secret_value())
-    yield Swept(chosen, owner, system)
-    await owner.close()
-    await postgres.close_pool(system)
+    async with own_database(postgres_server, "sweeps") as urls:
+        chosen = settings_of_database(urls)
+        await migrate(chosen)
+        system = await postgres.open_pool(chosen.system, name="sweeps")
+        owner = await asyncpg.connect(urls.owner)
+        yield Swept(chosen, owner, system)
+        await owner.close()
+        await postgres.close_pool(system)
 
 
 @pytest.fixture
@@ -329,18 +329,14 @@ async def test_a_registry_sweeps_by_itself_and_its_metrics_are_explained(swept: 
     await put_pod(swept, "long dead", seen_days=50, dead_days=50)
     await put_changes(swept, [90_000, 80_000])
 
-    def scrape(port: int | None) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
-            return str(answer.read().decode())
+    async def all_is_swept() -> bool:
+        return await history(swept) == (1, [2]) and not await swept.column("SELECT pod_id FROM registry.pods")
 
     async with registry(settings_of(swept.settings, sweep_period_s=0.05, metrics_port=0)) as running:
-        until = time.monotonic() + 30
-        while await history(swept) != (1, [2]) or await swept.column("SELECT pod_id FROM registry.pods"):
-            assert time.monotonic() < until
-            await asyncio.sleep(0.05)
-        scraped = await asyncio.to_thread(scrape, running.metrics_port)
-    families = {family.name: family for family in text_string_to_metric_families(scraped)}
-    whats = {sample.labels["what"] for sample in families["twofold_registry_swept"].samples if "what" in sample.labels}
+        await until(all_is_swept)
+        assert running.metrics_port is not None
+        samples = await scraped(running.metrics_port)
+    whats = {dict(labels)["what"] for name, labels in samples if name == "twofold_registry_swept_total"}
     assert whats >= swept.sweeps().keys()
     page = OPERATIONS.read_text(encoding="utf-8")
     assert all(f"`{name}_total{{what}}`" in page for name in ("twofold_registry_swept", "twofold_registry_sweep_failures"))

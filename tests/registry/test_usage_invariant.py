@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import date, datetime
+from functools import partial
 
 import asyncpg
 import grpc
@@ -22,9 +23,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.databases import settings_of_database
-from tests.registry.billing import CLAIM, Books, agreed, event, middle_of, months_ago, owed, somebody_waits
-from tests.registry.stubs import Connection, Registry, refused, settings_of
+from tests.registry.billing import CLAIM, Books, agreed, event, middle_of, months_ago, owed
+from tests.registry.stubs import Answered, Connection, Registry, refused, settings_of
 from tests.registry.test_usage_reports import grouped
+from tests.waiting import somebody_waits
 from twofold.errors.v1.reason_pb2 import Reason
 from twofold.registry.v1 import usage_pb2
 from twofold_cli.embedded.postgres import EmbeddedPostgres
@@ -33,25 +35,15 @@ from twofold_registry.app import registry
 
 KILLS = int(os.environ.get("TWOFOLD_USAGE_KILLS", "20"))
 BATCHES = 12
-AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 
-async def insist(books: Books, batch: list[usage_pb2.UsageEvent], cancels: random.Random) -> None:
-    """Sends a batch until it was answered; some calls are given up in the middle, and sent again."""
-    while True:
-        call = asyncio.create_task(books.record(*batch))
-        if cancels.random() < 0.2:
-            await asyncio.wait([call], timeout=cancels.uniform(0, 0.02))
-            call.cancel()
-        try:
-            await call
-            return
-        except asyncio.CancelledError:
-            continue
-        except grpc.aio.AioRpcError as error:
-            if error.code() not in AGAIN:
-                raise
-            await asyncio.sleep(0.02)
+async def record(books: Books, batch: list[usage_pb2.UsageEvent], chance: random.Random) -> None:
+    """Some calls are given up in the middle, and sent again."""
+    while chance.random() < 0.2:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(chance.uniform(0, 0.02)):
+                await books.record(*batch)
+    await books.record(*batch)
 
 
 async def test_c13_after_kills_of_postgres_and_calls_given_up_each_event_counts_once(own_postgres: EmbeddedPostgres) -> None:
@@ -75,8 +67,9 @@ async def test_c13_after_kills_of_postgres_and_calls_given_up_each_event_counts_
             chance.shuffle(sent)
             size = -(-len(sent) // BATCHES)
             batches = [sent[start : start + size] for start in range(0, len(sent), size)]
-            tasks = [asyncio.create_task(insist(books, batch, chance)) for batch in batches]
-            await asyncio.sleep(chance.uniform(0.005, 0.06))
+            answered = Answered()
+            tasks = [asyncio.create_task(answered.insist(partial(record, books, batch, chance))) for batch in batches]
+            await answered.progress(chance.randrange(BATCHES // 2))
             await own_postgres.kill()
             await own_postgres.start()
             await asyncio.gather(*tasks)

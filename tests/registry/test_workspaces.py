@@ -15,13 +15,13 @@ from twofold_chassis import postgres
 from twofold_chassis.refusals import Busy
 from twofold_chassis.requests import Requests
 from twofold_chassis.settings import DatabaseSettings
+from twofold_chassis.urls import UrlPolicy
 from twofold_registry.store.agents import PostgresAgents
 from twofold_registry.store.changes import Changes
 from twofold_registry.store.purges import PostgresPurges, Purge
 from twofold_registry.store.reads import Reads
 from twofold_registry.store.users import PostgresUsers
 from twofold_registry.store.workspaces import PostgresWorkspaces
-from twofold_registry.urls import UrlPolicy
 
 
 async def get(api: Registry, workspace_id: str) -> pb.Workspace:
