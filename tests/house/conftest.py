@@ -126,6 +126,7 @@ async def house(postgres_server: EmbeddedPostgres, redis_settings: RedisSettings
                         drain_s=0,
                         lease_ms=60_000,
                         silence_ms=60_000,
+                        allow_loopback_urls=True,
                     ),
                 )
             )

@@ -112,7 +112,12 @@ async def house(database_settings: DatabaseSettings, own_redis: EmbeddedRedis, w
         )
         targets = [f"127.0.0.1:{(await stack.enter_async_context(room)).port}" for room in rooms]
         options = RouterSettings(
-            port=0, registry_target=targets[0], memory_target=targets[1], lease_ms=LEASE_MS, silence_ms=LEASE_MS // 2
+            port=0,
+            registry_target=targets[0],
+            memory_target=targets[1],
+            lease_ms=LEASE_MS,
+            silence_ms=LEASE_MS // 2,
+            allow_loopback_urls=True,
         )
         running = await stack.enter_async_context(router(Settings(redis=redis, router=options)))
         targets.append(f"127.0.0.1:{running.port}")

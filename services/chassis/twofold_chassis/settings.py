@@ -7,12 +7,34 @@ groups it needs.
 from typing import Annotated, Literal, Self, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict, SettingsError
 
+from twofold_chassis import hosts
 from twofold_chassis.start import StartError
 
 Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+def _names(values: tuple[str, ...]) -> tuple[str, ...]:
+    lowered = tuple(value.lower() for value in values)
+    for value in lowered:
+        if not hosts.is_name(value):
+            raise ValueError("each must be a DNS name without a leading dot")
+    return lowered
+
+
+UrlSuffixes = Annotated[tuple[str, ...], AfterValidator(_names)]
+"""Hosts, and parents of hosts."""
 
 
 class Group(BaseModel):

@@ -14,7 +14,7 @@ from twofold_cli.stack import Stack, raise_stack
 from twofold_cli.watch import keep_up
 
 # What is right on a developer's machine: agents may live on loopback. An environment that says otherwise wins.
-DEVELOPMENT = {"REGISTRY__ALLOW_LOOPBACK_URLS": "true"}
+DEVELOPMENT = {"REGISTRY__ALLOW_LOOPBACK_URLS": "true", "ROUTER__ALLOW_LOOPBACK_URLS": "true"}
 
 
 class _Interrupts:

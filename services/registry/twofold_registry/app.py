@@ -23,6 +23,7 @@ from twofold_chassis.pools import PoolMetrics
 from twofold_chassis.requests import Requests
 from twofold_chassis.server import Face, Running, serving
 from twofold_chassis.settings import DatabaseSettings
+from twofold_chassis.urls import UrlPolicy
 from twofold_registry.agent_service import AgentService
 from twofold_registry.audit_chains import Chains
 from twofold_registry.audit_service import AuditService
@@ -53,7 +54,6 @@ from twofold_registry.store.usage import PostgresUsage
 from twofold_registry.store.users import PostgresUsers
 from twofold_registry.store.workspaces import PostgresWorkspaces
 from twofold_registry.sweeps import Sweep, Sweeps
-from twofold_registry.urls import UrlPolicy
 from twofold_registry.usage_service import UsageService
 from twofold_registry.user_service import UserService
 from twofold_registry.watching import Watching

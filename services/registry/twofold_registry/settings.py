@@ -2,8 +2,7 @@
 
 from pydantic import Field, SecretStr, field_validator
 
-from twofold_chassis.settings import DatabaseSettings, ListenSettings, Port, ServiceSettings
-from twofold_registry import hosts
+from twofold_chassis.settings import DatabaseSettings, ListenSettings, Port, ServiceSettings, UrlSuffixes
 from twofold_registry.audit_keys import AuditKeys, private_key, public_key
 
 
@@ -11,7 +10,7 @@ class RegistrySettings(ListenSettings):
     """The service itself."""
 
     port: Port = Field(default=50051, description="port; 0 takes a free one")
-    url_suffixes: tuple[str, ...] = Field(
+    url_suffixes: UrlSuffixes = Field(
         default=("svc.cluster.local",), description="hosts, and parents of hosts, that any workspace's agents may have"
     )
     lease_ms: int = Field(
@@ -88,15 +87,6 @@ class RegistrySettings(ListenSettings):
     purge_after_days: int = Field(
         default=30, ge=1, le=3650, description="days that deleted workspaces, users and agents can be restored"
     )
-
-    @field_validator("url_suffixes")
-    @classmethod
-    def _are_names(cls, values: tuple[str, ...]) -> tuple[str, ...]:
-        lowered = tuple(value.lower() for value in values)
-        for value in lowered:
-            if not hosts.is_name(value):
-                raise ValueError("each must be a DNS name without a leading dot")
-        return lowered
 
 
 class Settings(ServiceSettings):

@@ -2,7 +2,8 @@
 
 from pydantic import Field
 
-from twofold_chassis.settings import ListenSettings, Port, RedisSettings, ServiceSettings
+from twofold_chassis.settings import ListenSettings, Port, RedisSettings, ServiceSettings, UrlSuffixes
+from twofold_chassis.urls import UrlPolicy
 
 _MIB = 1024 * 1024
 
@@ -29,6 +30,18 @@ class RouterSettings(ListenSettings):
     cold_reads_max: int = Field(
         default=64, ge=1, le=10_000, description="questions to the registry that may be under way at once; more are refused"
     )
+    url_suffixes: UrlSuffixes = Field(
+        default=("svc.cluster.local",),
+        description="hosts, and parents of hosts, that any workspace's agents may have; the same as REGISTRY__URL_SUFFIXES",
+    )
+    allow_loopback_urls: bool = Field(
+        default=False, description="whether agents may live on this machine itself: for development only"
+    )
+    require_namespaces: bool = Field(
+        default=False,
+        description="whether agents may live in the cluster only if their workspace has a Kubernetes namespace; the same as"
+        " REGISTRY__REQUIRE_NAMESPACES",
+    )
     turns_max: int = Field(default=1000, ge=1, description="turns at once in one process; more are refused")
     connect_timeout_s: float = Field(default=5.0, gt=0, le=60, description="how long dialling an agent may take")
     answer_bytes_max: int = Field(
@@ -37,6 +50,11 @@ class RouterSettings(ListenSettings):
     keep_s: float = Field(
         default=20.0, gt=0, le=600, description="how long keeping an answered turn may take, whatever became of its caller"
     )
+
+    @property
+    def url_policy(self) -> UrlPolicy:
+        """Where agents may live."""
+        return UrlPolicy(self.url_suffixes, self.allow_loopback_urls, self.require_namespaces)
 
 
 class Settings(ServiceSettings):

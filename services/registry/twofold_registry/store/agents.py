@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from twofold_chassis.requests import Attempt
+from twofold_chassis.urls import Home, UrlPolicy
 from twofold_registry.agents import (
     Agent,
     AgentExists,
@@ -22,7 +23,6 @@ from twofold_registry.store.changes import Change, Changes
 from twofold_registry.store.reads import Reads
 from twofold_registry.store.resources import PostgresResources, Statements, Table
 from twofold_registry.store.statements import STATEMENTS
-from twofold_registry.urls import Home, UrlPolicy
 from twofold_registry.wire.agents import agent_bytes, agent_json
 from twofold_registry.workspaces import Workspace
 

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from twofold.registry.v1 import agent_pb2 as pb
 from twofold_chassis import fields
 from twofold_chassis.refusals import InvalidField
+from twofold_chassis.urls import plain_url
 from twofold_registry.agents import (
     PRICE_MICROS_MAX,
     TARGETS_MAX,
@@ -16,7 +17,6 @@ from twofold_registry.agents import (
     Target,
     checked_targets,
 )
-from twofold_registry.urls import plain_url
 from twofold_registry.wire import money
 from twofold_registry.wire.forms import happened
 from twofold_registry.wire.masks import Readers

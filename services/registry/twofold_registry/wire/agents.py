@@ -9,10 +9,10 @@ from twofold.registry.v1 import agent_pb2 as pb
 from twofold_chassis import fields
 from twofold_chassis.refusals import InvalidField
 from twofold_chassis.requests import Attempt, attempt
+from twofold_chassis.urls import plain_url
 from twofold_registry.agents import Agent, AgentFilters, AgentKey, AgentState, Observation, Reported, ReportOutcome
 from twofold_registry.resources import Answer, Edit, Listing, Page, Read, Stored, Write
 from twofold_registry.revisions import Revision
-from twofold_registry.urls import plain_url
 from twofold_registry.wire import agent_parts, agent_settings, forms, masks, pages
 from twofold_registry.wire.forms import json_object, present
 

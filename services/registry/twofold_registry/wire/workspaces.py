@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from google.protobuf.message import Message
 
 from twofold.registry.v1 import workspace_pb2 as pb
-from twofold_chassis import fields
+from twofold_chassis import fields, hosts
 from twofold_chassis.refusals import InvalidField
-from twofold_registry import hosts
 from twofold_registry.resources import Answer, Edit, Listing, Page, Read, Stored, Write
 from twofold_registry.wire import forms, limits, masks, pages
 from twofold_registry.wire.forms import json_object, present

@@ -1,14 +1,15 @@
 """URLs of agents: one plain form that every reader understands alike, and the rule of where agents may live.
 
-The rule is asked when a URL is written, and says nothing about what a name resolves to: who dials it asks again.
+The rule is asked when a URL is written, and again when it is given out. It says nothing about what a name resolves to: who
+dials asks `forbidden_address` of the address that it dials.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from twofold_chassis import addresses, hosts
 from twofold_chassis.refusals import InvalidField
-from twofold_registry import hosts
 
 URL_BYTES_MAX = 2048
 # RFC 3986 without userinfo, query and fragment, narrower where readers of URLs differ from one another.
@@ -41,11 +42,19 @@ class UrlPolicy:
 
     def admit(self, url: str, home: Home, field: str) -> None:
         """Refuses a URL, in the form that `plain_url` gives it, that may lead where no agent of this workspace lives."""
-        match = _URL(url)
-        assert match is not None
-        problem = self._problem(match["host"], home)
+        problem = self.problem(url, home)
         if problem:
             raise InvalidField(field, problem)
+
+    def problem(self, url: str, home: Home) -> str | None:
+        """Why a URL, in the form that `plain_url` gives it, may not be an agent's of this workspace; None if it may."""
+        match = _URL(url)
+        assert match is not None
+        return self._problem(match["host"], home)
+
+    def forbidden_address(self, ip: str) -> str | None:
+        """Why this address, which the host of an admitted URL resolves to, may not be dialled; None if it may."""
+        return addresses.forbidden_address(ip, allow_loopback=self.allow_loopback)
 
     def _problem(self, host: str, home: Home) -> str | None:
         address = hosts.address(host)

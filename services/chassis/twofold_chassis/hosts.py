@@ -1,4 +1,4 @@
-"""Host names, as the registry lets them stand in settings and URLs: plain ASCII, lower case, no tricks."""
+"""Host names, as they may stand in settings and URLs: plain ASCII, lower case, no tricks."""
 
 import ipaddress
 import re
@@ -6,8 +6,9 @@ import unicodedata
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from twofold_chassis.addresses import Address
+
 HOST_BYTES_MAX = 253
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*").fullmatch
