@@ -39,6 +39,7 @@ from twofold.registry.v1 import (
     permission_pb2,
     pod_pb2,
     session_pb2,
+    terms_pb2,
     usage_pb2,
     user_pb2,
     workspace_pb2,
@@ -412,7 +413,9 @@ _REGISTRY: dict[str, Callable[[World], ProtoMessage]] = {
         start_time=_time(-timedelta(hours=1)),
         cell=Duration(seconds=300),
         operations_for=Duration(seconds=600),
+        group_by=usage_pb2.WINDOW_GROUP_USER,
     ),
+    "TermsService.GetTerms": lambda world: terms_pb2.GetTermsRequest(workspace_id=world.workspace_id, user_id=world.user_id),
     "BillingService.GetBill": lambda world: billing_pb2.GetBillRequest(
         workspace_id=world.workspace_id, month=world.closed_month, page_size=10
     ),

@@ -19,6 +19,7 @@ from twofold.registry.v1.change_pb2_grpc import ChangeServiceStub
 from twofold.registry.v1.permission_pb2_grpc import PermissionServiceStub
 from twofold.registry.v1.pod_pb2_grpc import PodServiceStub
 from twofold.registry.v1.session_pb2_grpc import SessionHistoryServiceStub
+from twofold.registry.v1.terms_pb2_grpc import TermsServiceStub
 from twofold.registry.v1.usage_pb2_grpc import UsageServiceStub
 from twofold.registry.v1.user_pb2_grpc import UserServiceStub
 from twofold.registry.v1.workspace_pb2_grpc import WorkspaceServiceStub
@@ -43,6 +44,7 @@ class Registry:
         self.users = UserServiceStub(channel)
         self.agents = AgentServiceStub(channel)
         self.permissions = PermissionServiceStub(channel)
+        self.terms = TermsServiceStub(channel)
         self.usage = UsageServiceStub(channel)
         self.billing = BillingServiceStub(channel)
         self.audit = AuditServiceStub(channel)

@@ -21,7 +21,17 @@ from tests.house import contract
 from tests.house.contract import Rpc
 from tests.registry.conftest import Served
 from tests.registry.stubs import URL, Registry
-from twofold.registry.v1 import agent_pb2, audit_pb2, billing_pb2, permission_pb2, pod_pb2, session_pb2, usage_pb2, user_pb2
+from twofold.registry.v1 import (
+    agent_pb2,
+    audit_pb2,
+    billing_pb2,
+    permission_pb2,
+    pod_pb2,
+    session_pb2,
+    terms_pb2,
+    usage_pb2,
+    user_pb2,
+)
 
 RPCS = {rpc.name.rpartition(".")[2]: rpc for rpc in contract.rpcs() if rpc.room == "registry"}
 OF_NO_TENANT: Mapping[str, str] = {
@@ -120,6 +130,7 @@ def requests(workspace: str, user: str, agent: str) -> dict[str, Message]:
         "GetUsage": usage_pb2.GetUsageRequest(**pair, **span),
         "QueryUsage": usage_pb2.QueryUsageRequest(**pair, **span, group_by=usage_pb2.USAGE_GROUP_DAY),
         "ReadWindow": usage_pb2.ReadWindowRequest(workspace_id=workspace, cell=Duration(seconds=300)),
+        "GetTerms": terms_pb2.GetTermsRequest(**at_user),
         "GetBill": billing_pb2.GetBillRequest(workspace_id=workspace, month="2001-09"),
         "CloseMonth": billing_pb2.CloseMonthRequest(workspace_id=workspace, month="2001-10"),
         "GetInvoice": billing_pb2.GetInvoiceRequest(workspace_id=workspace, month="2001-09"),

@@ -229,6 +229,28 @@ async def test_an_empty_window_has_a_time(books: Books) -> None:
         _ = [part async for part in books.api.usage.ReadWindow(request)]
 
 
+@pytest.mark.parametrize(
+    ("group", "groups"),
+    [
+        (pb.WINDOW_GROUP_USER, {("ann", ""): 3, ("bob", ""): 4}),
+        (pb.WINDOW_GROUP_AGENT, {("", "helper"): 5, ("", "other"): 2}),
+        (pb.WINDOW_GROUP_WORKSPACE, {("", ""): 7}),
+        (pb.WINDOW_GROUP_UNSPECIFIED, {("ann", "helper"): 1, ("ann", "other"): 2, ("bob", "helper"): 4}),
+    ],
+)
+async def test_a_window_is_summed_by_what_is_asked_for(
+    books: Books, group: pb.WindowGroup.ValueType, groups: dict[tuple[str, str], int]
+) -> None:
+    await books.record(event("1"), event("2", messages=2, agent_id="other"), event("3", messages=4, user_id="bob"))
+    counted: Counter[tuple[str, str]] = Counter()
+    async for part in books.api.usage.ReadWindow(
+        window(books, timedelta(hours=25, minutes=59), cell=Duration(seconds=7200), group_by=group)
+    ):
+        for cell in part.cells:
+            counted[cell.user_id, cell.agent_id] += cell.messages
+    assert counted == groups
+
+
 async def test_a_large_window_comes_in_parts(books: Books) -> None:
     for number in range(3):
         await books.record(*(event(f"{number}-{index}/0", user_id=f"u{number}-{index}") for index in range(400)))
@@ -241,11 +263,12 @@ async def test_a_large_window_comes_in_parts(books: Books) -> None:
 
 async def test_a_window_has_its_bounds(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, pb.ReadWindowRequest]] = [
-        ("start_time", window(books, timedelta(hours=25, minutes=1))),
+        ("start_time", window(books, timedelta(hours=26, minutes=1))),
         ("start_time", window(books, timedelta(minutes=-1))),
         ("cell", window(books, timedelta(hours=24), cell=Duration(seconds=5))),
-        ("cell", window(books, timedelta(hours=24), cell=Duration(seconds=3601))),
+        ("cell", window(books, timedelta(hours=24), cell=Duration(seconds=7201))),
         ("cell", window(books, timedelta(hours=24), cell=None)),
+        ("group_by", window(books, timedelta(hours=24), group_by=9)),
         ("operations_for", window(books, timedelta(hours=24), operations_for=Duration(seconds=3601))),
     ]
     for field, request in asked:

@@ -29,6 +29,7 @@ from twofold.registry.v1.change_pb2_grpc import ChangeServiceStub
 from twofold.registry.v1.permission_pb2_grpc import PermissionServiceStub
 from twofold.registry.v1.pod_pb2_grpc import PodServiceStub
 from twofold.registry.v1.session_pb2_grpc import SessionHistoryServiceStub
+from twofold.registry.v1.terms_pb2_grpc import TermsServiceStub
 from twofold.registry.v1.usage_pb2_grpc import UsageServiceStub
 from twofold.registry.v1.user_pb2_grpc import UserServiceStub
 from twofold.registry.v1.workspace_pb2_grpc import WorkspaceServiceStub
@@ -48,6 +49,7 @@ _REGISTRY_CONFIG = channels.service_config(
             "Agent",
             "Permission",
             "Usage",
+            "Terms",
             "Billing",
             "Audit",
             "Change",
@@ -117,6 +119,7 @@ class Twofold:
     agents: AgentServiceStub
     permissions: PermissionServiceStub
     usage: UsageServiceStub
+    terms: TermsServiceStub
     billing: BillingServiceStub
     audit: AuditServiceStub
     changes: ChangeServiceStub
@@ -153,6 +156,7 @@ class Twofold:
         self.agents = AgentServiceStub(registry)
         self.permissions = PermissionServiceStub(registry)
         self.usage = UsageServiceStub(registry)
+        self.terms = TermsServiceStub(registry)
         self.billing = BillingServiceStub(registry)
         self.audit = AuditServiceStub(registry)
         self.changes = ChangeServiceStub(registry)

@@ -15,6 +15,7 @@ from twofold.registry.v1.change_pb2_grpc import add_ChangeServiceServicer_to_ser
 from twofold.registry.v1.permission_pb2_grpc import add_PermissionServiceServicer_to_server
 from twofold.registry.v1.pod_pb2_grpc import add_PodServiceServicer_to_server
 from twofold.registry.v1.session_pb2_grpc import add_SessionHistoryServiceServicer_to_server
+from twofold.registry.v1.terms_pb2_grpc import add_TermsServiceServicer_to_server
 from twofold.registry.v1.usage_pb2_grpc import add_UsageServiceServicer_to_server
 from twofold.registry.v1.user_pb2_grpc import add_UserServiceServicer_to_server
 from twofold.registry.v1.workspace_pb2_grpc import add_WorkspaceServiceServicer_to_server
@@ -50,10 +51,12 @@ from twofold_registry.store.replica import open_replica
 from twofold_registry.store.sessions import PostgresSessions
 from twofold_registry.store.statements import STATEMENTS
 from twofold_registry.store.sweeps import postgres_sweeps
+from twofold_registry.store.terms import PostgresTerms
 from twofold_registry.store.usage import PostgresUsage
 from twofold_registry.store.users import PostgresUsers
 from twofold_registry.store.workspaces import PostgresWorkspaces
 from twofold_registry.sweeps import Sweep, Sweeps
+from twofold_registry.terms_service import TermsService
 from twofold_registry.usage_service import UsageService
 from twofold_registry.user_service import UserService
 from twofold_registry.watching import Watching
@@ -119,6 +122,7 @@ async def registry(settings: Settings) -> AsyncIterator[Running]:
                 PermissionService(PostgresPermissions(reads, changes), checks, routers),
                 add_PermissionServiceServicer_to_server,
             ),
+            _face("Terms", TermsService(PostgresTerms(reads)), add_TermsServiceServicer_to_server),
             _face("Usage", UsageService(usage), add_UsageServiceServicer_to_server),
             _face("Billing", BillingService(PostgresBilling(reads, changes), caps), add_BillingServiceServicer_to_server),
             _face(

@@ -140,17 +140,22 @@ class Grouped:
 
 @dataclass(frozen=True, slots=True)
 class WindowQuery:
-    """What was used from `start` on, the begin of a cell; and operations from `operations_from` on."""
+    """What was used from `start` on, the begin of a cell; and operations from `operations_from` on.
+
+    `by_user`, `by_agent`: whether cells are apart by these.
+    """
 
     workspace_id: str
     start: datetime
     cell: timedelta
     operations_from: datetime
+    by_user: bool = True
+    by_agent: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What one user used of one agent in one currency, in one cell of time."""
+    """What one user used of one agent in one currency, in one cell of time; nobody is named where it is of all."""
 
     start: datetime
     user_id: str

@@ -67,7 +67,7 @@ def workspace(row: Record) -> Stored[Workspace]:
         plan=row["plan"],
         state=WorkspaceState(row["state"]),
         settings=WorkspaceSettings(
-            limits=_limits(row),
+            limits=limits(row),
             allowed_url_suffixes=tuple(row["allowed_url_suffixes"]),
             retention=Retention(row["conversation_days"], row["session_days"]),
         ),
@@ -89,8 +89,10 @@ def workspace_values(value: Workspace) -> tuple[object, ...]:
     )
 
 
-def _limits(row: Record) -> tuple[Limit, ...]:
-    return tuple(map(Limit, map(LimitKind, row["limit_kinds"]), row["limit_amounts"], row["limit_shadows"]))
+def limits(row: Record, whose: str = "") -> tuple[Limit, ...]:
+    """Limits in three columns; `whose` stands before their names."""
+    kinds, amounts, shadows = (row[f"{whose}limit_{column}"] for column in ("kinds", "amounts", "shadows"))
+    return tuple(map(Limit, map(LimitKind, kinds), amounts, shadows))
 
 
 def _limit_values(limits: Sequence[Limit]) -> tuple[list[str], list[int], list[bool]]:
@@ -110,7 +112,7 @@ def user(row: Record) -> Stored[User]:
         display_name=row["display_name"],
         role=Role(row["role"]),
         state=UserState(row["state"]),
-        limits=_limits(row),
+        limits=limits(row),
     )
     return _stored(row, value)
 

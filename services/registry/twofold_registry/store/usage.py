@@ -154,7 +154,7 @@ class PostgresUsage:
 
     async def _window(self, query: WindowQuery) -> tuple[list[Cell], list[Operation], datetime]:
         limits = (_CELLS_MAX + 1, _OPERATIONS_MAX + 1)
-        values = (query.workspace_id, query.start, query.cell, query.operations_from, *limits)
+        values = (query.workspace_id, query.start, query.cell, query.operations_from, *limits, query.by_user, query.by_agent)
 
         async def ask(connection: Connection) -> list[Record]:
             return await connection.fetch(STATEMENTS["read_window"], *values)

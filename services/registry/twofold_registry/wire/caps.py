@@ -12,7 +12,7 @@ from twofold_registry.wire import money
 from twofold_registry.wire.forms import json_object, present
 
 _LIMIT_MAX = 10**18
-_STATES = {
+STATES = {
     CapState.NONE: pb.CAP_STATE_NONE,
     CapState.SOFT: pb.CAP_STATE_SOFT,
     CapState.HARD: pb.CAP_STATE_HARD,
@@ -43,7 +43,7 @@ def caps_message(stored: StoredCaps) -> pb.UsageCaps:
         tokens=_cap_message(caps.tokens),
         cost_micros=_cap_message(caps.cost_micros),
         currency=caps.currency,
-        state=_STATES[stored.state],
+        state=STATES[stored.state],
         month=months.named(used.month),
         messages_used=used.messages,
         tokens_used=min(used.tokens, 2**63 - 1),
@@ -58,7 +58,7 @@ def caps_json(stored: StoredCaps, *, told: bool = False) -> str:
     if told and stored.told is not None:
         for field in ("messages_used", "tokens_used", "cost_used_micros"):
             message.ClearField(field)
-        message.state = _STATES[stored.told.state]
+        message.state = STATES[stored.told.state]
         message.month = months.named(stored.told.month)
     return json_object(message)
 

@@ -28,8 +28,8 @@ _EVENTS_MAX = 500
 _MESSAGES_MAX = 1_000_000_000
 _TOKENS_MAX = 1_000_000_000_000
 _AHEAD_MAX = timedelta(hours=1)
-_WINDOW_MAX = timedelta(hours=25)
-_CELL_MAX = timedelta(hours=1)
+_WINDOW_MAX = timedelta(hours=26)
+_CELL_MAX = timedelta(hours=2)
 _CELLS_MAX = 1500
 _WINDOW = timedelta(hours=1)
 _OPERATIONS_MAX = timedelta(hours=1)
@@ -42,6 +42,13 @@ _GROUPS = {
     pb.USAGE_GROUP_KIND: Group.KIND,
     pb.USAGE_GROUP_DAY: Group.DAY,
     pb.USAGE_GROUP_MONTH: Group.MONTH,
+}
+# Whether cells are apart by user, and by agent.
+_CELLS = {
+    pb.WINDOW_GROUP_UNSPECIFIED: (True, True),
+    pb.WINDOW_GROUP_USER: (True, False),
+    pb.WINDOW_GROUP_AGENT: (False, True),
+    pb.WINDOW_GROUP_WORKSPACE: (False, False),
 }
 
 Batch = pb.RecordUsageRequest | pb.StreamUsageRequest
@@ -146,7 +153,7 @@ def window_query(request: pb.ReadWindowRequest, now: datetime) -> WindowQuery:
     workspace = fields.identifier(request.workspace_id, "workspace_id")
     start = fields.moment(request.start_time, "start_time") if request.HasField("start_time") else now - _WINDOW
     if not now - _WINDOW_MAX <= start <= now:
-        raise InvalidField("start_time", "must not lie more than 25 hours back, nor in the future")
+        raise InvalidField("start_time", "must not lie more than 26 hours back, nor in the future")
     seconds = -(-fields.span(request.cell, "cell", most=_CELL_MAX) // _SECOND)
     cell = timedelta(seconds=seconds)
     begin = start - (start - _UNIX) % cell
@@ -155,7 +162,9 @@ def window_query(request: pb.ReadWindowRequest, now: datetime) -> WindowQuery:
     back = _OPERATIONS_MAX
     if request.HasField("operations_for"):
         back = fields.span(request.operations_for, "operations_for", most=_OPERATIONS_MAX)
-    return WindowQuery(workspace, begin, cell, now - back)
+    if request.group_by not in _CELLS:
+        raise InvalidField("group_by", "must be one of USER, AGENT, WORKSPACE, or unset")
+    return WindowQuery(workspace, begin, cell, now - back, *_CELLS[request.group_by])
 
 
 def told(window: Window) -> pb.ReadWindowResponse:

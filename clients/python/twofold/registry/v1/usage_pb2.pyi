@@ -59,6 +59,34 @@ USAGE_GROUP_MONTH: UsageGroup.ValueType  # 5
 """By month of the event (UTC)."""
 Global___UsageGroup: _TypeAlias = UsageGroup  # noqa: Y015
 
+class _WindowGroup:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WindowGroupEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WindowGroup.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WINDOW_GROUP_UNSPECIFIED: _WindowGroup.ValueType  # 0
+    """By user and agent."""
+    WINDOW_GROUP_USER: _WindowGroup.ValueType  # 1
+    """By user; no agent is named."""
+    WINDOW_GROUP_AGENT: _WindowGroup.ValueType  # 2
+    """By agent; no user is named."""
+    WINDOW_GROUP_WORKSPACE: _WindowGroup.ValueType  # 3
+    """All of the workspace together; nobody is named."""
+
+class WindowGroup(_WindowGroup, metaclass=_WindowGroupEnumTypeWrapper):
+    """WindowGroup says by what the cells of a window are summed."""
+
+WINDOW_GROUP_UNSPECIFIED: WindowGroup.ValueType  # 0
+"""By user and agent."""
+WINDOW_GROUP_USER: WindowGroup.ValueType  # 1
+"""By user; no agent is named."""
+WINDOW_GROUP_AGENT: WindowGroup.ValueType  # 2
+"""By agent; no user is named."""
+WINDOW_GROUP_WORKSPACE: WindowGroup.ValueType  # 3
+"""All of the workspace together; nobody is named."""
+Global___WindowGroup: _TypeAlias = WindowGroup  # noqa: Y015
+
 @_typing.final
 class UsageEvent(_message.Message):
     """UsageEvent is one billable event."""
@@ -487,15 +515,18 @@ class ReadWindowRequest(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     CELL_FIELD_NUMBER: _builtins.int
     OPERATIONS_FOR_FIELD_NUMBER: _builtins.int
+    GROUP_BY_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """The workspace. Required."""
+    group_by: Global___WindowGroup.ValueType
+    """By what cells are summed; fewer and larger sums fit for larger workspaces. Default: by user and agent."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """From when on: not more than 25 hours ago and not in the future. Default: 1 hour ago. Rounded down to the begin of a cell."""
+        """From when on: not more than 26 hours ago and not in the future. Default: 1 hour ago. Rounded down to the begin of a cell."""
 
     @_builtins.property
     def cell(self) -> _duration_pb2.Duration:
-        """How long a cell is: 1 s to 1 h, and so that at most 1,500 cells fit between start_time and now. Required. Cells begin at
+        """How long a cell is: 1 s to 2 h, and so that at most 1,500 cells fit between start_time and now. Required. Cells begin at
         multiples of it since 1970-01-01T00:00:00Z; fractions of a second are rounded up.
         """
 
@@ -510,10 +541,11 @@ class ReadWindowRequest(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         cell: _duration_pb2.Duration | None = ...,
         operations_for: _duration_pb2.Duration | None = ...,
+        group_by: Global___WindowGroup.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cell", b"cell", "operations_for", b"operations_for", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cell", b"cell", "operations_for", b"operations_for", "start_time", b"start_time", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cell", b"cell", "group_by", b"group_by", "operations_for", b"operations_for", "start_time", b"start_time", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -559,7 +591,9 @@ Global___ReadWindowResponse: _TypeAlias = ReadWindowResponse  # noqa: Y015
 
 @_typing.final
 class UsageCell(_message.Message):
-    """UsageCell is what one user used of one agent in one cell of time."""
+    """UsageCell is what one user used of one agent in one cell of time; with group_by, what one user used, one agent took, or all
+    together.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -572,9 +606,9 @@ class UsageCell(_message.Message):
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     COST_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """The user."""
+    """The user; empty where it is of all."""
     agent_id: _builtins.str
-    """The agent."""
+    """The agent; empty where it is of all."""
     events: _builtins.int
     """Number of events."""
     messages: _builtins.int

@@ -129,14 +129,15 @@ FROM parts WHERE place > $8 OR $8 = '' GROUP BY place ORDER BY place LIMIT $9;
 
 -- name: read_window
 -- Cells (part 0) and operations (1) of one snapshot: $2 is the begin of the first cell, $3 the length of one, $4 when operations
--- begin, $5 and $6 how many of each there may be. And a row that tells when (2), if there is such a workspace.
+-- begin, $5 and $6 how many of each there may be, $7 and $8 whether cells are apart by user and by agent. And a row that tells when (2), if there is such a workspace.
 WITH cells AS (
-    SELECT date_bin($3, event_time, '1970-01-01T00:00:00Z'::timestamptz) AS at, user_id, agent_id, currency,
+    SELECT date_bin($3, event_time, '1970-01-01T00:00:00Z'::timestamptz) AS at,
+        CASE WHEN $7 THEN user_id ELSE '' END AS user_id, CASE WHEN $8 THEN agent_id ELSE '' END AS agent_id, currency,
         count(*) AS events, sum(messages)::bigint AS messages, sum(input_tokens)::bigint AS input_tokens,
         sum(output_tokens)::bigint AS output_tokens, sum(cost_micros)::bigint AS cost_micros
     FROM registry.usage_events
     WHERE workspace_id = $1 AND event_time >= $2
-    GROUP BY 1, user_id, agent_id, currency
+    GROUP BY 1, 2, 3, 4
     LIMIT $5
 ), operations AS (
     SELECT coalesce(substring(event_id FROM '^(.*)/'), event_id) AS operation_id, min(event_time) AS at
