@@ -1,6 +1,7 @@
 """The link to Redis: within its budget, without blind repeats, and losable whatever happens."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 
 import pytest
@@ -9,7 +10,7 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from tests.waiting import until
-from twofold_chassis.redis import RedisLink, RedisUnavailable, Script, losable
+from twofold_chassis.redis import RUN_ID, RedisLink, RedisNotAsked, RedisUnavailable, Script, losable
 from twofold_chassis.settings import RedisSettings
 from twofold_cli.embedded.redis import EmbeddedRedis
 
@@ -18,8 +19,6 @@ INCREMENT = Script("increment", "return redis.call('INCR', KEYS[1])", "")
 
 @pytest.fixture(scope="module")
 def increment() -> Script:
-    import hashlib
-
     return Script(INCREMENT.name, INCREMENT.source, hashlib.sha1(INCREMENT.source.encode()).hexdigest())
 
 
@@ -141,4 +140,39 @@ async def test_after_a_crash_the_link_comes_back_by_itself(own_redis: EmbeddedRe
     assert not await link.answers()
     await own_redis.start()
     await until(link.answers)
+    await link.close()
+
+
+async def test_a_script_is_told_the_run_id_of_the_process_that_runs_it_also_after_a_restart(
+    own_redis: EmbeddedRedis,
+) -> None:
+    source = "return ARGV[1]"
+    script = Script("told", source, hashlib.sha1(source.encode()).hexdigest())
+    link = RedisLink(settings_of(own_redis))
+
+    async def run_id() -> str:
+        told: bytes = await link.call("INFO", "server")
+        return told.decode().split("run_id:")[1].split()[0]
+
+    first = await link.run(script, ["key"], [RUN_ID])
+    assert first.decode() == await run_id()
+    await own_redis.kill()
+    with pytest.raises(RedisUnavailable):
+        await link.run(script, ["key"], [RUN_ID])
+    await own_redis.start()
+    await until(link.answers)
+    second = await link.run(script, ["key"], [RUN_ID])
+    assert second.decode() == await run_id()
+    assert second != first
+    assert await link.run(script, ["key"], ["plain"]) == b"plain"
+    await link.close()
+
+
+async def test_who_cannot_be_asked_says_that_nothing_was_sent(own_redis: EmbeddedRedis) -> None:
+    link = RedisLink(settings_of(own_redis, budget_ms=50))
+    await own_redis.kill()
+    for _ in range(10):
+        with pytest.raises(RedisNotAsked):
+            await link.run(INCREMENT, ["key"], [RUN_ID])
+    assert link.breaker.open
     await link.close()

@@ -18,11 +18,15 @@ from twofold_chassis.redis_cluster import RedisCluster
 from twofold_chassis.redis_opening import About, Opening, UnfitRedis, at
 from twofold_chassis.redis_sentinel import masters
 from twofold_chassis.redis_server import RedisServer
-from twofold_chassis.redis_wire import Argument, RedisUnavailable, Reply
+from twofold_chassis.redis_wire import Argument, RedisNotAsked, RedisUnavailable, Reply
 from twofold_chassis.settings import RedisSettings
 from twofold_chassis.start import StartError
 
-__all__ = ["Argument", "RedisLink", "RedisUnavailable", "Reply", "Script", "losable", "open_link"]
+__all__ = ["RUN_ID", "Argument", "RedisLink", "RedisNotAsked", "RedisUnavailable", "Reply", "Script", "losable", "open_link"]
+
+RUN_ID = "\0run_id"
+"""As the first argument of a script: the run_id of the process that runs it, empty where it does not tell. Another one says
+that a key was written before a restart or a failover: what is there may be older than what was there."""
 
 Value = TypeVar("Value")
 Otherwise = TypeVar("Otherwise")
@@ -55,7 +59,7 @@ class _Servers(Protocol):
     @property
     def generation(self) -> int: ...
 
-    def call(self, command: Sequence[Argument]) -> Coroutine[Any, Any, Reply]: ...
+    def call(self, command: Sequence[Argument], *, run_id_at: int = 0) -> Coroutine[Any, Any, Reply]: ...
 
     async def look(self) -> list[About]: ...
 
@@ -84,12 +88,13 @@ class RedisLink:
     async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Reply:
         """Runs a script by its hash; sends its text if the server does not know it (then nothing has run yet).
 
-        Its keys must share a hash tag.
+        Its keys must share a hash tag. If its first argument is RUN_ID, it gets the run_id of the process that runs it.
         """
+        run_id_at = 3 + len(keys) if arguments and arguments[0] is RUN_ID else 0
         try:
-            return await self._servers.call(("EVALSHA", script.sha, len(keys), *keys, *arguments))
+            return await self._servers.call(("EVALSHA", script.sha, len(keys), *keys, *arguments), run_id_at=run_id_at)
         except NoScriptError:
-            return await self._servers.call(("EVAL", script.source, len(keys), *keys, *arguments))
+            return await self._servers.call(("EVAL", script.source, len(keys), *keys, *arguments), run_id_at=run_id_at)
 
     async def answers(self) -> bool:
         """Whether Redis answers now; of a cluster, every master."""

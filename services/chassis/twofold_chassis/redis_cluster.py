@@ -14,7 +14,7 @@ from redis.exceptions import AskError, MovedError
 
 from twofold_chassis.redis_opening import About, Address, Opening, at
 from twofold_chassis.redis_server import RedisServer
-from twofold_chassis.redis_wire import Argument, RedisUnavailable, Reply
+from twofold_chassis.redis_wire import Argument, RedisNotAsked, RedisUnavailable, Reply
 from twofold_chassis.settings import RedisSettings
 
 _LOOK_PERIOD_S = 0.1
@@ -57,15 +57,18 @@ class RedisCluster:
         self._closed = False
         self.breaker = _Breakers(self)
 
-    async def call(self, command: Sequence[Argument]) -> Reply:
-        """One command. Raises RedisUnavailable and NoScriptError; ValueError if the keys of a script lie in two slots."""
+    async def call(self, command: Sequence[Argument], *, run_id_at: int = 0) -> Reply:
+        """One command. Raises RedisUnavailable and NoScriptError; ValueError if the keys of a script lie in two slots.
+
+        `run_id_at`: in this place each node is told its own run_id.
+        """
         slot = slot_of(command)
         if slot is None:
             return await self._everywhere(command)
         node, asking = self._owners[slot] or await self._found(slot), False
         for _ in range(_STEPS_MAX):
             try:
-                return await node.server.call(command, asking=asking)
+                return await node.server.call(command, run_id_at=run_id_at, asking=asking)
             except MovedError as moved:
                 node, asking = self._named(moved, by=node), False
                 self._owners[slot] = node
@@ -125,7 +128,7 @@ class RedisCluster:
             await asyncio.wait((looking,), timeout=self._budget_s)
         node = self._owners[slot]
         if node is None:
-            raise RedisUnavailable("no node of the cluster is known to serve it")
+            raise RedisNotAsked("no node of the cluster is known to serve it")
         return node
 
     def _look_soon(self) -> asyncio.Task[None] | None:

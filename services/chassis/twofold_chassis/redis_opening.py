@@ -27,12 +27,16 @@ class UnfitRedis(RedisError):  # noqa: N818  (a state, not an error of ours)
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What a server says of itself, in INFO. `policy` is empty where it does not say."""
+    """What a server says of itself, in INFO. `policy` and `run_id` are empty where it does not say.
+
+    `run_id` is of the process: another one after a restart, and at each of its replicas.
+    """
 
     address: Address
     is_master: bool
     is_cluster: bool
     policy: str
+    run_id: str = ""
 
     @property
     def keeps(self) -> bool:
@@ -145,4 +149,10 @@ async def _about(connection: AbstractConnection, address: Address, cluster: bool
         return About(address, is_master=True, is_cluster=cluster, policy="")
     fields = dict(line.split(":", 1) for line in info.decode(errors="replace").splitlines() if ":" in line)
     mode = fields.get("redis_mode") or fields.get("server_mode")  # Redis, Valkey
-    return About(address, fields.get("role") != "slave", mode == "cluster", fields.get("maxmemory_policy", ""))
+    return About(
+        address,
+        is_master=fields.get("role") != "slave",
+        is_cluster=mode == "cluster",
+        policy=fields.get("maxmemory_policy", ""),
+        run_id=fields.get("run_id", ""),
+    )

@@ -19,7 +19,7 @@ from redis.exceptions import (
 
 from twofold_chassis.breaker import Breaker
 from twofold_chassis.redis_opening import About, Address, Opening, UnfitRedis, said
-from twofold_chassis.redis_wire import Argument, RedisUnavailable, RedisWire, Reply
+from twofold_chassis.redis_wire import Argument, RedisNotAsked, RedisUnavailable, RedisWire, Reply
 
 _RENEW_S = 1.0
 # A server that is loading, read-only, out of memory or without its cluster answers, but cannot serve: as good as gone.
@@ -50,14 +50,17 @@ class RedisServer:
         self._logger = structlog.get_logger("twofold.redis", **named)
         self._wire = RedisWire(self._open, budget_s=budget_s, told=self._told)
 
-    async def call(self, command: Sequence[Argument], *, asking: bool = False) -> Reply:
+    async def call(self, command: Sequence[Argument], *, run_id_at: int = 0, asking: bool = False) -> Reply:
         """One command. Raises RedisUnavailable, NoScriptError, and in a cluster AskError and MovedError.
 
-        `asking`: the node shall serve a key whose slot is still on its way to it.
+        `run_id_at`: in this place of the command the server is told its run_id. `asking`: the node shall serve a key whose
+        slot is still on its way to it.
         """
         if not self.breaker.admits():
-            raise RedisUnavailable("not asked: it did not answer before")
+            raise RedisNotAsked("not asked: it did not answer before")
         try:
+            if run_id_at:
+                command = (*command[:run_id_at], await self._run_id(), *command[run_id_at + 1 :])
             if asking:  # what is sent in one turn of the event loop leaves together
                 self._wire.send(("ASKING",)).add_done_callback(_ignored)
             return await self._wire.send(command)
@@ -70,6 +73,17 @@ class RedisServer:
             raise RedisUnavailable(str(error)) from None
         except RedisError as error:
             raise RedisUnavailable(self._reason(error, command)) from None
+
+    async def _run_id(self) -> str:
+        """The run_id of the process to which whatever is sent in this turn of the event loop goes, if it arrives."""
+        if not self._wire.connected:
+            try:
+                await self._wire.send(("PING",))
+            except RedisUnavailable as error:
+                raise RedisNotAsked(str(error)) from None
+        if not self._wire.connected or self._about is None:
+            raise RedisNotAsked("the connection was lost")
+        return self._about.run_id
 
     async def look(self) -> list[About]:
         """What is there, seen through a connection of its own; nothing if nobody answers. Raises UnfitRedis."""

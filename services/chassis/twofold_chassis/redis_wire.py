@@ -28,6 +28,10 @@ class RedisUnavailable(Exception):  # noqa: N818  (a state, not an error of ours
     """Redis did not answer within its budget, is believed to be gone, or refused. The command may or may not have run."""
 
 
+class RedisNotAsked(RedisUnavailable):
+    """The command was never sent."""
+
+
 class RedisWire:
     """Sends commands and hands out replies in order.
 
@@ -64,7 +68,7 @@ class RedisWire:
         packed = hiredis.pack_command(tuple(command))  # type: ignore[arg-type]
         future: asyncio.Future[Reply] = loop.create_future()
         if len(self._waiting) >= _WAITING_MAX or self._unsent_bytes() + len(packed) > _UNSENT_BYTES_MAX:
-            future.set_exception(RedisUnavailable("too many commands wait"))
+            future.set_exception(RedisNotAsked("too many commands wait"))
             future.exception()  # its caller may be gone: that is no "exception was never retrieved"
             return future
         deadline = loop.time() + self._budget_s
@@ -81,6 +85,11 @@ class RedisWire:
         elif len(self._outgoing) == 1:
             loop.call_soon(self._flush)
         return future
+
+    @property
+    def connected(self) -> bool:
+        """Whether a command that is sent in this turn of the event loop leaves on the connection that is there, or never."""
+        return self._connection is not None
 
     def give_up(self, reason: str) -> None:
         """Gives the connection up; the next command opens another. Who still waits for a reply gets none."""
