@@ -1,7 +1,8 @@
-"""`python -m benchmarks.chaos`: seeded schedules of faults under load; writes build/chaos.json.
+"""`python -m benchmarks.chaos`: seeded schedules of faults under load; writes build/chaos.json, build/chaos-control.json.
 
     make chaos SCHEDULES=20 SEED=7        the same seed does the same faults at the same moments, as far as a machine can
-    python -m benchmarks.chaos --transcripts FILE     all conversations of the file go in meanwhile, and are compared
+    python -m benchmarks.chaos memory     one of the two worlds: memory, or the control plane (registries and routers)
+    python -m benchmarks.chaos memory --transcripts FILE     all conversations of the file go in meanwhile, and are compared
 
 A schedule is some seconds of load with faults, then calm, then the comparison of what clients saw with what the stores hold.
 Exit status 1 if anything was violated.
@@ -20,6 +21,8 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks.chaos.control import command as control
+from benchmarks.chaos.control import schedules as control_schedules
 from benchmarks.chaos.run import Result, run
 from benchmarks.chaos.schedules import KINDS, planned
 from benchmarks.chaos.stack import Stack, raise_servers, raise_workers
@@ -30,17 +33,29 @@ REPORT = Path("build/chaos.json")
 LOGS = Path("build/chaos-logs")
 SCHEDULES_DEFAULT = 5
 LOAD_S = 9.0
+WORLDS = ("memory", "control")
+_KINDS = {"memory": KINDS, "control": control_schedules.KINDS}
 
 
 async def chaos(console: Console, asked: argparse.Namespace) -> int:
-    """Runs the schedules; returns the exit status."""
+    """Runs the schedules of the worlds that were asked for; returns the exit status."""
+    status = 0
+    if "memory" in asked.worlds:
+        status |= await _memory(console, asked, asked.schedules or SCHEDULES_DEFAULT)
+    if "control" in asked.worlds:
+        schedules = asked.schedules or control.SCHEDULES_DEFAULT
+        status |= await control.chaos(console, schedules, asked.seed, kind=asked.kind, slower=asked.slower)
+    return status
+
+
+async def _memory(console: Console, asked: argparse.Namespace, schedules: int) -> int:
     results: list[Result] = []
     async with raise_servers() as servers, raise_workers(servers, "chaos") as stack:
         transcripts = Import(asked.transcripts, stack) if asked.transcripts else None
         importing = asyncio.create_task(transcripts.run()) if transcripts else None
-        for number in range(asked.schedules):
+        for number in range(schedules):
             plan = planned(asked.seed + number, LOAD_S, workers=len(stack.workers), kind=asked.kind)
-            with console.status(f"schedule {number + 1} of {asked.schedules}, seed {plan.seed}, {plan.kind}"):
+            with console.status(f"schedule {number + 1} of {schedules}, seed {plan.seed}, {plan.kind}"):
                 results.append(await run(stack, plan))
             _tell(console, results[-1])
             if results[-1].verdict.violations:
@@ -110,13 +125,22 @@ def _write(report: dict[str, Any]) -> None:
 def asked_for(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """What is to be run: the environment speaks for make."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description="seeded schedules of faults under load")
-    schedules = int(os.environ.get("SCHEDULES") or SCHEDULES_DEFAULT)
+    schedules = int(os.environ.get("SCHEDULES") or 0)
     seed = int(os.environ.get("SEED") or random.randrange(1_000_000))
+    parser.add_argument("worlds", nargs="*", metavar="world", help=f"only these, out of {', '.join(WORLDS)}")
     parser.add_argument("--schedules", type=int, default=schedules, help="how many, with seeds in a row (or SCHEDULES)")
     parser.add_argument("--seed", type=int, default=seed, help="of the first one (or SEED)")
-    parser.add_argument("--kind", choices=KINDS, default=os.environ.get("KIND") or None, help="instead of the seed's own")
+    kinds = sorted({*KINDS, *control_schedules.KINDS})
+    parser.add_argument("--kind", choices=kinds, default=os.environ.get("KIND") or None, help="instead of the seed's own")
+    parser.add_argument("--slower", type=float, help="the control plane's limits of time, as so many times the usual ones")
     parser.add_argument("--transcripts", type=Path, help="conversations to import meanwhile, one JSON object a line")
-    return parser.parse_args(arguments)
+    asked = parser.parse_args(arguments)
+    asked.worlds = asked.worlds or [world for world in WORLDS if asked.kind is None or asked.kind in _KINDS[world]]
+    if unknown := set(asked.worlds) - {*WORLDS}:
+        parser.error(f"no such world: {', '.join(sorted(unknown))}")
+    if foreign := [world for world in asked.worlds if asked.kind and asked.kind not in _KINDS[world]]:
+        parser.error(f"{', '.join(foreign)} has no schedules of the kind {asked.kind}")
+    return asked
 
 
 def main() -> None:

@@ -1,0 +1,130 @@
+"""One schedule of the control plane: load with faults, then calm, then the judgement."""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import grpc
+
+from benchmarks.chaos.clients import OPTIONS
+from benchmarks.chaos.control import faults
+from benchmarks.chaos.control.callers import Caller
+from benchmarks.chaos.control.history import History, Token, Told
+from benchmarks.chaos.control.judge import Judgement, judge
+from benchmarks.chaos.control.world import World
+from benchmarks.chaos.control.writers import PAIRS, Appetite, Registries, Writer, furnish
+from benchmarks.chaos.schedules import Plan
+from twofold_chassis.clocks import boot_s
+
+_WRITERS = 4
+_CALLERS_EACH = 3
+_CALM_S = 30.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one schedule was and showed. `answered_again_s`: how long after the faults each router could tell again."""
+
+    plan: Plan
+    faults: Sequence[tuple[str, int, float, float]]
+    counts: Counter[str]
+    answered_again_s: float
+    judgement: Judgement
+
+    def report(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "seed": self.plan.seed,
+            "kind": self.plan.kind,
+            "seconds": self.plan.seconds,
+            "faults": [
+                {"name": name, "target": target, "since_s": since, "until_s": until}
+                for name, target, since, until in self.faults
+            ],
+            "counts": dict(self.counts),
+            "answered_again_s": round(self.answered_again_s, 3),
+            "violations": [asdict(violation) for violation in self.judgement.violations],
+        }
+
+
+async def run(world: World, plan: Plan, *, appetite: Appetite | None = None) -> Result:
+    """Runs one schedule. The world is up and well before and after."""
+    history, chance, workspace = History(), random.Random(f"load {plan.seed}"), f"chaos-{plan.kind}-{plan.seed}"
+    async with AsyncExitStack() as undo:
+
+        async def opened(target: str) -> grpc.aio.Channel:
+            return await undo.enter_async_context(grpc.aio.insecure_channel(target, options=OPTIONS))
+
+        registries = [Registries(await opened(registry.process.target)) for registry in world.registries]
+        await furnish(registries[0], workspace)
+        await world.servers.copy(world.servers.postgres)
+        await world.servers.copy(world.servers.redis)
+        await faults.open_era(world, history, workspace, PAIRS)
+        tokens: list[tuple[Token, bytes]] = []
+
+        def drawn() -> random.Random:
+            return random.Random(chance.random())
+
+        writers = [Writer(registries, history, drawn(), workspace, tokens, appetite or Appetite()) for _ in range(_WRITERS)]
+        callers = [
+            Caller(router.number, await opened(router.process.target), history, drawn(), workspace, tokens)
+            for router in world.routers
+            for _ in range(_CALLERS_EACH)
+        ]
+        enough = asyncio.Event()
+        asking = [asyncio.create_task(caller.run(enough)) for caller in callers]
+        try:
+            async with asyncio.TaskGroup() as group:
+                inflicted = group.create_task(faults.inflict(world, plan, history, workspace, PAIRS))
+                for writer in writers:
+                    group.create_task(writer.run(boot_s() + plan.seconds))
+            answered_again_s = await _calmed(world, history)
+        finally:
+            enough.set()
+            await asyncio.gather(*asking)
+        await faults.close_era(world, history, workspace, PAIRS, last=True)
+    history.aways = [*world.aways]
+    world.aways.clear()
+    judgement = await asyncio.to_thread(judge, history, world.times.lease)
+    return Result(
+        plan, inflicted.result().faults, _counts(history, judgement, world.times.lease), answered_again_s, judgement
+    )
+
+
+async def _calmed(world: World, history: History) -> float:
+    """Returns when every router has told something again: how long after the faults."""
+    first: dict[int, float] = {}
+    seen = 0
+    while len(first) < len(world.routers):
+        if boot_s() > history.calm + _CALM_S:
+            lost = {router.number for router in world.routers} - first.keys()
+            history.stuck.append(f"routers {sorted(lost)} cannot tell anything, {_CALM_S:g} s after the faults")
+            return _CALM_S
+        await asyncio.sleep(0.05)
+        for answer in history.answers[seen:]:
+            if answer.sent > history.calm and answer.told in (Told.ALLOWED, Told.DENIED):
+                first.setdefault(answer.router, answer.came)
+        seen = len(history.answers)
+    return max(first.values()) - history.calm
+
+
+def _counts(history: History, judgement: Judgement, lease_s: float) -> Counter[str]:
+    counts = judgement.counts.copy()
+    counts["answers"] = len(history.answers)
+    counts["answers not to be relied on"] = sum(
+        not answer.relied for answer in history.answers if answer.told is Told.ALLOWED
+    )
+    counts["answers with token"] = sum(answer.token is not None for answer in history.answers)
+    for answer in history.answers:
+        if answer.source:
+            counts[f"from {answer.source.rpartition('_')[2].lower()}"] += 1
+    counts["writes"] = len(history.writes)
+    counts["writes that waited"] = sum(write.waited for write in history.writes)
+    counts["changes"] = sum(len(era.changes) for era in history.eras)
+    counts["histories"] = len(history.eras)
+    counts["times out of reach for longer than a lease"] = sum(away.until - away.since > lease_s for away in history.aways)
+    return counts
