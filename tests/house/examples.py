@@ -195,6 +195,10 @@ def _shown() -> said.Message:
     return said.Message(role=said.Role.ROLE_USER, parts=pieces)
 
 
+def _owed_usage() -> memory_turn_pb2.OwedUsage:
+    return memory_turn_pb2.OwedUsage(event_id="turn-open/0", user_id="ada", agent_id="helper", event_time=_time(timedelta()))
+
+
 def _turn_usage() -> conversation_pb2.TurnUsage:
     return conversation_pb2.TurnUsage(input_tokens=10, output_tokens=2)
 
@@ -654,6 +658,7 @@ _MEMORY: dict[str, Callable[[World], ProtoMessage]] = {
         response_messages=[_called(), _result()],
         usage=_turn_usage(),
         interrupted=True,
+        owed_usage=_owed_usage(),
     ),
     "TurnService.AbortTurn": lambda world: memory_turn_pb2.AbortTurnRequest(
         workspace_id=world.workspace_id,
@@ -663,9 +668,20 @@ _MEMORY: dict[str, Callable[[World], ProtoMessage]] = {
         partial_messages=[_called()],
         reason="The model does not answer.",
         usage=_turn_usage(),
+        owed_usage=_owed_usage(),
     ),
     "TurnService.GetOpenTurn": lambda world: memory_turn_pb2.GetOpenTurnRequest(
         workspace_id=world.workspace_id, thread_id=world.open_thread_id, user_id=world.user_id
+    ),
+    "TurnService.ListUnrecordedUsage": lambda world: memory_turn_pb2.ListUnrecordedUsageRequest(
+        min_age=Duration(seconds=5), page_size=5
+    ),
+    "TurnService.AcknowledgeUsage": lambda world: memory_turn_pb2.AcknowledgeUsageRequest(
+        turns=[
+            memory_turn_pb2.TurnName(
+                workspace_id=world.workspace_id, thread_id=world.open_thread_id, turn_id=world.open_turn_id
+            )
+        ]
     ),
     "WatchService.WatchConversation": lambda world: watch_pb2.WatchConversationRequest(
         workspace_id=world.workspace_id,

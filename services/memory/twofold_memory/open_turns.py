@@ -41,6 +41,9 @@ PARTIAL_MESSAGES_MAX = TURN_MESSAGES_MAX - BEGUN_MESSAGES_MAX
 PARTIAL_BYTES_MAX = TURN_BYTES_MAX - BEGUN_BYTES_MAX
 LEASE_DEFAULT = timedelta(seconds=60)
 LEASE_MAX = timedelta(minutes=15)
+OWED_AGE_DEFAULT = timedelta(seconds=10)
+OWED_AGE_MAX = timedelta(hours=1)
+ACKNOWLEDGED_MAX = 500
 WAIT_DEFAULT = timedelta(seconds=30)
 WAIT_MAX = timedelta(minutes=15)
 WAITERS_MAX = 16
@@ -114,8 +117,38 @@ class OpenTurn:
 
 
 @dataclass(frozen=True, slots=True)
+class Owed:
+    """How a turn's usage is to stand in the ledger."""
+
+    event_id: str
+    user_id: str
+    agent_id: str
+    event_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class TurnName:
+    """Which turn."""
+
+    key: ThreadKey
+    turn_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class OwedUsage:
+    """What a turn consumed, of which the ledger may not know yet."""
+
+    turn: TurnName
+    owed: Owed
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
-    """What a turn is closed with. `messages` None: what the last heartbeat brought. The hash tells a repeat."""
+    """What a turn is closed with. `messages` None: what the last heartbeat brought. The hash tells a repeat.
+
+    `owed` is kept with it, as not yet recorded.
+    """
 
     key: ThreadKey
     turn_id: str
@@ -126,6 +159,7 @@ class Answer:
     usage: Usage | None
     interrupted: bool
     reason: str = ""
+    owed: Owed | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +249,14 @@ class Store(Protocol):
         """The turn that is open."""
         ...
 
+    async def owed(self, min_age: timedelta, after: TurnName | None, count: int) -> Sequence[OwedUsage]:
+        """What has been owed for so long, in order, from behind a turn on."""
+        ...
+
+    async def acknowledge(self, turns: Sequence[TurnName]) -> None:
+        """It is not owed any more."""
+        ...
+
     async def left_behind(self, count: int) -> Sequence[ThreadKey]:
         """Threads with a turn whose lease has ended a while ago, to be seen to by this worker for now."""
         ...
@@ -285,6 +327,14 @@ class OpenTurns:
         if found is None:
             raise TurnUnknown("no turn is open on the conversation", thread_id=key.thread_id)
         return found
+
+    async def owed(self, min_age: timedelta, after: TurnName | None, count: int) -> Sequence[OwedUsage]:
+        """What has been owed for so long, by workspace, conversation and turn, from behind one on."""
+        return await self._store.owed(min_age, after, count)
+
+    async def acknowledge(self, turns: Sequence[TurnName]) -> None:
+        """The ledger has it, or will never take it."""
+        await self._store.acknowledge(turns)
 
     async def sweep(self, count: int) -> int:
         """Closes turns whose holders are gone, `count` at most; returns how many it has seen to."""

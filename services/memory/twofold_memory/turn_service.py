@@ -38,3 +38,13 @@ class TurnService(stubs.TurnServiceServicer):
         key = thread_key(request.workspace_id, request.thread_id)
         found = await self._turns.current(key, fields.optional_identifier(request.user_id, "user_id"))
         return wire.open_turn_response(found)
+
+    async def ListUnrecordedUsage(
+        self, request: pb.ListUnrecordedUsageRequest, context: Context
+    ) -> pb.ListUnrecordedUsageResponse:
+        min_age, after, size = wire.wanted_owed(request)
+        return wire.owed_response(await self._turns.owed(min_age, after, size + 1), size)
+
+    async def AcknowledgeUsage(self, request: pb.AcknowledgeUsageRequest, context: Context) -> pb.AcknowledgeUsageResponse:
+        await self._turns.acknowledge(wire.acknowledged(request))
+        return pb.AcknowledgeUsageResponse()

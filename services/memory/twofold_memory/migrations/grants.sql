@@ -13,6 +13,7 @@ GRANT INSERT, UPDATE, DELETE ON memory.record_heads, memory.summaries, memory.to
 GRANT INSERT, UPDATE, DELETE ON memory.checkpoint_lines, memory.checkpoints TO {application};
 GRANT INSERT, UPDATE, DELETE ON memory.requests, memory.window_purges TO {application};
 GRANT INSERT, UPDATE, DELETE ON memory.open_turns, memory.turn_waiters TO {application};
+GRANT INSERT, DELETE ON memory.owed_usage TO {application};
 GRANT INSERT, UPDATE, DELETE ON memory.search_entries, memory.search_pending, memory.documents TO {application};
 -- Messages, turns and the like are deleted by erase_rows alone, and only those of conversations that are erased.
 GRANT INSERT, UPDATE ON memory.erasures, memory.retentions TO {application};

@@ -50,7 +50,7 @@ TABLES_OF_A_THREAD = (
 )
 # Rows of users and workspaces, each with a statement of its own.
 TABLES_OF_A_WORKSPACE = ("preferences", "requests", "tool_runs")
-# Without content: tombstones, numbers that copies are compared with, purges, receipts, settings.
+# Without content: tombstones, numbers that copies are compared with, purges, receipts, settings, what is owed.
 TABLES_THAT_STAY = (
     "conversations",
     "preference_versions",
@@ -59,6 +59,7 @@ TABLES_THAT_STAY = (
     "erasures",
     "erasure_threads",
     "retentions",
+    "owed_usage",
 )
 
 _CONVERSATIONS_AT_ONCE = 50

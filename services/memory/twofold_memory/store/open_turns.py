@@ -21,8 +21,11 @@ from twofold_memory.open_turns import (
     Held,
     Opening,
     OpenTurn,
+    Owed,
+    OwedUsage,
     Policy,
     TooManyWaiters,
+    TurnName,
     Unsettled,
     refuse_closing,
     split,
@@ -42,6 +45,7 @@ from twofold_memory.threads import (
     NewTurn,
     ThreadKey,
     TurnUnknown,
+    Usage,
     may_see,
     unknown,
 )
@@ -80,6 +84,8 @@ class PostgresOpenTurns:
             current = None if row is None else _open_turn(turn.key, row)
             if current is not None and current.turn.turn_id == turn.turn_id:
                 _check_repeat(turn, current.turn.payload_hash)
+                if not current.alive:  # of several that go on with it, one gets each fence
+                    current = await _opened_anew(connection, opening)
                 return Begun(current, thread["epoch"], thread["next_seq"] - 1, duplicate=True)
             held = await _held(connection, opening, current, ticket)
             if held is not None:
@@ -90,7 +96,8 @@ class PostgresOpenTurns:
                     return Unsettled()
                 cause = Cause.SUPERSEDED if current.alive else Cause.LEASE_ENDED
                 closed = await _close_for_holder(connection, current, cause, order_unverified=order_unverified)
-            last_seq = thread["next_seq"] - 1 if closed is None else closed.kept.last_seq
+            nothing_new = closed is None or closed.turn is None
+            last_seq = thread["next_seq"] - 1 if nothing_new else closed.kept.last_seq
             return Begun(await _opened(connection, opening), thread["epoch"], last_seq, duplicate=False, closed=closed)
 
     async def heartbeat(self, heartbeat: Heartbeat) -> datetime:
@@ -136,6 +143,7 @@ class PostgresOpenTurns:
             if appended.turn is None or appended.turn.duplicate:
                 raise _reused(answer.turn_id)
             await _forget(connection, current)
+            await _owe(connection, answer)
             if answer.interrupted:
                 await _record(connection, turn, appended.turn, Cause.ABORTED, answer.reason)
             return Closed(appended.turn, turn)
@@ -149,6 +157,23 @@ class PostgresOpenTurns:
                 return None
             waiters = await connection.fetch(STATEMENTS["waiters"], *key)
         return replace(_open_turn(key, row), waiting=len(waiters))
+
+    async def owed(self, min_age: timedelta, after: TurnName | None, count: int) -> Sequence[OwedUsage]:
+        """What has been owed for so long, by workspace, conversation and turn, from behind one on."""
+        place = ("", "", "") if after is None else (*after.key, after.turn_id)
+        async with postgres.connection(self._pool) as connection:
+            rows = await connection.fetch(STATEMENTS["owed_usage_after"], min_age, *place, count)
+        return [_owed_usage(row) for row in rows]
+
+    async def acknowledge(self, turns: Sequence[TurnName]) -> None:
+        """It is not owed any more."""
+        async with postgres.connection(self._pool) as connection:
+            await connection.execute(
+                STATEMENTS["acknowledge_usage"],
+                [turn.key.workspace_id for turn in turns],
+                [turn.key.thread_id for turn in turns],
+                [turn.turn_id for turn in turns],
+            )
 
     async def left_behind(self, count: int) -> Sequence[ThreadKey]:
         """Threads with a turn whose lease has ended a while ago: for half a minute they are this caller's to sweep."""
@@ -265,11 +290,45 @@ async def _opened(connection: Connection, opening: Opening) -> OpenTurn:
     return _open_turn(turn.key, row)
 
 
+async def _opened_anew(connection: Connection, opening: Opening) -> OpenTurn:
+    """The same turn under the next fence: whoever held it before can change nothing any more."""
+    key = opening.turn.key
+    fence = await connection.fetchval(STATEMENTS["next_fence"], *key)
+    await connection.execute(STATEMENTS["hold_open_turn"], *key, fence, opening.lease, _GRACE, opening.holder)
+    row = await connection.fetchrow(STATEMENTS["open_turn"], *key)
+    assert row is not None
+    return _open_turn(key, row)
+
+
+async def _owe(connection: Connection, answer: Answer) -> None:
+    owed, usage = answer.owed, answer.usage
+    if owed is None or usage is None:
+        return
+    try:
+        await connection.execute(
+            STATEMENTS["owe_usage"],
+            *answer.key,
+            answer.turn_id,
+            owed.event_id,
+            owed.user_id,
+            owed.agent_id,
+            owed.event_time,
+            usage.input_tokens,
+            usage.output_tokens,
+        )
+    except UNFIT:
+        raise InvalidField("owed_usage", "holds a value that cannot be stored") from None
+
+
 async def _close_for_holder(connection: Connection, current: OpenTurn, cause: Cause, *, order_unverified: bool) -> Closed:
     """Closes a turn without its holder, as far as it came."""
     turn = whole_turn(current.turn, current.partial, current.partial_bytes, b"", None, interrupted=True)
     appended = await _append(connection, turn, order_unverified=order_unverified)
     if appended.turn is None or appended.turn.duplicate:
+        stored = await _said_already(connection, current)
+        if stored is not None:
+            await _forget(connection, current)
+            return Closed(stored, None)
         # Its id was used for an append meanwhile. What the user said is kept all the same.
         turn = replace(turn, turn_id=fields.new_id())
         appended = await _append(connection, turn, order_unverified=order_unverified)
@@ -277,6 +336,20 @@ async def _close_for_holder(connection: Connection, current: OpenTurn, cause: Ca
     await _forget(connection, current)
     await _record(connection, turn, appended.turn, cause, "")
     return Closed(appended.turn, turn)
+
+
+async def _said_already(connection: Connection, current: OpenTurn) -> KeptTurn | None:
+    """Where the user's words stand, if the turn of this id begins with them.
+
+    Whoever opened it could not know that it had, and appended the whole turn instead (Postgres was away meanwhile).
+    """
+    key, begun = current.turn.key, current.turn.messages
+    row = await connection.fetchrow(STATEMENTS["closed_turn"], *key, current.turn.turn_id)
+    if row is None:
+        return None
+    stored = await connection.fetch(STATEMENTS["messages_between"], *key, row["first_seq"], row["last_seq"])
+    words = [(message["role"], message["content"], message["rest"]) for message in stored[: len(begun)]]
+    return _kept(row) if words == [(said.role, said.content, said.rest) for said in begun] else None
 
 
 async def _append(connection: Connection, turn: NewTurn, *, order_unverified: bool) -> Appended:
@@ -321,6 +394,14 @@ async def _refuse(connection: Connection, key: ThreadKey, turn_id: str) -> None:
 
 def _kept(row: asyncpg.Record) -> KeptTurn:
     return KeptTurn(row["first_seq"], row["last_seq"], row["epoch"], row["created_at"], None, True, row["order_unverified"])
+
+
+def _owed_usage(row: asyncpg.Record) -> OwedUsage:
+    return OwedUsage(
+        TurnName(ThreadKey(row["workspace_id"], row["thread_id"]), row["turn_id"]),
+        Owed(row["event_id"], row["user_id"], row["agent_id"], row["event_time"]),
+        Usage(row["input_tokens"], row["output_tokens"]),
+    )
 
 
 def _columns(messages: Sequence[NewMessage]) -> list[list[object]]:

@@ -28,37 +28,51 @@ from twofold.memory.v1 import conversation_pb2 as twofold_dot_memory_dot_v1_dot_
 from twofold.memory.v1 import message_pb2 as twofold_dot_memory_dot_v1_dot_message__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctwofold/memory/v1/turn.proto\x12\x11twofold.memory.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$twofold/memory/v1/conversation.proto\x1a\x1ftwofold/memory/v1/message.proto\"\xaf\x02\n\x10\x42\x65ginTurnRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tthread_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12,\n\x08messages\x18\x05 \x03(\x0b\x32\x1a.twofold.memory.v1.Message\x12\x31\n\x0elease_duration\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06holder\x18\x07 \x01(\t\x12-\n\x06policy\x18\x08 \x01(\x0e\x32\x1d.twofold.memory.v1.TurnPolicy\x12-\n\nqueue_wait\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\"\xe5\x01\n\x11\x42\x65ginTurnResponse\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12+\n\x05state\x18\x02 \x01(\x0e\x32\x1c.twofold.memory.v1.TurnState\x12\r\n\x05\x66\x65nce\x18\x03 \x01(\x03\x12\x35\n\x11lease_expire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cthread_token\x18\x05 \x01(\x0c\x12\x11\n\tduplicate\x18\x06 \x01(\x08\x12\x11\n\tfirst_seq\x18\x07 \x01(\x03\x12\x10\n\x08last_seq\x18\x08 \x01(\x03\"\xc8\x01\n\x14HeartbeatTurnRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tthread_id\x18\x02 \x01(\t\x12\x0f\n\x07turn_id\x18\x03 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x04 \x01(\x03\x12\x34\n\x10partial_messages\x18\x05 \x03(\x0b\x32\x1a.twofold.memory.v1.Message\x12\x31\n\x0elease_duration\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"N\n\x15HeartbeatTurnResponse\x12\x35\n\x11lease_expire_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xd5\x01\n\x11\x43ommitTurnRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tthread_id\x18\x02 \x01(\t\x12\x0f\n\x07turn_id\x18\x03 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x04 \x01(\x03\x12\x35\n\x11response_messages\x18\x05 \x03(\x0b\x32\x1a.twofold.memory.v1.Message\x12+\n\x05usage\x18\x06 \x01(\x0b\x32\x1c.twofold.memory.v1.TurnUsage\x12\x13\n\x0binterrupted\x18\x07 \x01(\x08\"\x93\x01\n\x12\x43ommitTurnResponse\x12\x11\n\tfirst_seq\x18\x01 \x01(\x03\x12\x10\n\x08last_seq\x18\x02 \x01(\x03\x12\x11\n\tduplicate\x18\x03 \x01(\x08\x12\x14\n\x0cthread_token\x18\x04 \x01(\x0c\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xce\x01\n\x10\x41\x62ortTurnRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tthread_id\x18\x02 \x01(\t\x12\x0f\n\x07turn_id\x18\x03 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x04 \x01(\x03\x12\x34\n\x10partial_messages\x18\x05 \x03(\x0b\x32\x1a.twofold.memory.v1.Message\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12+\n\x05usage\x18\x07 \x01(\x0b\x32\x1c.twofold.memory.v1.TurnUsage\"\x92\x01\n\x11\x41\x62ortTurnResponse\x12\x11\n\tfirst_seq\x18\x01 \x01(\x03\x12\x10\n\x08last_seq\x18\x02 \x01(\x03\x12\x11\n\tduplicate\x18\x03 \x01(\x08\x12\x14\n\x0cthread_token\x18\x04 \x01(\x0c\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"N\n\x12GetOpenTurnRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tthread_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\"\x98\x02\n\x13GetOpenTurnResponse\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12\x0e\n\x06holder\x18\x02 \x01(\t\x12.\n\nbegin_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11lease_expire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08messages\x18\x05 \x03(\x0b\x32\x1a.twofold.memory.v1.Message\x12\x34\n\x10partial_messages\x18\x06 \x03(\x0b\x32\x1a.twofold.memory.v1.Message\x12\x15\n\rwaiting_count\x18\x07 \x01(\x05*s\n\nTurnPolicy\x12\x1b\n\x17TURN_POLICY_UNSPECIFIED\x10\x00\x12\x16\n\x12TURN_POLICY_REJECT\x10\x01\x12\x15\n\x11TURN_POLICY_QUEUE\x10\x02\x12\x19\n\x15TURN_POLICY_TAKE_OVER\x10\x03*r\n\tTurnState\x12\x1a\n\x16TURN_STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fTURN_STATE_OPEN\x10\x01\x12\x18\n\x14TURN_STATE_COMMITTED\x10\x02\x12\x1a\n\x16TURN_STATE_INTERRUPTED\x10\x03\x32\xda\x03\n\x0bTurnService\x12V\n\tBeginTurn\x12#.twofold.memory.v1.BeginTurnRequest\x1a$.twofold.memory.v1.BeginTurnResponse\x12\x62\n\rHeartbeatTurn\x12\'.twofold.memory.v1.HeartbeatTurnRequest\x1a(.twofold.memory.v1.HeartbeatTurnResponse\x12Y\n\nCommitTurn\x12$.twofold.memory.v1.CommitTurnRequest\x1a%.twofold.memory.v1.CommitTurnResponse\x12V\n\tAbortTurn\x12#.twofold.memory.v1.AbortTurnRequest\x1a$.twofold.memory.v1.AbortTurnResponse\x12\\\n\x0bGetOpenTurn\x12%.twofold.memory.v1.GetOpenTurnRequest\x1a&.twofold.memory.v1.GetOpenTurnResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctwofold/memory/v1/turn.proto\x12\x11twofold.memory.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$twofold/memory/v1/conversation.proto\x1a\x1ftwofold/memory/v1/message.proto\"\xaf\x02\n\x10\x42\x65ginTurnRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tthread_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12,\n\x08messages\x18\x05 \x03(\x0b\x32\x1a.twofold.memory.v1.Message\x12\x31\n\x0elease_duration\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06holder\x18\x07 \x01(\t\x12-\n\x06policy\x18\x08 \x01(\x0e\x32\x1d.twofold.memory.v1.TurnPolicy\x12-\n\nqueue_wait\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\"\xf5\x01\n\x11\x42\x65ginTurnResponse\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12+\n\x05state\x18\x02 \x01(\x0e\x32\x1c.twofold.memory.v1.TurnState\x12\r\n\x05\x66\x65nce\x18\x03 \x01(\x03\x12\x35\n\x11lease_expire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cthread_token\x18\x05 \x01(\x0c\x12\x11\n\tduplicate\x18\x06 \x01(\x08\x12\x11\n\tfirst_seq\x18\x07 \x01(\x03\x12\x10\n\x08last_seq\x18\x08 \x01(\x03\x12\x0e\n\x06holder\x18\t \x01(\t\"\xc8\x01\n\x14HeartbeatTurnRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tthread_id\x18\x02 \x01(\t\x12\x0f\n\x07turn_id\x18\x03 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x04 \x01(\x03\x12\x34\n\x10partial_messages\x18\x05 \x03(\x0b\x32\x1a.twofold.memory.v1.Message\x12\x31\n\x0elease_duration\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"N\n\x15HeartbeatTurnResponse\x12\x35\n\x11lease_expire_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x87\x02\n\x11\x43ommitTurnRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tthread_id\x18\x02 \x01(\t\x12\x0f\n\x07turn_id\x18\x03 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x04 \x01(\x03\x12\x35\n\x11response_messages\x18\x05 \x03(\x0b\x32\x1a.twofold.memory.v1.Message\x12+\n\x05usage\x18\x06 \x01(\x0b\x32\x1c.twofold.memory.v1.TurnUsage\x12\x13\n\x0binterrupted\x18\x07 \x01(\x08\x12\x30\n\nowed_usage\x18\x08 \x01(\x0b\x32\x1c.twofold.memory.v1.OwedUsage\"\x93\x01\n\x12\x43ommitTurnResponse\x12\x11\n\tfirst_seq\x18\x01 \x01(\x03\x12\x10\n\x08last_seq\x18\x02 \x01(\x03\x12\x11\n\tduplicate\x18\x03 \x01(\x08\x12\x14\n\x0cthread_token\x18\x04 \x01(\x0c\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x80\x02\n\x10\x41\x62ortTurnRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tthread_id\x18\x02 \x01(\t\x12\x0f\n\x07turn_id\x18\x03 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x04 \x01(\x03\x12\x34\n\x10partial_messages\x18\x05 \x03(\x0b\x32\x1a.twofold.memory.v1.Message\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12+\n\x05usage\x18\x07 \x01(\x0b\x32\x1c.twofold.memory.v1.TurnUsage\x12\x30\n\nowed_usage\x18\x08 \x01(\x0b\x32\x1c.twofold.memory.v1.OwedUsage\"p\n\tOwedUsage\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12.\n\nevent_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x92\x01\n\x11\x41\x62ortTurnResponse\x12\x11\n\tfirst_seq\x18\x01 \x01(\x03\x12\x10\n\x08last_seq\x18\x02 \x01(\x03\x12\x11\n\tduplicate\x18\x03 \x01(\x08\x12\x14\n\x0cthread_token\x18\x04 \x01(\x0c\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"N\n\x12GetOpenTurnRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tthread_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\"\x98\x02\n\x13GetOpenTurnResponse\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12\x0e\n\x06holder\x18\x02 \x01(\t\x12.\n\nbegin_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11lease_expire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08messages\x18\x05 \x03(\x0b\x32\x1a.twofold.memory.v1.Message\x12\x34\n\x10partial_messages\x18\x06 \x03(\x0b\x32\x1a.twofold.memory.v1.Message\x12\x15\n\rwaiting_count\x18\x07 \x01(\x05\"o\n\x1aListUnrecordedUsageRequest\x12*\n\x07min_age\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"j\n\x1bListUnrecordedUsageResponse\x12\x32\n\x06usages\x18\x01 \x03(\x0b\x32\".twofold.memory.v1.UnrecordedUsage\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xaa\x01\n\x0fUnrecordedUsage\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tthread_id\x18\x02 \x01(\t\x12\x0f\n\x07turn_id\x18\x03 \x01(\t\x12\x30\n\nowed_usage\x18\x04 \x01(\x0b\x32\x1c.twofold.memory.v1.OwedUsage\x12+\n\x05usage\x18\x05 \x01(\x0b\x32\x1c.twofold.memory.v1.TurnUsage\"D\n\x08TurnName\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tthread_id\x18\x02 \x01(\t\x12\x0f\n\x07turn_id\x18\x03 \x01(\t\"E\n\x17\x41\x63knowledgeUsageRequest\x12*\n\x05turns\x18\x01 \x03(\x0b\x32\x1b.twofold.memory.v1.TurnName\"\x1a\n\x18\x41\x63knowledgeUsageResponse*s\n\nTurnPolicy\x12\x1b\n\x17TURN_POLICY_UNSPECIFIED\x10\x00\x12\x16\n\x12TURN_POLICY_REJECT\x10\x01\x12\x15\n\x11TURN_POLICY_QUEUE\x10\x02\x12\x19\n\x15TURN_POLICY_TAKE_OVER\x10\x03*r\n\tTurnState\x12\x1a\n\x16TURN_STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fTURN_STATE_OPEN\x10\x01\x12\x18\n\x14TURN_STATE_COMMITTED\x10\x02\x12\x1a\n\x16TURN_STATE_INTERRUPTED\x10\x03\x32\xbd\x05\n\x0bTurnService\x12V\n\tBeginTurn\x12#.twofold.memory.v1.BeginTurnRequest\x1a$.twofold.memory.v1.BeginTurnResponse\x12\x62\n\rHeartbeatTurn\x12\'.twofold.memory.v1.HeartbeatTurnRequest\x1a(.twofold.memory.v1.HeartbeatTurnResponse\x12Y\n\nCommitTurn\x12$.twofold.memory.v1.CommitTurnRequest\x1a%.twofold.memory.v1.CommitTurnResponse\x12V\n\tAbortTurn\x12#.twofold.memory.v1.AbortTurnRequest\x1a$.twofold.memory.v1.AbortTurnResponse\x12\\\n\x0bGetOpenTurn\x12%.twofold.memory.v1.GetOpenTurnRequest\x1a&.twofold.memory.v1.GetOpenTurnResponse\x12t\n\x13ListUnrecordedUsage\x12-.twofold.memory.v1.ListUnrecordedUsageRequest\x1a..twofold.memory.v1.ListUnrecordedUsageResponse\x12k\n\x10\x41\x63knowledgeUsage\x12*.twofold.memory.v1.AcknowledgeUsageRequest\x1a+.twofold.memory.v1.AcknowledgeUsageResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'twofold.memory.v1.turn_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TURNPOLICY']._serialized_start=2095
-  _globals['_TURNPOLICY']._serialized_end=2210
-  _globals['_TURNSTATE']._serialized_start=2212
-  _globals['_TURNSTATE']._serialized_end=2326
+  _globals['_TURNPOLICY']._serialized_start=2888
+  _globals['_TURNPOLICY']._serialized_end=3003
+  _globals['_TURNSTATE']._serialized_start=3005
+  _globals['_TURNSTATE']._serialized_end=3119
   _globals['_BEGINTURNREQUEST']._serialized_start=188
   _globals['_BEGINTURNREQUEST']._serialized_end=491
   _globals['_BEGINTURNRESPONSE']._serialized_start=494
-  _globals['_BEGINTURNRESPONSE']._serialized_end=723
-  _globals['_HEARTBEATTURNREQUEST']._serialized_start=726
-  _globals['_HEARTBEATTURNREQUEST']._serialized_end=926
-  _globals['_HEARTBEATTURNRESPONSE']._serialized_start=928
-  _globals['_HEARTBEATTURNRESPONSE']._serialized_end=1006
-  _globals['_COMMITTURNREQUEST']._serialized_start=1009
-  _globals['_COMMITTURNREQUEST']._serialized_end=1222
-  _globals['_COMMITTURNRESPONSE']._serialized_start=1225
-  _globals['_COMMITTURNRESPONSE']._serialized_end=1372
-  _globals['_ABORTTURNREQUEST']._serialized_start=1375
-  _globals['_ABORTTURNREQUEST']._serialized_end=1581
-  _globals['_ABORTTURNRESPONSE']._serialized_start=1584
-  _globals['_ABORTTURNRESPONSE']._serialized_end=1730
-  _globals['_GETOPENTURNREQUEST']._serialized_start=1732
-  _globals['_GETOPENTURNREQUEST']._serialized_end=1810
-  _globals['_GETOPENTURNRESPONSE']._serialized_start=1813
-  _globals['_GETOPENTURNRESPONSE']._serialized_end=2093
-  _globals['_TURNSERVICE']._serialized_start=2329
-  _globals['_TURNSERVICE']._serialized_end=2803
+  _globals['_BEGINTURNRESPONSE']._serialized_end=739
+  _globals['_HEARTBEATTURNREQUEST']._serialized_start=742
+  _globals['_HEARTBEATTURNREQUEST']._serialized_end=942
+  _globals['_HEARTBEATTURNRESPONSE']._serialized_start=944
+  _globals['_HEARTBEATTURNRESPONSE']._serialized_end=1022
+  _globals['_COMMITTURNREQUEST']._serialized_start=1025
+  _globals['_COMMITTURNREQUEST']._serialized_end=1288
+  _globals['_COMMITTURNRESPONSE']._serialized_start=1291
+  _globals['_COMMITTURNRESPONSE']._serialized_end=1438
+  _globals['_ABORTTURNREQUEST']._serialized_start=1441
+  _globals['_ABORTTURNREQUEST']._serialized_end=1697
+  _globals['_OWEDUSAGE']._serialized_start=1699
+  _globals['_OWEDUSAGE']._serialized_end=1811
+  _globals['_ABORTTURNRESPONSE']._serialized_start=1814
+  _globals['_ABORTTURNRESPONSE']._serialized_end=1960
+  _globals['_GETOPENTURNREQUEST']._serialized_start=1962
+  _globals['_GETOPENTURNREQUEST']._serialized_end=2040
+  _globals['_GETOPENTURNRESPONSE']._serialized_start=2043
+  _globals['_GETOPENTURNRESPONSE']._serialized_end=2323
+  _globals['_LISTUNRECORDEDUSAGEREQUEST']._serialized_start=2325
+  _globals['_LISTUNRECORDEDUSAGEREQUEST']._serialized_end=2436
+  _globals['_LISTUNRECORDEDUSAGERESPONSE']._serialized_start=2438
+  _globals['_LISTUNRECORDEDUSAGERESPONSE']._serialized_end=2544
+  _globals['_UNRECORDEDUSAGE']._serialized_start=2547
+  _globals['_UNRECORDEDUSAGE']._serialized_end=2717
+  _globals['_TURNNAME']._serialized_start=2719
+  _globals['_TURNNAME']._serialized_end=2787
+  _globals['_ACKNOWLEDGEUSAGEREQUEST']._serialized_start=2789
+  _globals['_ACKNOWLEDGEUSAGEREQUEST']._serialized_end=2858
+  _globals['_ACKNOWLEDGEUSAGERESPONSE']._serialized_start=2860
+  _globals['_ACKNOWLEDGEUSAGERESPONSE']._serialized_end=2886
+  _globals['_TURNSERVICE']._serialized_start=3122
+  _globals['_TURNSERVICE']._serialized_end=3823
 # @@protoc_insertion_point(module_scope)

@@ -155,6 +155,7 @@ class BeginTurnResponse(_message.Message):
     DUPLICATE_FIELD_NUMBER: _builtins.int
     FIRST_SEQ_FIELD_NUMBER: _builtins.int
     LAST_SEQ_FIELD_NUMBER: _builtins.int
+    HOLDER_FIELD_NUMBER: _builtins.int
     turn_id: _builtins.str
     """Id of the turn."""
     state: Global___TurnState.ValueType
@@ -169,6 +170,8 @@ class BeginTurnResponse(_message.Message):
     """Number of its first message; 0 while it is open."""
     last_seq: _builtins.int
     """Number of its last message; 0 while it is open."""
+    holder: _builtins.str
+    """Who holds it now, as BeginTurn was told: of a repeat perhaps another caller. Empty unless it is open."""
     @_builtins.property
     def lease_expire_time(self) -> _timestamp_pb2.Timestamp:
         """When the lease ends, by the clock of Postgres. Unset unless it is open."""
@@ -184,10 +187,11 @@ class BeginTurnResponse(_message.Message):
         duplicate: _builtins.bool = ...,
         first_seq: _builtins.int = ...,
         last_seq: _builtins.int = ...,
+        holder: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lease_expire_time", b"lease_expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicate", b"duplicate", "fence", b"fence", "first_seq", b"first_seq", "last_seq", b"last_seq", "lease_expire_time", b"lease_expire_time", "state", b"state", "thread_token", b"thread_token", "turn_id", b"turn_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicate", b"duplicate", "fence", b"fence", "first_seq", b"first_seq", "holder", b"holder", "last_seq", b"last_seq", "lease_expire_time", b"lease_expire_time", "state", b"state", "thread_token", b"thread_token", "turn_id", b"turn_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -278,6 +282,7 @@ class CommitTurnRequest(_message.Message):
     RESPONSE_MESSAGES_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     INTERRUPTED_FIELD_NUMBER: _builtins.int
+    OWED_USAGE_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """The workspace. Required."""
     thread_id: _builtins.str
@@ -296,6 +301,10 @@ class CommitTurnRequest(_message.Message):
     def usage(self) -> _conversation_pb2.TurnUsage:
         """What the turn consumed. Optional."""
 
+    @_builtins.property
+    def owed_usage(self) -> Global___OwedUsage:
+        """To whom the usage is to be charged: it is kept as not yet recorded, in the same transaction. Only with usage. Optional."""
+
     def __init__(
         self,
         *,
@@ -306,10 +315,11 @@ class CommitTurnRequest(_message.Message):
         response_messages: _abc.Iterable[_message_pb2.Message] | None = ...,
         usage: _conversation_pb2.TurnUsage | None = ...,
         interrupted: _builtins.bool = ...,
+        owed_usage: Global___OwedUsage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["owed_usage", b"owed_usage", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "interrupted", b"interrupted", "response_messages", b"response_messages", "thread_id", b"thread_id", "turn_id", b"turn_id", "usage", b"usage", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "interrupted", b"interrupted", "owed_usage", b"owed_usage", "response_messages", b"response_messages", "thread_id", b"thread_id", "turn_id", b"turn_id", "usage", b"usage", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -368,6 +378,7 @@ class AbortTurnRequest(_message.Message):
     PARTIAL_MESSAGES_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    OWED_USAGE_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """The workspace. Required."""
     thread_id: _builtins.str
@@ -386,6 +397,10 @@ class AbortTurnRequest(_message.Message):
     def usage(self) -> _conversation_pb2.TurnUsage:
         """What the turn consumed. Optional."""
 
+    @_builtins.property
+    def owed_usage(self) -> Global___OwedUsage:
+        """As in CommitTurnRequest. Optional."""
+
     def __init__(
         self,
         *,
@@ -396,14 +411,51 @@ class AbortTurnRequest(_message.Message):
         partial_messages: _abc.Iterable[_message_pb2.Message] | None = ...,
         reason: _builtins.str = ...,
         usage: _conversation_pb2.TurnUsage | None = ...,
+        owed_usage: Global___OwedUsage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["owed_usage", b"owed_usage", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "partial_messages", b"partial_messages", "reason", b"reason", "thread_id", b"thread_id", "turn_id", b"turn_id", "usage", b"usage", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "owed_usage", b"owed_usage", "partial_messages", b"partial_messages", "reason", b"reason", "thread_id", b"thread_id", "turn_id", b"turn_id", "usage", b"usage", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AbortTurnRequest: _TypeAlias = AbortTurnRequest  # noqa: Y015
+
+@_typing.final
+class OwedUsage(_message.Message):
+    """OwedUsage says how a turn's usage is to stand in the ledger."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    EVENT_TIME_FIELD_NUMBER: _builtins.int
+    event_id: _builtins.str
+    """Id of the event there. Required."""
+    user_id: _builtins.str
+    """Who caused it. Required."""
+    agent_id: _builtins.str
+    """What was used. Required."""
+    @_builtins.property
+    def event_time(self) -> _timestamp_pb2.Timestamp:
+        """When. Required."""
+
+    def __init__(
+        self,
+        *,
+        event_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        agent_id: _builtins.str = ...,
+        event_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "event_id", b"event_id", "event_time", b"event_time", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OwedUsage: _TypeAlias = OwedUsage  # noqa: Y015
 
 @_typing.final
 class AbortTurnResponse(_message.Message):
@@ -528,3 +580,176 @@ class GetOpenTurnResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetOpenTurnResponse: _TypeAlias = GetOpenTurnResponse  # noqa: Y015
+
+@_typing.final
+class ListUnrecordedUsageRequest(_message.Message):
+    """Request of ListUnrecordedUsage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIN_AGE_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """How many to return at most: 0 means 50, at most 500."""
+    page_token: _builtins.str
+    """The next_page_token of the page before. Empty for the first page."""
+    @_builtins.property
+    def min_age(self) -> _duration_pb2.Duration:
+        """Only what has been owed for so long: whoever closed a turn mostly records it a moment later. At most 1 hour. Default 10 s."""
+
+    def __init__(
+        self,
+        *,
+        min_age: _duration_pb2.Duration | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["min_age", b"min_age"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_age", b"min_age", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUnrecordedUsageRequest: _TypeAlias = ListUnrecordedUsageRequest  # noqa: Y015
+
+@_typing.final
+class ListUnrecordedUsageResponse(_message.Message):
+    """Response of ListUnrecordedUsage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USAGES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; empty on the last one."""
+    @_builtins.property
+    def usages(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnrecordedUsage]:
+        """What is owed, by workspace, conversation and turn."""
+
+    def __init__(
+        self,
+        *,
+        usages: _abc.Iterable[Global___UnrecordedUsage] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "usages", b"usages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUnrecordedUsageResponse: _TypeAlias = ListUnrecordedUsageResponse  # noqa: Y015
+
+@_typing.final
+class UnrecordedUsage(_message.Message):
+    """UnrecordedUsage is what a turn consumed, of which the ledger may not know yet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    THREAD_ID_FIELD_NUMBER: _builtins.int
+    TURN_ID_FIELD_NUMBER: _builtins.int
+    OWED_USAGE_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    workspace_id: _builtins.str
+    """The workspace."""
+    thread_id: _builtins.str
+    """The conversation."""
+    turn_id: _builtins.str
+    """The turn."""
+    @_builtins.property
+    def owed_usage(self) -> Global___OwedUsage:
+        """How it is to stand in the ledger."""
+
+    @_builtins.property
+    def usage(self) -> _conversation_pb2.TurnUsage:
+        """What the turn consumed."""
+
+    def __init__(
+        self,
+        *,
+        workspace_id: _builtins.str = ...,
+        thread_id: _builtins.str = ...,
+        turn_id: _builtins.str = ...,
+        owed_usage: Global___OwedUsage | None = ...,
+        usage: _conversation_pb2.TurnUsage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["owed_usage", b"owed_usage", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["owed_usage", b"owed_usage", "thread_id", b"thread_id", "turn_id", b"turn_id", "usage", b"usage", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnrecordedUsage: _TypeAlias = UnrecordedUsage  # noqa: Y015
+
+@_typing.final
+class TurnName(_message.Message):
+    """TurnName names a turn."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    THREAD_ID_FIELD_NUMBER: _builtins.int
+    TURN_ID_FIELD_NUMBER: _builtins.int
+    workspace_id: _builtins.str
+    """The workspace. Required."""
+    thread_id: _builtins.str
+    """The conversation. Required."""
+    turn_id: _builtins.str
+    """The turn. Required."""
+    def __init__(
+        self,
+        *,
+        workspace_id: _builtins.str = ...,
+        thread_id: _builtins.str = ...,
+        turn_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["thread_id", b"thread_id", "turn_id", b"turn_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TurnName: _TypeAlias = TurnName  # noqa: Y015
+
+@_typing.final
+class AcknowledgeUsageRequest(_message.Message):
+    """Request of AcknowledgeUsage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TURNS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def turns(self) -> _containers.RepeatedCompositeFieldContainer[Global___TurnName]:
+        """The turns, 1 to 500. Required."""
+
+    def __init__(
+        self,
+        *,
+        turns: _abc.Iterable[Global___TurnName] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["turns", b"turns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcknowledgeUsageRequest: _TypeAlias = AcknowledgeUsageRequest  # noqa: Y015
+
+@_typing.final
+class AcknowledgeUsageResponse(_message.Message):
+    """Response of AcknowledgeUsage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcknowledgeUsageResponse: _TypeAlias = AcknowledgeUsageResponse  # noqa: Y015

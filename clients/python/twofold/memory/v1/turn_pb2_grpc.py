@@ -69,6 +69,16 @@ class TurnServiceStub:
                 request_serializer=twofold_dot_memory_dot_v1_dot_turn__pb2.GetOpenTurnRequest.SerializeToString,
                 response_deserializer=twofold_dot_memory_dot_v1_dot_turn__pb2.GetOpenTurnResponse.FromString,
                 _registered_method=True)
+        self.ListUnrecordedUsage = channel.unary_unary(
+                '/twofold.memory.v1.TurnService/ListUnrecordedUsage',
+                request_serializer=twofold_dot_memory_dot_v1_dot_turn__pb2.ListUnrecordedUsageRequest.SerializeToString,
+                response_deserializer=twofold_dot_memory_dot_v1_dot_turn__pb2.ListUnrecordedUsageResponse.FromString,
+                _registered_method=True)
+        self.AcknowledgeUsage = channel.unary_unary(
+                '/twofold.memory.v1.TurnService/AcknowledgeUsage',
+                request_serializer=twofold_dot_memory_dot_v1_dot_turn__pb2.AcknowledgeUsageRequest.SerializeToString,
+                response_deserializer=twofold_dot_memory_dot_v1_dot_turn__pb2.AcknowledgeUsageResponse.FromString,
+                _registered_method=True)
 
 
 class TurnServiceServicer:
@@ -87,7 +97,8 @@ class TurnServiceServicer:
     def BeginTurn(self, request, context):
         """BeginTurn opens a turn and keeps the user's messages, without numbers until the turn is closed. Another open turn whose lease
         has ended is closed as interrupted first; what happens to one that is alive is said by policy. A repeat with the same
-        request_id returns the turn as it is now, also once it is closed.
+        request_id returns the turn as it is now, also once it is closed. If it is still open and its lease has ended, it is opened
+        anew for this call, with the next fence: so of several that go on with what was left behind, one does.
         Errors: ABORTED (REASON_TURN_HELD: another turn is open, or still was when the wait ended; REASON_TURN_ON_ITS_WAY: a turn is to
         be closed and journaled ones must come before it), RESOURCE_EXHAUSTED (REASON_TOO_MANY: 16 turns wait already), NOT_FOUND
         (REASON_CONVERSATION_UNKNOWN: it is another user's), FAILED_PRECONDITION (REASON_CONVERSATION_DELETED,
@@ -137,6 +148,23 @@ class TurnServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListUnrecordedUsage(self, request, context):
+        """ListUnrecordedUsage returns what turns consumed that were closed with owed_usage and have not been acknowledged since, of all
+        workspaces: what whoever keeps the ledger has yet to hear. An erased conversation is owed for, too.
+        Errors: INVALID_ARGUMENT (REASON_INVALID_PAGE_TOKEN).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AcknowledgeUsage(self, request, context):
+        """AcknowledgeUsage says that the ledger has it, or will never take it: it is not listed any more. A repeat changes nothing, and
+        what is not owed (any more) is no error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TurnServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -164,6 +192,16 @@ def add_TurnServiceServicer_to_server(servicer, server):
                     servicer.GetOpenTurn,
                     request_deserializer=twofold_dot_memory_dot_v1_dot_turn__pb2.GetOpenTurnRequest.FromString,
                     response_serializer=twofold_dot_memory_dot_v1_dot_turn__pb2.GetOpenTurnResponse.SerializeToString,
+            ),
+            'ListUnrecordedUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUnrecordedUsage,
+                    request_deserializer=twofold_dot_memory_dot_v1_dot_turn__pb2.ListUnrecordedUsageRequest.FromString,
+                    response_serializer=twofold_dot_memory_dot_v1_dot_turn__pb2.ListUnrecordedUsageResponse.SerializeToString,
+            ),
+            'AcknowledgeUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcknowledgeUsage,
+                    request_deserializer=twofold_dot_memory_dot_v1_dot_turn__pb2.AcknowledgeUsageRequest.FromString,
+                    response_serializer=twofold_dot_memory_dot_v1_dot_turn__pb2.AcknowledgeUsageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -311,6 +349,60 @@ class TurnService:
             '/twofold.memory.v1.TurnService/GetOpenTurn',
             twofold_dot_memory_dot_v1_dot_turn__pb2.GetOpenTurnRequest.SerializeToString,
             twofold_dot_memory_dot_v1_dot_turn__pb2.GetOpenTurnResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUnrecordedUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twofold.memory.v1.TurnService/ListUnrecordedUsage',
+            twofold_dot_memory_dot_v1_dot_turn__pb2.ListUnrecordedUsageRequest.SerializeToString,
+            twofold_dot_memory_dot_v1_dot_turn__pb2.ListUnrecordedUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcknowledgeUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twofold.memory.v1.TurnService/AcknowledgeUsage',
+            twofold_dot_memory_dot_v1_dot_turn__pb2.AcknowledgeUsageRequest.SerializeToString,
+            twofold_dot_memory_dot_v1_dot_turn__pb2.AcknowledgeUsageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -29,7 +29,8 @@ class TurnServiceStub:
     BeginTurn: _aio.UnaryUnaryMultiCallable[_turn_pb2.BeginTurnRequest, _turn_pb2.BeginTurnResponse]
     """BeginTurn opens a turn and keeps the user's messages, without numbers until the turn is closed. Another open turn whose lease
     has ended is closed as interrupted first; what happens to one that is alive is said by policy. A repeat with the same
-    request_id returns the turn as it is now, also once it is closed.
+    request_id returns the turn as it is now, also once it is closed. If it is still open and its lease has ended, it is opened
+    anew for this call, with the next fence: so of several that go on with what was left behind, one does.
     Errors: ABORTED (REASON_TURN_HELD: another turn is open, or still was when the wait ended; REASON_TURN_ON_ITS_WAY: a turn is to
     be closed and journaled ones must come before it), RESOURCE_EXHAUSTED (REASON_TOO_MANY: 16 turns wait already), NOT_FOUND
     (REASON_CONVERSATION_UNKNOWN: it is another user's), FAILED_PRECONDITION (REASON_CONVERSATION_DELETED,
@@ -59,6 +60,15 @@ class TurnServiceStub:
     """GetOpenTurn returns the turn that is open on a conversation.
     Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN; REASON_TURN_UNKNOWN: none is open).
     """
+    ListUnrecordedUsage: _aio.UnaryUnaryMultiCallable[_turn_pb2.ListUnrecordedUsageRequest, _turn_pb2.ListUnrecordedUsageResponse]
+    """ListUnrecordedUsage returns what turns consumed that were closed with owed_usage and have not been acknowledged since, of all
+    workspaces: what whoever keeps the ledger has yet to hear. An erased conversation is owed for, too.
+    Errors: INVALID_ARGUMENT (REASON_INVALID_PAGE_TOKEN).
+    """
+    AcknowledgeUsage: _aio.UnaryUnaryMultiCallable[_turn_pb2.AcknowledgeUsageRequest, _turn_pb2.AcknowledgeUsageResponse]
+    """AcknowledgeUsage says that the ledger has it, or will never take it: it is not listed any more. A repeat changes nothing, and
+    what is not owed (any more) is no error.
+    """
 
 class TurnServiceServicer(metaclass=_abc_1.ABCMeta):
     """TurnService gives an agent a conversation for the length of one turn: the user's words are kept from the start, nobody else
@@ -81,7 +91,8 @@ class TurnServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_turn_pb2.BeginTurnResponse]:
         """BeginTurn opens a turn and keeps the user's messages, without numbers until the turn is closed. Another open turn whose lease
         has ended is closed as interrupted first; what happens to one that is alive is said by policy. A repeat with the same
-        request_id returns the turn as it is now, also once it is closed.
+        request_id returns the turn as it is now, also once it is closed. If it is still open and its lease has ended, it is opened
+        anew for this call, with the next fence: so of several that go on with what was left behind, one does.
         Errors: ABORTED (REASON_TURN_HELD: another turn is open, or still was when the wait ended; REASON_TURN_ON_ITS_WAY: a turn is to
         be closed and journaled ones must come before it), RESOURCE_EXHAUSTED (REASON_TOO_MANY: 16 turns wait already), NOT_FOUND
         (REASON_CONVERSATION_UNKNOWN: it is another user's), FAILED_PRECONDITION (REASON_CONVERSATION_DELETED,
@@ -134,6 +145,27 @@ class TurnServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_turn_pb2.GetOpenTurnResponse]:
         """GetOpenTurn returns the turn that is open on a conversation.
         Errors: NOT_FOUND (REASON_CONVERSATION_UNKNOWN; REASON_TURN_UNKNOWN: none is open).
+        """
+
+    @_abc_1.abstractmethod
+    def ListUnrecordedUsage(
+        self,
+        request: _turn_pb2.ListUnrecordedUsageRequest,
+        context: _aio.ServicerContext[_turn_pb2.ListUnrecordedUsageRequest, _abc.Awaitable[_turn_pb2.ListUnrecordedUsageResponse]],
+    ) -> _abc.Awaitable[_turn_pb2.ListUnrecordedUsageResponse]:
+        """ListUnrecordedUsage returns what turns consumed that were closed with owed_usage and have not been acknowledged since, of all
+        workspaces: what whoever keeps the ledger has yet to hear. An erased conversation is owed for, too.
+        Errors: INVALID_ARGUMENT (REASON_INVALID_PAGE_TOKEN).
+        """
+
+    @_abc_1.abstractmethod
+    def AcknowledgeUsage(
+        self,
+        request: _turn_pb2.AcknowledgeUsageRequest,
+        context: _aio.ServicerContext[_turn_pb2.AcknowledgeUsageRequest, _abc.Awaitable[_turn_pb2.AcknowledgeUsageResponse]],
+    ) -> _abc.Awaitable[_turn_pb2.AcknowledgeUsageResponse]:
+        """AcknowledgeUsage says that the ledger has it, or will never take it: it is not listed any more. A repeat changes nothing, and
+        what is not owed (any more) is no error.
         """
 
 def add_TurnServiceServicer_to_server(servicer: TurnServiceServicer, server: _aio.Server) -> None: ...

@@ -91,6 +91,35 @@ WHERE workspace_id = $1 AND thread_id = $2 AND turn_id = $3 AND fence = $4 AND E
 )
 RETURNING lease_until;
 
+-- name: hold_open_turn
+-- $3 the next fence, $4 the lease, $5 the grace behind it, $6 who holds it now
+UPDATE memory.open_turns
+SET
+    fence = $3, lease = $4::interval, lease_until = clock_timestamp() + $4::interval,
+    sweep_at = clock_timestamp() + $4::interval + $5::interval, holder = $6
+WHERE workspace_id = $1 AND thread_id = $2;
+
+-- name: owe_usage
+-- A conversation that was begun anew after its erasure may have a turn of the same id: the first one was billed under it.
+INSERT INTO memory.owed_usage (
+    workspace_id, thread_id, turn_id, event_id, user_id, agent_id, event_time, input_tokens, output_tokens
+)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+ON CONFLICT (workspace_id, thread_id, turn_id) DO NOTHING;
+
+-- name: owed_usage_after
+-- Those that have been owed for $1, from behind ($2, $3, $4) on.
+SELECT workspace_id, thread_id, turn_id, event_id, user_id, agent_id, event_time, input_tokens, output_tokens
+FROM memory.owed_usage
+WHERE (workspace_id, thread_id, turn_id) > ($2, $3, $4) AND owed_since <= clock_timestamp() - $1::interval
+ORDER BY workspace_id, thread_id, turn_id
+LIMIT $5;
+
+-- name: acknowledge_usage
+DELETE FROM memory.owed_usage o
+USING unnest($1::text[], $2::text[], $3::text[]) AS a (workspace_id, thread_id, turn_id)
+WHERE o.workspace_id = a.workspace_id AND o.thread_id = a.thread_id AND o.turn_id = a.turn_id;
+
 -- name: forget_open_turn
 DELETE FROM memory.open_turns WHERE workspace_id = $1 AND thread_id = $2 AND fence = $3;
 
