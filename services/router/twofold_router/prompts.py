@@ -6,7 +6,9 @@ from twofold_router.conversations import Context
 from twofold_router.routes import AgentKey, Route
 
 
-def prompt(agent: AgentKey, route: Route, user_id: str, instructions: str, context: Context, message: str) -> Prompt:
+def prompt(
+    agent: AgentKey, route: Route, url: str, user_id: str, instructions: str, context: Context, message: str
+) -> Prompt:
     """The agent's instructions, the call's and the context; then, if it wants them so, earlier messages; then `message`."""
     settings = route.settings
     told = _beside_messages(context) if settings.as_messages else context.text
@@ -17,7 +19,7 @@ def prompt(agent: AgentKey, route: Route, user_id: str, instructions: str, conte
     messages.append(Message("user", message))
     return Prompt(
         agent_id=agent.agent_id,
-        url=route.target_for(agent, user_id).url,
+        url=url,
         model=settings.model,
         user_id=user_id,
         messages=tuple(messages),

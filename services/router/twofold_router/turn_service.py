@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from twofold.router.v1 import turn_pb2, turn_pb2_grpc
-from twofold_router import wire
+from twofold_router import wire_turns as wire
 from twofold_router.turns import Turns
 
 if TYPE_CHECKING:

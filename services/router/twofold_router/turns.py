@@ -172,7 +172,9 @@ class Turns:
 
     async def _ask_agent(self, ask: Ask, resolution: Resolution, context: Context) -> AsyncGenerator[Event, None]:
         question = ask.question
-        prompt = prompts.prompt(question.agent, resolution.route, question.user_id, ask.instructions, context, ask.message)
+        prompt = prompts.prompt(
+            question.agent, resolution.route, resolution.url, question.user_id, ask.instructions, context, ask.message
+        )
         began_at, began = datetime.now(UTC), time.monotonic()
         keeping: asyncio.Task[Kept] | None = None
         first_token_s = agent_s = 0.0

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from google.protobuf.duration_pb2 import Duration
 
-from twofold.memory.v1 import message_pb2
 from twofold.router.v1 import routing_pb2, turn_pb2
 from twofold_chassis import fields
 from twofold_chassis.refusals import InvalidField, Refusal
@@ -13,18 +12,14 @@ from twofold_router.copies import Source
 from twofold_router.permissions import Verdict
 from twofold_router.resolution import Question, Resolution, Ruling
 from twofold_router.routes import AgentKey
-from twofold_router.turns import Ask, Completed, Delta, Event, Started
 
-_MESSAGE_BYTES_MAX = 1024 * 1024
-_INSTRUCTIONS_BYTES_MAX = 64 * 1024
-_OPERATION_ID_BYTES_MAX = 250
 _PAIRS_MAX = 500
 
 _BASES = {
     Verdict.GRANT: routing_pb2.PERMISSION_BASIS_GRANT,
     Verdict.ROLE: routing_pb2.PERMISSION_BASIS_ROLE,
 }
-_SOURCES = {
+SOURCES = {
     Source.PROCESS: routing_pb2.ROUTE_SOURCE_PROCESS,
     Source.CACHE: routing_pb2.ROUTE_SOURCE_CACHE,
     Source.REGISTRY: routing_pb2.ROUTE_SOURCE_REGISTRY,
@@ -59,19 +54,6 @@ def questions(request: routing_pb2.BatchResolveRequest) -> list[Question]:
     ]
 
 
-def ask(request: turn_pb2.RunRequest) -> Ask:
-    """What a caller asks for."""
-    operation_id = fields.optional_identifier(request.operation_id, "operation_id", bytes_max=_OPERATION_ID_BYTES_MAX)
-    return Ask(
-        question=question(request),
-        thread_id=fields.optional_identifier(request.thread_id, "thread_id"),
-        operation_id=operation_id or fields.new_id(),
-        turn_is_new=operation_id is None,
-        message=fields.text(request.message, "message", bytes_max=_MESSAGE_BYTES_MAX, required=True),
-        instructions=fields.text(request.instructions, "instructions", bytes_max=_INSTRUCTIONS_BYTES_MAX),
-    )
-
-
 def resolve_response(resolution: Resolution) -> routing_pb2.ResolveResponse:
     """Yes, and there it lives."""
     response = routing_pb2.ResolveResponse()
@@ -84,10 +66,10 @@ def _fill(response: routing_pb2.ResolveResponse, resolution: Resolution) -> None
     ruling = resolution.ruling
     response.url = resolution.target.url
     response.basis = _BASES[ruling.verdict]
-    response.source = _SOURCES[resolution.source]
+    response.source = SOURCES[resolution.source]
     _set(response.route_age, resolution.age_s)
     response.revision_token = ruling.stamp.token()
-    response.permission_source = _SOURCES[ruling.source]
+    response.permission_source = SOURCES[ruling.source]
     _set(response.permission_age, ruling.age_s)
     _set(response.valid_for, ruling.valid_s)
     response.generation = resolution.route.generation
@@ -105,10 +87,10 @@ def check_response(ruling: Ruling) -> routing_pb2.CheckResponse:
     return routing_pb2.CheckResponse(
         allowed=ruling.verdict in _BASES,
         basis=_BASES.get(ruling.verdict, routing_pb2.PERMISSION_BASIS_UNSPECIFIED),
-        source=_SOURCES[ruling.source],
-        age=_duration(ruling.age_s),
+        source=SOURCES[ruling.source],
+        age=duration(ruling.age_s),
         revision_token=ruling.stamp.token(),
-        valid_for=_duration(ruling.valid_s),
+        valid_for=duration(ruling.valid_s),
     )
 
 
@@ -126,47 +108,7 @@ def batch_response(results: Sequence[Resolution | Refusal]) -> routing_pb2.Batch
     return response
 
 
-def run_response(event: Event) -> turn_pb2.RunResponse:
-    """One event of a turn."""
-    if isinstance(event, Delta):
-        return turn_pb2.RunResponse(delta=turn_pb2.Delta(text=event.text))
-    if isinstance(event, Started):
-        return turn_pb2.RunResponse(started=_started(event))
-    return turn_pb2.RunResponse(completed=_completed(event))
-
-
-def _started(event: Started) -> turn_pb2.Started:
-    return turn_pb2.Started(
-        operation_id=event.operation_id,
-        context_messages=event.context_messages,
-        context_preferences=event.context_preferences,
-        context_source=message_pb2.ReadSource.ValueType(event.context_source),
-        context_completeness=message_pb2.Completeness.ValueType(event.context_completeness),
-        route_source=_SOURCES[event.route_source],
-        replayed=event.replayed,
-        resolve_duration=_duration(event.resolve_s),
-        context_duration=_duration(event.context_s),
-    )
-
-
-def _completed(event: Completed) -> turn_pb2.Completed:
-    completed = turn_pb2.Completed(
-        finish_reason=event.finish_reason,
-        input_tokens=event.usage.input_tokens,
-        output_tokens=event.usage.output_tokens,
-        usage_recorded=event.usage_recorded,
-        first_token_duration=_duration(event.first_token_s),
-        agent_duration=_duration(event.agent_s),
-        keep_duration=_duration(event.keep_s),
-    )
-    if event.receipt is not None:
-        completed.first_seq = event.receipt.first_seq
-        completed.last_seq = event.receipt.last_seq
-        completed.durability = message_pb2.Durability.ValueType(event.receipt.durability)
-        completed.thread_token = event.receipt.thread_token
-    return completed
-
-
-def _duration(seconds: float) -> Duration:
+def duration(seconds: float) -> Duration:
+    """The wire's form of a length of time."""
     whole, micros = divmod(round(seconds * 1e6), 1_000_000)
     return Duration(seconds=whole, nanos=micros * 1000)
