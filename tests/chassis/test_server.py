@@ -14,7 +14,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
-from tests.chassis.serving import NAME, Service, do, gather, running, stream, talk, trailing
+from tests.chassis.serving import NAME, Service, bytes_of, do, gather, running, stream, talk, text_of, trailing
 from twofold_chassis import call, refusals
 from twofold_chassis.call import Drain
 from twofold_chassis.start import StartError
@@ -138,6 +138,30 @@ async def test_a_call_without_a_deadline_ends_at_the_servers(service: Service, k
             await called(channel, kind, "wait")
     assert told.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert trailing(told.value)["twofold-reason"] == "REASON_DEADLINE"
+
+
+async def test_a_call_with_a_deadline_of_its_own_keeps_it_while_those_without_end_at_the_servers(service: Service) -> None:
+    async with running(service, deadline_s=0.05) as (_, channel):
+        long = do(channel)("wait", timeout=30)
+        await service.begun.wait()
+        error = await failure_of(do(channel)("wait"))
+        assert (error.code(), error.details()) == (grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline ran out")
+        assert not long.done()
+        service.gate.set()
+        assert await long == "wait"
+        assert (await failure_of(do(channel)("refuse"))).code() is grpc.StatusCode.ABORTED
+
+
+async def test_a_method_that_is_not_there_is_unimplemented(service: Service) -> None:
+    async with running(service) as (_, channel):
+        error = await failure_of(channel.unary_unary(f"/{NAME}/Nothing", bytes_of, text_of)(""))
+    assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def failure_of(calling: Any) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as told:
+        await calling
+    return told.value
 
 
 async def collected(answers: Any) -> list[str]:

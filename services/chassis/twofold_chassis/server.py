@@ -42,11 +42,11 @@ _REFLECTION = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.S
 
 @dataclass(frozen=True, slots=True)
 class Face:
-    """One gRPC service: its full name, its servicer, and the generated function that adds it to a server."""
+    """One gRPC service: its full name, its servicer, and the generated function that adds it to a server, or to an edge."""
 
     name: str
     servicer: Any
-    add: Callable[[Any, grpc.aio.Server], None]
+    add: Callable[[Any, Any], None]
 
 
 class Running(Protocol):
@@ -93,6 +93,8 @@ async def serving(
         stream_deadline_s=listen.stream_deadline_s,
         serializers=serializers or {},
     )
+    for face in faces:
+        face.add(face.servicer, edge)
     # Only Linux spreads connections over those who share a port.
     count = listen.listeners if sys.platform == "linux" else 1
     servers = [_server(edge, faces, health, listen, shares_its_port=count > 1) for _ in range(count)]
@@ -155,9 +157,8 @@ def _server(
     edge: Edge, faces: Sequence[Face], health: Health, listen: ListenSettings, *, shares_its_port: bool
 ) -> grpc.aio.Server:
     options = [*_options(listen), ("grpc.so_reuseport", int(shares_its_port))]
-    server = grpc.aio.server(interceptors=[edge], options=options)
-    for face in faces:
-        face.add(face.servicer, server)
+    server = grpc.aio.server(options=options)
+    server.add_generic_rpc_handlers((edge,))
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
     _add_reflection(server, [*(face.name for face in faces), _HEALTH, *_REFLECTION])
     return server
