@@ -9,16 +9,20 @@ import pytest
 from twofold_chassis.clocks import boot_s
 from twofold_chassis.refusals import HistoryChanged, PeerUnavailable, Refusal
 from twofold_chassis.revisions import Revision
+from twofold_chassis.urls import UrlPolicy
 from twofold_router import resolution as module
 from twofold_router.agents import Limits
 from twofold_router.copies import Copies, Limiter, Source, Told, Truth, Unstamped
 from twofold_router.knowledge import Knowledge, Place, Stamp, Thing, agent_thing, permission_thing
+from twofold_router.outcomes import Outcomes
 from twofold_router.permissions import NotPermitted, PairKey, Permission, Verdict
 from twofold_router.resolution import AgentGone, AgentNotPublished, Question, Resolution, Resolver
 from twofold_router.routes import AgentKey, AgentSettings, AgentUnknown, Route
+from twofold_router.targets import Targets
 
 EPOCH, LEASE_S = 7, 600.0
 AGENT = AgentKey("ws", "agent")
+POLICY = UrlPolicy(("svc.cluster.local",), allow_loopback=False)
 ADA = Question(AGENT, "ada")
 AWAY = PeerUnavailable("away", retry_after_s=1.0, peer="registry")
 Key = TypeVar("Key")
@@ -88,6 +92,7 @@ class Room:
             self.knowledge,
             Copies(self.knowledge, self.permissions, Nowhere(), Limiter(64), **options),
             Copies(self.knowledge, self.routes, Nowhere(), Limiter(64), **options),
+            Targets(Outcomes(), POLICY, database_s=self.knowledge.database_s),
         )
 
     def revoke(self, user_id: str = "ada") -> None:

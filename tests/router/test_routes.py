@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from twofold_router.agents import Limits
-from twofold_router.routes import AgentKey, AgentSettings, Route, Target
+from twofold_router.routes import AgentKey, AgentSettings, Route, Target, preferred
 
 AGENT = AgentKey("acme", "helper")
 SETTINGS = AgentSettings("", "model", False, 20, 8000, Limits(1, 1))
@@ -14,7 +14,7 @@ USERS = [f"user-{number}" for number in range(4000)]
 def split(*targets: Target, agent: AgentKey = AGENT) -> dict[str, str]:
     """Where each user goes."""
     route = Route("http://own", True, SETTINGS, targets=targets)
-    return {user_id: route.target_for(agent, user_id).url for user_id in USERS}
+    return {user_id: preferred(route.takers(), agent, user_id)[0].url for user_id in USERS}
 
 
 def share(places: dict[str, str], url: str) -> float:

@@ -5,7 +5,6 @@ dials asks `forbidden_address` of the address that it dials.
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from twofold_chassis import addresses, hosts
@@ -25,7 +24,7 @@ _PORT_MAX = 65535
 class Home:
     """What a workspace adds to the rule: suffixes of its own, and its Kubernetes namespace (empty for none)."""
 
-    suffixes: Sequence[str] = ()
+    suffixes: tuple[str, ...] = ()
     namespace: str = ""
 
 
@@ -41,22 +40,30 @@ class UrlPolicy:
     namespaces_required: bool = False
 
     def admit(self, url: str, home: Home, field: str) -> None:
-        """Refuses a URL, in the form that `plain_url` gives it, that may lead where no agent of this workspace lives."""
+        """Refuses a URL, unless it has the form that `plain_url` gives it and leads where agents of this workspace live."""
         problem = self.problem(url, home)
         if problem:
             raise InvalidField(field, problem)
 
-    def problem(self, url: str, home: Home) -> str | None:
-        """Why a URL, in the form that `plain_url` gives it, may not be an agent's of this workspace; None if it may."""
+    def problem(self, url: str, home: Home | None) -> str | None:
+        """Why a URL may not be an agent's of this workspace; None if it may.
+
+        Without a home, because nobody knows it, what depends on the workspace is not asked.
+        """
+        try:
+            is_plain = plain_url(url, "url") == url
+        except InvalidField as refusal:
+            return refusal.problem
         match = _URL(url)
-        assert match is not None
+        if match is None or not is_plain:
+            return "is not written in its plain form"
         return self._problem(match["host"], home)
 
     def forbidden_address(self, ip: str) -> str | None:
         """Why this address, which the host of an admitted URL resolves to, may not be dialled; None if it may."""
         return addresses.forbidden_address(ip, allow_loopback=self.allow_loopback)
 
-    def _problem(self, host: str, home: Home) -> str | None:
+    def _problem(self, host: str, home: Home | None) -> str | None:
         address = hosts.address(host)
         if address is not None:
             return None if self.allow_loopback and address.is_loopback else "must name a host, not an IP address"
@@ -64,13 +71,16 @@ class UrlPolicy:
             return None if self.allow_loopback else "must not lead to the machine itself"
         if hosts.is_metadata_name(host):
             return "must not lead to a metadata service"
+        if home is not None and not self._is_allowed(host, home):
+            return f"the host {host} is not below a suffix that the installation or the workspace allows"
+        return self._elsewhere_in_the_cluster(host, home)
+
+    def _is_allowed(self, host: str, home: Home) -> bool:
         # A suffix of one label ("com", or a namespace, which is a domain where names are searched) allows nothing by itself.
         own = [suffix for suffix in home.suffixes if "." in suffix]
-        if not any(hosts.is_below(host, suffix) for suffix in (*self.suffixes, *own)):
-            return f"the host {host} is not below a suffix that the installation or the workspace allows"
-        return self._elsewhere_in_the_cluster(host, home.namespace)
+        return any(hosts.is_below(host, suffix) for suffix in (*self.suffixes, *own))
 
-    def _elsewhere_in_the_cluster(self, host: str, namespace: str) -> str | None:
+    def _elsewhere_in_the_cluster(self, host: str, home: Home | None) -> str | None:
         # Whichever suffix allows the host: no workspace allows itself another one's namespace.
         if hosts.is_pod_name(host, self.suffixes):
             return "must name a service, not a pod by its address"
@@ -79,10 +89,12 @@ class UrlPolicy:
             return None
         if place.is_reserved:
             return "must not lead to the cluster's own services"
-        if not namespace:
+        if home is None:
+            return None
+        if not home.namespace:
             return "needs a workspace with a Kubernetes namespace" if self.namespaces_required else None
-        if not place.service or place.namespace != namespace:
-            return f"must name a service in the workspace's own namespace: <service>.{namespace}.{place.domain}"
+        if not place.service or place.namespace != home.namespace:
+            return f"must name a service in the workspace's own namespace: <service>.{home.namespace}.{place.domain}"
         return None
 
 

@@ -19,10 +19,14 @@ from twofold_router.keeping import Keeping
 from twofold_router.knowledge import Knowledge
 from twofold_router.memory import MemoryConversations
 from twofold_router.metrics import Metrics
-from twofold_router.registry import RegistryAgents, RegistryLedger, RegistryPermissions
+from twofold_router.outcomes import Outcomes
+from twofold_router.outcomes_redis import RedisBoard
+from twofold_router.registry import RegistryAgents, RegistryLedger, RegistryObservations, RegistryPermissions
+from twofold_router.reporting import Reporting
 from twofold_router.resolution import Resolver
 from twofold_router.routing_service import RoutingService
 from twofold_router.settings import Settings
+from twofold_router.targets import Targets
 from twofold_router.turn_service import TurnService
 from twofold_router.turns import Turns
 
@@ -76,7 +80,19 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
         stack.push_async_callback(routes.close)
         follower = Follower(registry, knowledge, **me, ping_s=options.ping_ms / 1000, silence_s=options.silence_ms / 1000)
         await stack.enter_async_context(follower.following())
-        resolver = Resolver(knowledge, permissions, routes)
+        outcomes = Outcomes()
+        metrics.targets_failing.set_function(lambda: outcomes.failing)
+        targets = Targets(outcomes, options.url_policy, database_s=knowledge.database_s)
+        reporting = Reporting(
+            outcomes,
+            targets,
+            routes,
+            RedisBoard(link),
+            RegistryObservations(registry, timeout_s=timeout_s),
+            count=metrics.heard,
+        )
+        await stack.enter_async_context(reporting.spreading())
+        resolver = Resolver(knowledge, permissions, routes, targets)
         turns = Turns(
             resolver,
             MemoryConversations(memory, timeout_s=timeout_s, keep_s=_KEEP_SHARE * options.keep_s),
@@ -87,7 +103,7 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
             turns_max=options.turns_max,
         )
         faces = [
-            Face(_ROUTING, RoutingService(resolver), routing_pb2_grpc.add_RoutingServiceServicer_to_server),
+            Face(_ROUTING, RoutingService(resolver, reporting), routing_pb2_grpc.add_RoutingServiceServicer_to_server),
             Face(_TURNS, TurnService(turns), turn_pb2_grpc.add_TurnServiceServicer_to_server),
         ]
 

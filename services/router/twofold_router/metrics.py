@@ -5,6 +5,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from twofold_router.copies import Source
+from twofold_router.outcomes import Outcome
 
 
 class Metrics:
@@ -17,6 +18,17 @@ class Metrics:
             ("kind", "source"),
             registry=registry,
         )
+        self._outcomes = Counter(
+            "twofold_router_outcomes",
+            "Messages to targets that were heard of, by what became of them.",
+            ("outcome",),
+            registry=registry,
+        )
+        self.targets_failing = Gauge(
+            "twofold_router_targets_failing",
+            "Targets that could not be dialled when that was tried last.",
+            registry=registry,
+        )
         self._turns = Counter("twofold_router_turns", "Turns ended, by how.", ("outcome",), registry=registry)
         self.turns_running = Gauge("twofold_router_turns_running", "Turns under way.", registry=registry)
 
@@ -24,6 +36,10 @@ class Metrics:
         """What counts answers of this kind by where they came from; their series are looked up now, not for each answer."""
         counts = {source: self._copies.labels(kind, source.value).inc for source in Source}
         return lambda source: counts[source]()
+
+    def heard(self, outcome: Outcome) -> None:
+        """What became of a message was heard."""
+        self._outcomes.labels(outcome.value).inc()
 
     def turn_ended(self, outcome: str) -> None:
         """A turn has ended: completed, cancelled, or the reason of its refusal."""

@@ -12,8 +12,9 @@ from twofold_router import wire_peers as wire
 from twofold_router.copies import Told, Unstamped
 from twofold_router.knowledge import Thing, agent_thing, permission_thing, route_thing, user_thing, workspace_thing
 from twofold_router.ledger import UsageEvent
+from twofold_router.outcomes import TargetKey
 from twofold_router.permissions import PairKey, Permission
-from twofold_router.routes import AgentKey, Route
+from twofold_router.routes import AgentKey, Observation, Route
 
 _PEER = "registry"
 
@@ -67,6 +68,19 @@ class RegistryAgents:
             if refusal.reason == Reason.REASON_AGENT_UNKNOWN:
                 return Unstamped(None)
             raise
+
+
+class RegistryObservations:
+    """What was seen of targets, told to the registry."""
+
+    def __init__(self, channel: grpc.aio.Channel, *, timeout_s: float) -> None:
+        self._stub = agent_pb2_grpc.AgentServiceStub(channel)
+        self._timeout_s = timeout_s
+
+    async def tell(self, key: TargetKey, seen: Observation) -> None:
+        request = wire.observation_request(key, seen)
+        asked = self._stub.ReportAgentState(request, timeout=self._timeout_s, metadata=peers.metadata())
+        await peers.asked(_PEER, asked)
 
 
 class RegistryLedger:

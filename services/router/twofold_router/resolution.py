@@ -11,6 +11,7 @@ from twofold_router.copies import Copies, Held, Source
 from twofold_router.knowledge import Knowledge, Stamp
 from twofold_router.permissions import NotPermitted, PairKey, Permission, Verdict
 from twofold_router.routes import AgentKey, AgentUnknown, Route, Target
+from twofold_router.targets import Choice, Targets
 
 _ROUNDS_MAX = 5
 _STREAM_S = 0.05
@@ -57,14 +58,18 @@ class Resolution(NamedTuple):
     """Yes, and there it lives for this user."""
 
     ruling: Ruling
-    target: Target
+    choice: Choice
     route: Route
     source: Source
     age_s: float
 
     @property
+    def target(self) -> Target:
+        return self.choice.target
+
+    @property
     def url(self) -> str:
-        return self.target.url
+        return self.choice.target.url
 
 
 class Facts(NamedTuple):
@@ -78,14 +83,20 @@ class Resolver:
     """Answers out of copies of what the registry says, for as long as those may be answered from; else asks the registry."""
 
     def __init__(
-        self, knowledge: Knowledge, permissions: Copies[PairKey, Permission], routes: Copies[AgentKey, Route | None]
+        self,
+        knowledge: Knowledge,
+        permissions: Copies[PairKey, Permission],
+        routes: Copies[AgentKey, Route | None],
+        targets: Targets,
     ) -> None:
         self._knowledge = knowledge
         self._permissions = permissions
         self._routes = routes
+        self._targets = targets
 
     async def resolve(self, question: Question) -> Resolution:
-        """Refuses with NotPermitted, AgentUnknown (to who may know), AgentGone, AgentNotPublished, or as the registry.
+        """Refuses with NotPermitted, AgentUnknown (to who may know), AgentGone, AgentNotPublished, AgentNotReady,
+        UrlForbidden, or as the registry.
 
         Where it cannot be known, with PeerUnavailable: never with any of the others.
         """
@@ -238,11 +249,11 @@ class Resolver:
             raise _gone(agent)
         if not route.published:
             raise AgentNotPublished(f"agent {agent.agent_id!r} takes no messages", agent_id=agent.agent_id)
-        target = route.target_for(agent, question.user_id)
+        choice = self._targets.choose(agent, route, question.user_id, None, now)
         valid_s = self._valid_s(held, now)
         if valid_s < ruling.valid_s:
             ruling = ruling._replace(valid_s=valid_s)
-        return Resolution(ruling, target, route, held.source, max(0.0, now - held.read_at))
+        return Resolution(ruling, choice, route, held.source, max(0.0, now - held.read_at))
 
 
 def _require_permitted(question: Question, verdict: Verdict) -> None:

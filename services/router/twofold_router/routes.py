@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from enum import Enum
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -37,13 +38,33 @@ class AgentSettings:
     limits: Limits
 
 
+class TargetState(Enum):
+    """What a target is about. The agent of one that is gone was declared so: it takes no messages, and never will."""
+
+    READY = "ready"
+    COLD = "cold"
+    STARTING = "starting"
+    DRAINING = "draining"
+    FAILING = "failing"
+    GONE = "gone"
+
+
+class Observation(NamedTuple):
+    """What somebody saw of a target in the current generation, and when, in seconds since 1970."""
+
+    state: TargetState
+    seen_s: float
+    message: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A URL that takes its share of an agent's messages."""
+    """A URL that takes its share of an agent's messages, and what the registry knows to have been seen of it last."""
 
     name: str
     url: str
     weight: int
+    seen: Observation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +72,7 @@ class Route:
     """What the registry says of an agent. `generation` rises with every change of its URL or targets.
 
     `gone`: it takes no messages, and never will. `targets`: how they are split; without them everything goes to `url`.
+    `seen`: what was seen of `url`.
     """
 
     url: str
@@ -59,13 +81,22 @@ class Route:
     generation: int = 0
     gone: bool = False
     targets: tuple[Target, ...] = ()
+    seen: Observation | None = None
 
-    def target_for(self, agent: AgentKey, user_id: str) -> Target:
-        """Where this user's messages go: the same for every router, and changed for as few as a change of weights allows."""
-        sharing = [target for target in self.targets if target.weight > 0]
-        if not sharing:
-            return Target("", self.url, 1)
-        return max(sharing, key=lambda target: _score(target, agent, user_id))
+    def takers(self) -> list[Target]:
+        """Those who take messages; without targets the agent's own URL does, under no name."""
+        return [target for target in self.targets if target.weight > 0] or [Target("", self.url, 1, self.seen)]
+
+
+def preferred(targets: list[Target], agent: AgentKey, user_id: str) -> list[Target]:
+    """The targets in the order in which this user's messages go to them.
+
+    The same for every router, and changed for as few users as a change of weights allows; where the first cannot take them,
+    its users are spread over the others by weight, and those of the others stay.
+    """
+    if len(targets) == 1:
+        return targets
+    return sorted(targets, key=lambda target: _score(target, agent, user_id), reverse=True)
 
 
 def _score(target: Target, agent: AgentKey, user_id: str) -> float:

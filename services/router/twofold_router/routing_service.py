@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from twofold.router.v1 import routing_pb2, routing_pb2_grpc
-from twofold_router import wire
+from twofold_router import wire, wire_routing
+from twofold_router.reporting import Reporting
 from twofold_router.resolution import Resolver
 
 if TYPE_CHECKING:
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
 class RoutingService(routing_pb2_grpc.RoutingServiceServicer):
     """RoutingService of the contract."""
 
-    def __init__(self, resolver: Resolver) -> None:
+    def __init__(self, resolver: Resolver, reporting: Reporting) -> None:
         self._resolver = resolver
+        self._reporting = reporting
 
     async def Resolve(self, request: routing_pb2.ResolveRequest, context: "Context") -> routing_pb2.ResolveResponse:
         question = wire.question(request)
@@ -32,3 +34,10 @@ class RoutingService(routing_pb2_grpc.RoutingServiceServicer):
     ) -> routing_pb2.BatchResolveResponse:
         questions = wire.questions(request)
         return wire.batch_response(await self._resolver.resolve_all(questions))
+
+    async def ReportOutcome(
+        self, request: routing_pb2.ReportOutcomeRequest, context: "Context"
+    ) -> routing_pb2.ReportOutcomeResponse:
+        for agent, report in wire_routing.reports(request):
+            self._reporting.hear(agent, report)
+        return routing_pb2.ReportOutcomeResponse()

@@ -11,7 +11,7 @@ from twofold_chassis.revisions import revision_of
 from twofold_router.copies import Source
 from twofold_router.permissions import Verdict
 from twofold_router.resolution import Question, Resolution, Ruling
-from twofold_router.routes import AgentKey
+from twofold_router.routes import AgentKey, TargetState
 
 _PAIRS_MAX = 500
 
@@ -24,6 +24,7 @@ SOURCES = {
     Source.CACHE: routing_pb2.ROUTE_SOURCE_CACHE,
     Source.REGISTRY: routing_pb2.ROUTE_SOURCE_REGISTRY,
 }
+_STATES = {state: routing_pb2.TargetState.Value(f"TARGET_STATE_{state.name}") for state in TargetState}
 
 
 def question(request: routing_pb2.ResolveRequest | routing_pb2.CheckRequest | turn_pb2.RunRequest) -> Question:
@@ -74,6 +75,9 @@ def _fill(response: routing_pb2.ResolveResponse, resolution: Resolution) -> None
     _set(response.valid_for, ruling.valid_s)
     response.generation = resolution.route.generation
     response.target_name = resolution.target.name
+    response.state = _STATES[resolution.choice.state]
+    if resolution.choice.cold_start_s is not None:
+        _set(response.cold_start, resolution.choice.cold_start_s)
 
 
 def _set(duration: Duration, seconds: float) -> None:
@@ -110,5 +114,6 @@ def batch_response(results: Sequence[Resolution | Refusal]) -> routing_pb2.Batch
 
 def duration(seconds: float) -> Duration:
     """The wire's form of a length of time."""
-    whole, micros = divmod(round(seconds * 1e6), 1_000_000)
-    return Duration(seconds=whole, nanos=micros * 1000)
+    duration = Duration()
+    _set(duration, seconds)
+    return duration

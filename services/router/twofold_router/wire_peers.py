@@ -18,13 +18,15 @@ from twofold_router.knowledge import (
     Thing,
     agent_thing,
     permission_thing,
+    plan_thing,
     route_thing,
     user_thing,
     workspace_thing,
 )
 from twofold_router.ledger import UsageEvent
+from twofold_router.outcomes import TargetKey
 from twofold_router.permissions import Permission, Verdict
-from twofold_router.routes import AgentSettings, Route, Target
+from twofold_router.routes import AgentSettings, Observation, Route, Target, TargetState
 
 _MESSAGE_TOKENS_MAX = 1_000_000_000
 _FINISH_REASON = "finish_reason"  # kept as a label of the answer, so that a replay can say it again
@@ -63,6 +65,7 @@ def checkpoint(form: change_pb2.WatchCheckpoint) -> tuple[int, int, int, float, 
 
 _THINGS: dict[change_pb2.WatchItemKind.ValueType, Callable[[change_pb2.WatchItem], Thing]] = {
     change_pb2.WATCH_ITEM_KIND_WORKSPACE: lambda item: workspace_thing(item.workspace_id),
+    change_pb2.WATCH_ITEM_KIND_PLAN: lambda item: plan_thing(item.workspace_id),
     change_pb2.WATCH_ITEM_KIND_USER: lambda item: user_thing(item.workspace_id, item.user_id),
     change_pb2.WATCH_ITEM_KIND_AGENT: lambda item: agent_thing(item.workspace_id, item.agent_id),
     change_pb2.WATCH_ITEM_KIND_ROUTE: lambda item: route_thing(item.workspace_id, item.agent_id),
@@ -99,6 +102,8 @@ def route(response: agent_pb2.GetAgentResponse) -> Route:
     """What a turn needs of an agent."""
     agent = response.agent
     settings = agent.settings
+    # One of a state that is not known here, a newer registry's, says nothing.
+    seen = {each.target: _observation(each) for each in agent.observations if each.state in _OBSERVED}
     return Route(
         url=agent.url,
         published=agent.state == agent_pb2.AGENT_STATE_PUBLISHED,
@@ -115,8 +120,34 @@ def route(response: agent_pb2.GetAgentResponse) -> Route:
         ),
         generation=agent.generation,
         gone=agent.state == agent_pb2.AGENT_STATE_GONE,
-        targets=tuple(Target(target.name, target.url, target.weight) for target in agent.targets),
+        targets=tuple(Target(target.name, target.url, target.weight, seen.get(target.name)) for target in agent.targets),
+        seen=seen.get(""),
     )
+
+
+def observation_request(key: TargetKey, seen: Observation) -> agent_pb2.ReportAgentStateRequest:
+    """What the registry is told of a target."""
+    observation = agent_pb2.AgentObservation(
+        target=key.name,
+        state=agent_pb2.ObservedState.Value(f"OBSERVED_STATE_{seen.state.name}"),
+        generation=key.generation,
+        message=seen.message,
+    )
+    observation.observe_time.FromNanoseconds(round(seen.seen_s * 1e9))
+    return agent_pb2.ReportAgentStateRequest(workspace_id=key.workspace_id, agent_id=key.agent_id, observation=observation)
+
+
+def _observation(form: agent_pb2.AgentObservation) -> Observation:
+    return Observation(_OBSERVED[form.state], form.observe_time.ToNanoseconds() / 1e9, form.message)
+
+
+_OBSERVED = {
+    agent_pb2.OBSERVED_STATE_READY: TargetState.READY,
+    agent_pb2.OBSERVED_STATE_COLD: TargetState.COLD,
+    agent_pb2.OBSERVED_STATE_STARTING: TargetState.STARTING,
+    agent_pb2.OBSERVED_STATE_DRAINING: TargetState.DRAINING,
+    agent_pb2.OBSERVED_STATE_FAILING: TargetState.FAILING,
+}
 
 
 def usage_event(event: UsageEvent) -> usage_pb2.UsageEvent:

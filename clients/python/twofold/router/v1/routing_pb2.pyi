@@ -80,6 +80,78 @@ PERMISSION_BASIS_ROLE: PermissionBasis.ValueType  # 2
 """The user's role implies use."""
 Global___PermissionBasis: _TypeAlias = PermissionBasis  # noqa: Y015
 
+class _TargetState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TargetStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TargetState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TARGET_STATE_UNSPECIFIED: _TargetState.ValueType  # 0
+    """Not used."""
+    TARGET_STATE_READY: _TargetState.ValueType  # 1
+    """Answers, as far as anybody knows."""
+    TARGET_STATE_COLD: _TargetState.ValueType  # 2
+    """Scaled to zero: the first message starts it, and waits for it."""
+    TARGET_STATE_STARTING: _TargetState.ValueType  # 3
+    """On its way up: the same."""
+    TARGET_STATE_DRAINING: _TargetState.ValueType  # 4
+    """On its way down: it ends what it has begun, and is sent nothing more."""
+    TARGET_STATE_FAILING: _TargetState.ValueType  # 5
+    """Could not be dialled, or was seen to fail: it is sent a message only to try it, or if no other target takes any."""
+    TARGET_STATE_GONE: _TargetState.ValueType  # 6
+    """Its agent was declared gone."""
+
+class TargetState(_TargetState, metaclass=_TargetStateEnumTypeWrapper):
+    """TargetState is what a target is about."""
+
+TARGET_STATE_UNSPECIFIED: TargetState.ValueType  # 0
+"""Not used."""
+TARGET_STATE_READY: TargetState.ValueType  # 1
+"""Answers, as far as anybody knows."""
+TARGET_STATE_COLD: TargetState.ValueType  # 2
+"""Scaled to zero: the first message starts it, and waits for it."""
+TARGET_STATE_STARTING: TargetState.ValueType  # 3
+"""On its way up: the same."""
+TARGET_STATE_DRAINING: TargetState.ValueType  # 4
+"""On its way down: it ends what it has begun, and is sent nothing more."""
+TARGET_STATE_FAILING: TargetState.ValueType  # 5
+"""Could not be dialled, or was seen to fail: it is sent a message only to try it, or if no other target takes any."""
+TARGET_STATE_GONE: TargetState.ValueType  # 6
+"""Its agent was declared gone."""
+Global___TargetState: _TypeAlias = TargetState  # noqa: Y015
+
+class _TargetOutcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TargetOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TargetOutcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TARGET_OUTCOME_UNSPECIFIED: _TargetOutcome.ValueType  # 0
+    """Not allowed."""
+    TARGET_OUTCOME_DIALED: _TargetOutcome.ValueType  # 1
+    """It was reached."""
+    TARGET_OUTCOME_DIAL_FAILED: _TargetOutcome.ValueType  # 2
+    """It could not be reached: nothing was sent to it."""
+    TARGET_OUTCOME_FIRST_BYTE: _TargetOutcome.ValueType  # 3
+    """The first byte of its answer came."""
+    TARGET_OUTCOME_ANSWER_FAILED: _TargetOutcome.ValueType  # 4
+    """It was reached, and answered with an error, not in time, or not to the end. It goes on taking messages."""
+
+class TargetOutcome(_TargetOutcome, metaclass=_TargetOutcomeEnumTypeWrapper):
+    """TargetOutcome is what became of a message to a target."""
+
+TARGET_OUTCOME_UNSPECIFIED: TargetOutcome.ValueType  # 0
+"""Not allowed."""
+TARGET_OUTCOME_DIALED: TargetOutcome.ValueType  # 1
+"""It was reached."""
+TARGET_OUTCOME_DIAL_FAILED: TargetOutcome.ValueType  # 2
+"""It could not be reached: nothing was sent to it."""
+TARGET_OUTCOME_FIRST_BYTE: TargetOutcome.ValueType  # 3
+"""The first byte of its answer came."""
+TARGET_OUTCOME_ANSWER_FAILED: TargetOutcome.ValueType  # 4
+"""It was reached, and answered with an error, not in time, or not to the end. It goes on taking messages."""
+Global___TargetOutcome: _TypeAlias = TargetOutcome  # noqa: Y015
+
 @_typing.final
 class ResolveRequest(_message.Message):
     """Request of Resolve."""
@@ -130,9 +202,11 @@ class ResolveResponse(_message.Message):
     VALID_FOR_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     TARGET_NAME_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    COLD_START_FIELD_NUMBER: _builtins.int
     url: _builtins.str
     """Base URL of the agent's service: of the target that takes this user's messages, if the agent has several. A user stays with a
-    target until the agent's targets change; then as few as possible move.
+    target until the agent's targets change or it takes no messages; then as few as possible move, and come back with it.
     """
     basis: Global___PermissionBasis.ValueType
     """On what ground use is allowed."""
@@ -146,6 +220,8 @@ class ResolveResponse(_message.Message):
     """The generation of the agent's URL and targets."""
     target_name: _builtins.str
     """The name of the target; empty if the agent has none."""
+    state: Global___TargetState.ValueType
+    """What is known of the target."""
     @_builtins.property
     def route_age(self) -> _duration_pb2.Duration:
         """How long ago the route was read from the registry, or found in Redis."""
@@ -157,6 +233,12 @@ class ResolveResponse(_message.Message):
     @_builtins.property
     def valid_for(self) -> _duration_pb2.Duration:
         """For how long the answer may be relied on, counted from when the call was sent."""
+
+    @_builtins.property
+    def cold_start(self) -> _duration_pb2.Duration:
+        """Set if the target must be started first: how long its first answer may take. The last such start that this router heard of, or
+        the agent's first_token_timeout.
+        """
 
     def __init__(
         self,
@@ -171,10 +253,12 @@ class ResolveResponse(_message.Message):
         valid_for: _duration_pb2.Duration | None = ...,
         generation: _builtins.int = ...,
         target_name: _builtins.str = ...,
+        state: Global___TargetState.ValueType = ...,
+        cold_start: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["permission_age", b"permission_age", "route_age", b"route_age", "valid_for", b"valid_for"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cold_start", b"cold_start", "permission_age", b"permission_age", "route_age", b"route_age", "valid_for", b"valid_for"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis", b"basis", "generation", b"generation", "permission_age", b"permission_age", "permission_source", b"permission_source", "revision_token", b"revision_token", "route_age", b"route_age", "source", b"source", "target_name", b"target_name", "url", b"url", "valid_for", b"valid_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis", b"basis", "cold_start", b"cold_start", "generation", b"generation", "permission_age", b"permission_age", "permission_source", b"permission_source", "revision_token", b"revision_token", "route_age", b"route_age", "source", b"source", "state", b"state", "target_name", b"target_name", "url", b"url", "valid_for", b"valid_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -405,3 +489,90 @@ class ResolveRefusal(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResolveRefusal: _TypeAlias = ResolveRefusal  # noqa: Y015
+
+@_typing.final
+class ReportOutcomeRequest(_message.Message):
+    """Request of ReportOutcome."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    workspace_id: _builtins.str
+    """The workspace. Required."""
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Outcome]:
+        """What became of messages, in the order in which it happened: 1 to 500. Required."""
+
+    def __init__(
+        self,
+        *,
+        workspace_id: _builtins.str = ...,
+        outcomes: _abc.Iterable[Global___Outcome] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcomes", b"outcomes", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportOutcomeRequest: _TypeAlias = ReportOutcomeRequest  # noqa: Y015
+
+@_typing.final
+class Outcome(_message.Message):
+    """Outcome is what became of one message."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    TARGET_NAME_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    LATENCY_FIELD_NUMBER: _builtins.int
+    agent_id: _builtins.str
+    """The agent. Required."""
+    target_name: _builtins.str
+    """The target_name of the resolve; empty if the agent has no targets. Up to 63 bytes."""
+    generation: _builtins.int
+    """The generation of the resolve. Required, at least 1."""
+    outcome: Global___TargetOutcome.ValueType
+    """What became of it. Required."""
+    @_builtins.property
+    def latency(self) -> _duration_pb2.Duration:
+        """How long that took from when it was dialled. Optional, up to 1 hour. With FIRST_BYTE of a target that had to be started it is
+        what the next one will be told to wait.
+        """
+
+    def __init__(
+        self,
+        *,
+        agent_id: _builtins.str = ...,
+        target_name: _builtins.str = ...,
+        generation: _builtins.int = ...,
+        outcome: Global___TargetOutcome.ValueType = ...,
+        latency: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["latency", b"latency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "generation", b"generation", "latency", b"latency", "outcome", b"outcome", "target_name", b"target_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
+
+@_typing.final
+class ReportOutcomeResponse(_message.Message):
+    """Response of ReportOutcome."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportOutcomeResponse: _TypeAlias = ReportOutcomeResponse  # noqa: Y015

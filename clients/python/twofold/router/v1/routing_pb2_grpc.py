@@ -55,6 +55,11 @@ class RoutingServiceStub:
                 request_serializer=twofold_dot_router_dot_v1_dot_routing__pb2.BatchResolveRequest.SerializeToString,
                 response_deserializer=twofold_dot_router_dot_v1_dot_routing__pb2.BatchResolveResponse.FromString,
                 _registered_method=True)
+        self.ReportOutcome = channel.unary_unary(
+                '/twofold.router.v1.RoutingService/ReportOutcome',
+                request_serializer=twofold_dot_router_dot_v1_dot_routing__pb2.ReportOutcomeRequest.SerializeToString,
+                response_deserializer=twofold_dot_router_dot_v1_dot_routing__pb2.ReportOutcomeResponse.FromString,
+                _registered_method=True)
 
 
 class RoutingServiceServicer:
@@ -70,8 +75,9 @@ class RoutingServiceServicer:
         """Resolve answers with the agent's address if the user may use the agent, and refuses otherwise.
         Errors: PERMISSION_DENIED (REASON_NOT_PERMITTED: no grant, or it has expired, or the workspace, user or agent does not
         exist), NOT_FOUND (REASON_AGENT_UNKNOWN: said only to users whose role implies use), FAILED_PRECONDITION
-        (REASON_AGENT_NOT_PUBLISHED, REASON_AGENT_GONE), UNAVAILABLE (REASON_PEER_UNAVAILABLE: the registry cannot be asked, so nobody is allowed;
-        REASON_REVISION_NOT_REACHED), ABORTED (REASON_HISTORY_CHANGED), RESOURCE_EXHAUSTED (REASON_OVERLOADED: too many questions to the
+        (REASON_AGENT_NOT_PUBLISHED, REASON_AGENT_GONE; REASON_URL_FORBIDDEN: the rule of where agents may live has changed since the
+        URL was written), UNAVAILABLE (REASON_PEER_UNAVAILABLE: copies may not be answered from any more, and the registry cannot be
+        asked; REASON_AGENT_NOT_READY; REASON_REVISION_NOT_REACHED), ABORTED (REASON_HISTORY_CHANGED), RESOURCE_EXHAUSTED (REASON_OVERLOADED: too many questions to the
         registry are under way).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -95,6 +101,18 @@ class RoutingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportOutcome(self, request, context):
+        """ReportOutcome tells what became of messages to targets. A target that could not be dialled rests (1 s at first, up to 30 s with
+        each failure behind that, and then one message tries it): its users go to the agent's other targets meanwhile. Nothing else lets
+        a target rest, and an outcome of another generation than the current one changes nothing. Other routers hear of it within
+        seconds, and the registry is told what its observations do not say. It asks nobody and reveals nothing: outcomes of what does
+        not exist are taken as well. The same outcome again says the same again.
+        Errors: only those that are common.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RoutingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -112,6 +130,11 @@ def add_RoutingServiceServicer_to_server(servicer, server):
                     servicer.BatchResolve,
                     request_deserializer=twofold_dot_router_dot_v1_dot_routing__pb2.BatchResolveRequest.FromString,
                     response_serializer=twofold_dot_router_dot_v1_dot_routing__pb2.BatchResolveResponse.SerializeToString,
+            ),
+            'ReportOutcome': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportOutcome,
+                    request_deserializer=twofold_dot_router_dot_v1_dot_routing__pb2.ReportOutcomeRequest.FromString,
+                    response_serializer=twofold_dot_router_dot_v1_dot_routing__pb2.ReportOutcomeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -201,6 +224,33 @@ class RoutingService:
             '/twofold.router.v1.RoutingService/BatchResolve',
             twofold_dot_router_dot_v1_dot_routing__pb2.BatchResolveRequest.SerializeToString,
             twofold_dot_router_dot_v1_dot_routing__pb2.BatchResolveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportOutcome(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twofold.router.v1.RoutingService/ReportOutcome',
+            twofold_dot_router_dot_v1_dot_routing__pb2.ReportOutcomeRequest.SerializeToString,
+            twofold_dot_router_dot_v1_dot_routing__pb2.ReportOutcomeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,8 +33,9 @@ class RoutingServiceStub:
     """Resolve answers with the agent's address if the user may use the agent, and refuses otherwise.
     Errors: PERMISSION_DENIED (REASON_NOT_PERMITTED: no grant, or it has expired, or the workspace, user or agent does not
     exist), NOT_FOUND (REASON_AGENT_UNKNOWN: said only to users whose role implies use), FAILED_PRECONDITION
-    (REASON_AGENT_NOT_PUBLISHED, REASON_AGENT_GONE), UNAVAILABLE (REASON_PEER_UNAVAILABLE: the registry cannot be asked, so nobody is allowed;
-    REASON_REVISION_NOT_REACHED), ABORTED (REASON_HISTORY_CHANGED), RESOURCE_EXHAUSTED (REASON_OVERLOADED: too many questions to the
+    (REASON_AGENT_NOT_PUBLISHED, REASON_AGENT_GONE; REASON_URL_FORBIDDEN: the rule of where agents may live has changed since the
+    URL was written), UNAVAILABLE (REASON_PEER_UNAVAILABLE: copies may not be answered from any more, and the registry cannot be
+    asked; REASON_AGENT_NOT_READY; REASON_REVISION_NOT_REACHED), ABORTED (REASON_HISTORY_CHANGED), RESOURCE_EXHAUSTED (REASON_OVERLOADED: too many questions to the
     registry are under way).
     """
     Check: _aio.UnaryUnaryMultiCallable[_routing_pb2.CheckRequest, _routing_pb2.CheckResponse]
@@ -45,6 +46,14 @@ class RoutingServiceStub:
     BatchResolve: _aio.UnaryUnaryMultiCallable[_routing_pb2.BatchResolveRequest, _routing_pb2.BatchResolveResponse]
     """BatchResolve resolves up to 500 pairs of one workspace; what one is refused with stands beside it and fails no other.
     Errors: ABORTED (REASON_HISTORY_CHANGED).
+    """
+    ReportOutcome: _aio.UnaryUnaryMultiCallable[_routing_pb2.ReportOutcomeRequest, _routing_pb2.ReportOutcomeResponse]
+    """ReportOutcome tells what became of messages to targets. A target that could not be dialled rests (1 s at first, up to 30 s with
+    each failure behind that, and then one message tries it): its users go to the agent's other targets meanwhile. Nothing else lets
+    a target rest, and an outcome of another generation than the current one changes nothing. Other routers hear of it within
+    seconds, and the registry is told what its observations do not say. It asks nobody and reveals nothing: outcomes of what does
+    not exist are taken as well. The same outcome again says the same again.
+    Errors: only those that are common.
     """
 
 class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -65,8 +74,9 @@ class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
         """Resolve answers with the agent's address if the user may use the agent, and refuses otherwise.
         Errors: PERMISSION_DENIED (REASON_NOT_PERMITTED: no grant, or it has expired, or the workspace, user or agent does not
         exist), NOT_FOUND (REASON_AGENT_UNKNOWN: said only to users whose role implies use), FAILED_PRECONDITION
-        (REASON_AGENT_NOT_PUBLISHED, REASON_AGENT_GONE), UNAVAILABLE (REASON_PEER_UNAVAILABLE: the registry cannot be asked, so nobody is allowed;
-        REASON_REVISION_NOT_REACHED), ABORTED (REASON_HISTORY_CHANGED), RESOURCE_EXHAUSTED (REASON_OVERLOADED: too many questions to the
+        (REASON_AGENT_NOT_PUBLISHED, REASON_AGENT_GONE; REASON_URL_FORBIDDEN: the rule of where agents may live has changed since the
+        URL was written), UNAVAILABLE (REASON_PEER_UNAVAILABLE: copies may not be answered from any more, and the registry cannot be
+        asked; REASON_AGENT_NOT_READY; REASON_REVISION_NOT_REACHED), ABORTED (REASON_HISTORY_CHANGED), RESOURCE_EXHAUSTED (REASON_OVERLOADED: too many questions to the
         registry are under way).
         """
 
@@ -89,6 +99,20 @@ class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_routing_pb2.BatchResolveResponse]:
         """BatchResolve resolves up to 500 pairs of one workspace; what one is refused with stands beside it and fails no other.
         Errors: ABORTED (REASON_HISTORY_CHANGED).
+        """
+
+    @_abc_1.abstractmethod
+    def ReportOutcome(
+        self,
+        request: _routing_pb2.ReportOutcomeRequest,
+        context: _aio.ServicerContext[_routing_pb2.ReportOutcomeRequest, _abc.Awaitable[_routing_pb2.ReportOutcomeResponse]],
+    ) -> _abc.Awaitable[_routing_pb2.ReportOutcomeResponse]:
+        """ReportOutcome tells what became of messages to targets. A target that could not be dialled rests (1 s at first, up to 30 s with
+        each failure behind that, and then one message tries it): its users go to the agent's other targets meanwhile. Nothing else lets
+        a target rest, and an outcome of another generation than the current one changes nothing. Other routers hear of it within
+        seconds, and the registry is told what its observations do not say. It asks nobody and reveals nothing: outcomes of what does
+        not exist are taken as well. The same outcome again says the same again.
+        Errors: only those that are common.
         """
 
 def add_RoutingServiceServicer_to_server(servicer: RoutingServiceServicer, server: _aio.Server) -> None: ...

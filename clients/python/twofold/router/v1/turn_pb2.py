@@ -24,26 +24,43 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from twofold.memory.v1 import message_pb2 as twofold_dot_memory_dot_v1_dot_message__pb2
+from twofold.memory.v1 import turn_pb2 as twofold_dot_memory_dot_v1_dot_turn__pb2
 from twofold.router.v1 import routing_pb2 as twofold_dot_router_dot_v1_dot_routing__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctwofold/router/v1/turn.proto\x12\x11twofold.router.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1ftwofold/memory/v1/message.proto\x1a\x1ftwofold/router/v1/routing.proto\"\xb1\x01\n\nRunRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x11\n\tthread_id\x18\x04 \x01(\t\x12\x14\n\x0coperation_id\x18\x05 \x01(\t\x12\x0f\n\x07message\x18\x06 \x01(\t\x12\x14\n\x0cinstructions\x18\x07 \x01(\t\x12\x1a\n\x12min_revision_token\x18\x08 \x01(\x0c\"\xa3\x01\n\x0bRunResponse\x12-\n\x07started\x18\x01 \x01(\x0b\x32\x1a.twofold.router.v1.StartedH\x00\x12)\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x18.twofold.router.v1.DeltaH\x00\x12\x31\n\tcompleted\x18\x03 \x01(\x0b\x32\x1c.twofold.router.v1.CompletedH\x00\x42\x07\n\x05\x65vent\"\xfe\x02\n\x07Started\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x18\n\x10\x63ontext_messages\x18\x02 \x01(\x05\x12\x1b\n\x13\x63ontext_preferences\x18\x03 \x01(\x05\x12\x35\n\x0e\x63ontext_source\x18\x04 \x01(\x0e\x32\x1d.twofold.memory.v1.ReadSource\x12=\n\x14\x63ontext_completeness\x18\x05 \x01(\x0e\x32\x1f.twofold.memory.v1.Completeness\x12\x34\n\x0croute_source\x18\x06 \x01(\x0e\x32\x1e.twofold.router.v1.RouteSource\x12\x10\n\x08replayed\x18\x07 \x01(\x08\x12\x33\n\x10resolve_duration\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x10\x63ontext_duration\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\"\x15\n\x05\x44\x65lta\x12\x0c\n\x04text\x18\x01 \x01(\t\"\xf3\x02\n\tCompleted\x12\x15\n\rfinish_reason\x18\x01 \x01(\t\x12\x11\n\tfirst_seq\x18\x02 \x01(\x03\x12\x10\n\x08last_seq\x18\x03 \x01(\x03\x12\x31\n\ndurability\x18\x04 \x01(\x0e\x32\x1d.twofold.memory.v1.Durability\x12\x14\n\x0cthread_token\x18\x05 \x01(\x0c\x12\x14\n\x0cinput_tokens\x18\x06 \x01(\x03\x12\x15\n\routput_tokens\x18\x07 \x01(\x03\x12\x16\n\x0eusage_recorded\x18\x08 \x01(\x08\x12\x37\n\x14\x66irst_token_duration\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0e\x61gent_duration\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rkeep_duration\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration2U\n\x0bTurnService\x12\x46\n\x03Run\x12\x1d.twofold.router.v1.RunRequest\x1a\x1e.twofold.router.v1.RunResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctwofold/router/v1/turn.proto\x12\x11twofold.router.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1ftwofold/memory/v1/message.proto\x1a\x1ctwofold/memory/v1/turn.proto\x1a\x1ftwofold/router/v1/routing.proto\"\x87\x03\n\nRunRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x11\n\tthread_id\x18\x04 \x01(\t\x12\x14\n\x0coperation_id\x18\x05 \x01(\t\x12\x0f\n\x07message\x18\x06 \x01(\t\x12\x14\n\x0cinstructions\x18\x07 \x01(\t\x12\x1a\n\x12min_revision_token\x18\x08 \x01(\x0c\x12&\n\x05tools\x18\t \x03(\x0b\x32\x17.twofold.router.v1.Tool\x12\x33\n\x0ctool_results\x18\n \x03(\x0b\x32\x1d.twofold.router.v1.ToolResult\x12\x14\n\x0ckeep_running\x18\x0b \x01(\x08\x12\x32\n\x0bturn_policy\x18\x0c \x01(\x0e\x32\x1d.twofold.memory.v1.TurnPolicy\x12-\n\nqueue_wait\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\"B\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x17\n\x0fparameters_json\x18\x03 \x01(\t\"3\n\nToolResult\x12\x14\n\x0ctool_call_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\x86\x02\n\x0bRunResponse\x12-\n\x07started\x18\x01 \x01(\x0b\x32\x1a.twofold.router.v1.StartedH\x00\x12)\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x18.twofold.router.v1.DeltaH\x00\x12\x31\n\tcompleted\x18\x03 \x01(\x0b\x32\x1c.twofold.router.v1.CompletedH\x00\x12-\n\x07waiting\x18\x04 \x01(\x0b\x32\x1a.twofold.router.v1.WaitingH\x00\x12\x32\n\ntool_calls\x18\x05 \x01(\x0b\x32\x1c.twofold.router.v1.ToolCallsH\x00\x42\x07\n\x05\x65vent\"t\n\rAttachRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x14\n\x0coperation_id\x18\x03 \x01(\t\x12\x11\n\tthread_id\x18\x04 \x01(\t\x12\x13\n\x0btext_offset\x18\x05 \x01(\x03\"\x89\x02\n\x0e\x41ttachResponse\x12-\n\x07started\x18\x01 \x01(\x0b\x32\x1a.twofold.router.v1.StartedH\x00\x12)\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x18.twofold.router.v1.DeltaH\x00\x12\x31\n\tcompleted\x18\x03 \x01(\x0b\x32\x1c.twofold.router.v1.CompletedH\x00\x12-\n\x07waiting\x18\x04 \x01(\x0b\x32\x1a.twofold.router.v1.WaitingH\x00\x12\x32\n\ntool_calls\x18\x05 \x01(\x0b\x32\x1c.twofold.router.v1.ToolCallsH\x00\x42\x07\n\x05\x65vent\"c\n\x11\x43\x61ncelTurnRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x14\n\x0coperation_id\x18\x03 \x01(\t\x12\x11\n\tthread_id\x18\x04 \x01(\t\"\'\n\x12\x43\x61ncelTurnResponse\x12\x11\n\tcancelled\x18\x01 \x01(\x08\"\x9e\x03\n\x07Started\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x18\n\x10\x63ontext_messages\x18\x02 \x01(\x05\x12\x1b\n\x13\x63ontext_preferences\x18\x03 \x01(\x05\x12\x35\n\x0e\x63ontext_source\x18\x04 \x01(\x0e\x32\x1d.twofold.memory.v1.ReadSource\x12=\n\x14\x63ontext_completeness\x18\x05 \x01(\x0e\x32\x1f.twofold.memory.v1.Completeness\x12\x34\n\x0croute_source\x18\x06 \x01(\x0e\x32\x1e.twofold.router.v1.RouteSource\x12\x10\n\x08replayed\x18\x07 \x01(\x08\x12\x33\n\x10resolve_duration\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x10\x63ontext_duration\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06unheld\x18\n \x01(\x08\x12\x0e\n\x06router\x18\x0b \x01(\t\"y\n\x07Waiting\x12\x10\n\x08\x61ttempts\x18\x01 \x01(\x05\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0c\x64uration_max\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"7\n\tToolCalls\x12*\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x1b.twofold.memory.v1.ToolCall\"%\n\x05\x44\x65lta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\"\xf3\x02\n\tCompleted\x12\x15\n\rfinish_reason\x18\x01 \x01(\t\x12\x11\n\tfirst_seq\x18\x02 \x01(\x03\x12\x10\n\x08last_seq\x18\x03 \x01(\x03\x12\x31\n\ndurability\x18\x04 \x01(\x0e\x32\x1d.twofold.memory.v1.Durability\x12\x14\n\x0cthread_token\x18\x05 \x01(\x0c\x12\x14\n\x0cinput_tokens\x18\x06 \x01(\x03\x12\x15\n\routput_tokens\x18\x07 \x01(\x03\x12\x16\n\x0eusage_recorded\x18\x08 \x01(\x08\x12\x37\n\x14\x66irst_token_duration\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0e\x61gent_duration\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rkeep_duration\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration2\x81\x02\n\x0bTurnService\x12\x46\n\x03Run\x12\x1d.twofold.router.v1.RunRequest\x1a\x1e.twofold.router.v1.RunResponse0\x01\x12O\n\x06\x41ttach\x12 .twofold.router.v1.AttachRequest\x1a!.twofold.router.v1.AttachResponse0\x01\x12Y\n\nCancelTurn\x12$.twofold.router.v1.CancelTurnRequest\x1a%.twofold.router.v1.CancelTurnResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'twofold.router.v1.turn_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RUNREQUEST']._serialized_start=150
-  _globals['_RUNREQUEST']._serialized_end=327
-  _globals['_RUNRESPONSE']._serialized_start=330
-  _globals['_RUNRESPONSE']._serialized_end=493
-  _globals['_STARTED']._serialized_start=496
-  _globals['_STARTED']._serialized_end=878
-  _globals['_DELTA']._serialized_start=880
-  _globals['_DELTA']._serialized_end=901
-  _globals['_COMPLETED']._serialized_start=904
-  _globals['_COMPLETED']._serialized_end=1275
-  _globals['_TURNSERVICE']._serialized_start=1277
-  _globals['_TURNSERVICE']._serialized_end=1362
+  _globals['_RUNREQUEST']._serialized_start=180
+  _globals['_RUNREQUEST']._serialized_end=571
+  _globals['_TOOL']._serialized_start=573
+  _globals['_TOOL']._serialized_end=639
+  _globals['_TOOLRESULT']._serialized_start=641
+  _globals['_TOOLRESULT']._serialized_end=692
+  _globals['_RUNRESPONSE']._serialized_start=695
+  _globals['_RUNRESPONSE']._serialized_end=957
+  _globals['_ATTACHREQUEST']._serialized_start=959
+  _globals['_ATTACHREQUEST']._serialized_end=1075
+  _globals['_ATTACHRESPONSE']._serialized_start=1078
+  _globals['_ATTACHRESPONSE']._serialized_end=1343
+  _globals['_CANCELTURNREQUEST']._serialized_start=1345
+  _globals['_CANCELTURNREQUEST']._serialized_end=1444
+  _globals['_CANCELTURNRESPONSE']._serialized_start=1446
+  _globals['_CANCELTURNRESPONSE']._serialized_end=1485
+  _globals['_STARTED']._serialized_start=1488
+  _globals['_STARTED']._serialized_end=1902
+  _globals['_WAITING']._serialized_start=1904
+  _globals['_WAITING']._serialized_end=2025
+  _globals['_TOOLCALLS']._serialized_start=2027
+  _globals['_TOOLCALLS']._serialized_end=2082
+  _globals['_DELTA']._serialized_start=2084
+  _globals['_DELTA']._serialized_end=2121
+  _globals['_COMPLETED']._serialized_start=2124
+  _globals['_COMPLETED']._serialized_end=2495
+  _globals['_TURNSERVICE']._serialized_start=2498
+  _globals['_TURNSERVICE']._serialized_end=2755
 # @@protoc_insertion_point(module_scope)

@@ -3,10 +3,13 @@
 isort:skip_file
 Turns: the whole way of one message. Common rules stand at the head of routing.proto."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from twofold.memory.v1 import message_pb2 as _message_pb2
+from twofold.memory.v1 import turn_pb2 as _turn_pb2
 from twofold.router.v1 import routing_pb2 as _routing_pb2
 import builtins as _builtins
 import sys
@@ -33,6 +36,11 @@ class RunRequest(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     INSTRUCTIONS_FIELD_NUMBER: _builtins.int
     MIN_REVISION_TOKEN_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    TOOL_RESULTS_FIELD_NUMBER: _builtins.int
+    KEEP_RUNNING_FIELD_NUMBER: _builtins.int
+    TURN_POLICY_FIELD_NUMBER: _builtins.int
+    QUEUE_WAIT_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """The workspace. Required."""
     agent_id: _builtins.str
@@ -44,11 +52,31 @@ class RunRequest(_message.Message):
     operation_id: _builtins.str
     """Id of the whole operation: of the turn in memory, and of its usage event. Optional: made here (UUIDv7) when empty; 1 to 250 bytes."""
     message: _builtins.str
-    """What the user says. Required, 1 byte to 1 MiB of UTF-8 without NUL."""
+    """What the user says: 1 byte to 1 MiB of UTF-8 without NUL. Required except with tool_results, not allowed with them."""
     instructions: _builtins.str
     """Instructions for this turn, behind the agent's standing ones. Optional, up to 64 KiB."""
     min_revision_token: _builtins.bytes
     """The permission must be at least this new: a revision_token of the registry. Optional."""
+    keep_running: _builtins.bool
+    """Whether the turn goes on when nobody listens any more."""
+    turn_policy: _turn_pb2.TurnPolicy.ValueType
+    """What is to become of this call while another turn is open on the conversation: TURN_POLICY_REJECT (the default) or
+    TURN_POLICY_QUEUE; TURN_POLICY_TAKE_OVER interrupts the other one.
+    """
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tool]:
+        """Tools that the agent may call. Up to 128, 256 KiB together."""
+
+    @_builtins.property
+    def tool_results(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolResult]:
+        """Instead of message: the results of all tools that the agent's newest answer in the conversation calls, to go on with them.
+        Needs thread_id. Up to 128, 2 MiB together.
+        """
+
+    @_builtins.property
+    def queue_wait(self) -> _duration_pb2.Duration:
+        """With TURN_POLICY_QUEUE: how long to wait at most. Default 30 s, at most 15 minutes."""
+
     def __init__(
         self,
         *,
@@ -60,14 +88,75 @@ class RunRequest(_message.Message):
         message: _builtins.str = ...,
         instructions: _builtins.str = ...,
         min_revision_token: _builtins.bytes = ...,
+        tools: _abc.Iterable[Global___Tool] | None = ...,
+        tool_results: _abc.Iterable[Global___ToolResult] | None = ...,
+        keep_running: _builtins.bool = ...,
+        turn_policy: _turn_pb2.TurnPolicy.ValueType = ...,
+        queue_wait: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["queue_wait", b"queue_wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "instructions", b"instructions", "message", b"message", "min_revision_token", b"min_revision_token", "operation_id", b"operation_id", "thread_id", b"thread_id", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "instructions", b"instructions", "keep_running", b"keep_running", "message", b"message", "min_revision_token", b"min_revision_token", "operation_id", b"operation_id", "queue_wait", b"queue_wait", "thread_id", b"thread_id", "tool_results", b"tool_results", "tools", b"tools", "turn_policy", b"turn_policy", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunRequest: _TypeAlias = RunRequest  # noqa: Y015
+
+@_typing.final
+class Tool(_message.Message):
+    """Tool is a function that an agent may call. Whoever runs the turn executes it, and goes on with its result."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    PARAMETERS_JSON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name: 1 to 64 of a-z, A-Z, 0-9, "_" and "-"; each once in a request. Required."""
+    description: _builtins.str
+    """What it does, for the model. Optional, up to 16 KiB."""
+    parameters_json: _builtins.str
+    """JSON Schema of its arguments: the text of a JSON object, up to 64 KiB. Optional: without it it has none."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        parameters_json: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "parameters_json", b"parameters_json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tool: _TypeAlias = Tool  # noqa: Y015
+
+@_typing.final
+class ToolResult(_message.Message):
+    """ToolResult is what a tool returned."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOOL_CALL_ID_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    tool_call_id: _builtins.str
+    """The call that this is the result of: ToolCall.id. Required; each once in a request."""
+    content: _builtins.str
+    """What the tool returned, as text, up to 1 MiB; may be empty."""
+    def __init__(
+        self,
+        *,
+        tool_call_id: _builtins.str = ...,
+        content: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "tool_call_id", b"tool_call_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolResult: _TypeAlias = ToolResult  # noqa: Y015
 
 @_typing.final
 class RunResponse(_message.Message):
@@ -78,6 +167,8 @@ class RunResponse(_message.Message):
     STARTED_FIELD_NUMBER: _builtins.int
     DELTA_FIELD_NUMBER: _builtins.int
     COMPLETED_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    TOOL_CALLS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def started(self) -> Global___Started:
         """The turn may run and its context is known; the agent is called next. Always first."""
@@ -90,22 +181,178 @@ class RunResponse(_message.Message):
     def completed(self) -> Global___Completed:
         """The answer is complete and kept. Always last."""
 
+    @_builtins.property
+    def waiting(self) -> Global___Waiting:
+        """The agent cannot be dialled yet; it is tried again."""
+
+    @_builtins.property
+    def tool_calls(self) -> Global___ToolCalls:
+        """The agent calls tools: its whole answer is there, and Completed follows."""
+
     def __init__(
         self,
         *,
         started: Global___Started | None = ...,
         delta: Global___Delta | None = ...,
         completed: Global___Completed | None = ...,
+        waiting: Global___Waiting | None = ...,
+        tool_calls: Global___ToolCalls | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "delta", b"delta", "event", b"event", "started", b"started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "delta", b"delta", "event", b"event", "started", b"started", "tool_calls", b"tool_calls", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "delta", b"delta", "event", b"event", "started", b"started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "delta", b"delta", "event", b"event", "started", b"started", "tool_calls", b"tool_calls", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "delta", "completed"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "delta", "completed", "waiting", "tool_calls"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___RunResponse: _TypeAlias = RunResponse  # noqa: Y015
+
+@_typing.final
+class AttachRequest(_message.Message):
+    """Request of Attach."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    OPERATION_ID_FIELD_NUMBER: _builtins.int
+    THREAD_ID_FIELD_NUMBER: _builtins.int
+    TEXT_OFFSET_FIELD_NUMBER: _builtins.int
+    workspace_id: _builtins.str
+    """The workspace. Required."""
+    user_id: _builtins.str
+    """The user whose turn it is. Required."""
+    operation_id: _builtins.str
+    """The turn's operation_id. Required, up to 250 bytes."""
+    thread_id: _builtins.str
+    """Its conversation. Optional: without it, only what this router runs or has just run is found."""
+    text_offset: _builtins.int
+    """How many bytes (UTF-8) of the answer the caller has: Delta.offset and the length of the last Delta that it got. 0 from the
+    beginning; not more than there are, and not within a character.
+    """
+    def __init__(
+        self,
+        *,
+        workspace_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        operation_id: _builtins.str = ...,
+        thread_id: _builtins.str = ...,
+        text_offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation_id", b"operation_id", "text_offset", b"text_offset", "thread_id", b"thread_id", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttachRequest: _TypeAlias = AttachRequest  # noqa: Y015
+
+@_typing.final
+class AttachResponse(_message.Message):
+    """One event of a turn, as RunResponse."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STARTED_FIELD_NUMBER: _builtins.int
+    DELTA_FIELD_NUMBER: _builtins.int
+    COMPLETED_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    TOOL_CALLS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def started(self) -> Global___Started:
+        """What the turn began with. Always first."""
+
+    @_builtins.property
+    def delta(self) -> Global___Delta:
+        """A piece of the agent's answer."""
+
+    @_builtins.property
+    def completed(self) -> Global___Completed:
+        """The answer is complete and kept. Always last."""
+
+    @_builtins.property
+    def waiting(self) -> Global___Waiting:
+        """The agent cannot be dialled yet; it is tried again."""
+
+    @_builtins.property
+    def tool_calls(self) -> Global___ToolCalls:
+        """The agent calls tools: its whole answer is there, and Completed follows."""
+
+    def __init__(
+        self,
+        *,
+        started: Global___Started | None = ...,
+        delta: Global___Delta | None = ...,
+        completed: Global___Completed | None = ...,
+        waiting: Global___Waiting | None = ...,
+        tool_calls: Global___ToolCalls | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "delta", b"delta", "event", b"event", "started", b"started", "tool_calls", b"tool_calls", "waiting", b"waiting"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "delta", b"delta", "event", b"event", "started", b"started", "tool_calls", b"tool_calls", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "delta", "completed", "waiting", "tool_calls"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___AttachResponse: _TypeAlias = AttachResponse  # noqa: Y015
+
+@_typing.final
+class CancelTurnRequest(_message.Message):
+    """Request of CancelTurn."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    OPERATION_ID_FIELD_NUMBER: _builtins.int
+    THREAD_ID_FIELD_NUMBER: _builtins.int
+    workspace_id: _builtins.str
+    """The workspace. Required."""
+    user_id: _builtins.str
+    """The user whose turn it is. Required."""
+    operation_id: _builtins.str
+    """The turn's operation_id. Required, up to 250 bytes."""
+    thread_id: _builtins.str
+    """Its conversation. Optional: without it, only what this router runs or has just run is found."""
+    def __init__(
+        self,
+        *,
+        workspace_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        operation_id: _builtins.str = ...,
+        thread_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation_id", b"operation_id", "thread_id", b"thread_id", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelTurnRequest: _TypeAlias = CancelTurnRequest  # noqa: Y015
+
+@_typing.final
+class CancelTurnResponse(_message.Message):
+    """Response of CancelTurn."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CANCELLED_FIELD_NUMBER: _builtins.int
+    cancelled: _builtins.bool
+    """Whether it was this call, or one like it, that ended the turn; false for one that had ended by itself."""
+    def __init__(
+        self,
+        *,
+        cancelled: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelTurnResponse: _TypeAlias = CancelTurnResponse  # noqa: Y015
 
 @_typing.final
 class Started(_message.Message):
@@ -122,6 +369,8 @@ class Started(_message.Message):
     REPLAYED_FIELD_NUMBER: _builtins.int
     RESOLVE_DURATION_FIELD_NUMBER: _builtins.int
     CONTEXT_DURATION_FIELD_NUMBER: _builtins.int
+    UNHELD_FIELD_NUMBER: _builtins.int
+    ROUTER_FIELD_NUMBER: _builtins.int
     operation_id: _builtins.str
     """Id of the operation."""
     context_messages: _builtins.int
@@ -136,13 +385,17 @@ class Started(_message.Message):
     """Where the route came from."""
     replayed: _builtins.bool
     """Whether this turn was kept before and its answer is replayed; the agent is not called."""
+    unheld: _builtins.bool
+    """Whether the turn is not opened in memory, as that cannot reach its Postgres: the words are kept with the answer, not before."""
+    router: _builtins.str
+    """The router that the turn runs in, as ROUTER__ADVERTISE or else its id names it: Attach and CancelTurn are best asked there."""
     @_builtins.property
     def resolve_duration(self) -> _duration_pb2.Duration:
         """How long resolving took."""
 
     @_builtins.property
     def context_duration(self) -> _duration_pb2.Duration:
-        """How long getting the context took."""
+        """How long opening the turn and getting the context took."""
 
     def __init__(
         self,
@@ -156,14 +409,74 @@ class Started(_message.Message):
         replayed: _builtins.bool = ...,
         resolve_duration: _duration_pb2.Duration | None = ...,
         context_duration: _duration_pb2.Duration | None = ...,
+        unheld: _builtins.bool = ...,
+        router: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["context_duration", b"context_duration", "resolve_duration", b"resolve_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_completeness", b"context_completeness", "context_duration", b"context_duration", "context_messages", b"context_messages", "context_preferences", b"context_preferences", "context_source", b"context_source", "operation_id", b"operation_id", "replayed", b"replayed", "resolve_duration", b"resolve_duration", "route_source", b"route_source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_completeness", b"context_completeness", "context_duration", b"context_duration", "context_messages", b"context_messages", "context_preferences", b"context_preferences", "context_source", b"context_source", "operation_id", b"operation_id", "replayed", b"replayed", "resolve_duration", b"resolve_duration", "route_source", b"route_source", "router", b"router", "unheld", b"unheld"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Started: _TypeAlias = Started  # noqa: Y015
+
+@_typing.final
+class Waiting(_message.Message):
+    """Waiting says that the agent cannot be dialled yet: it is being started, or is away. Nothing was sent to it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    DURATION_MAX_FIELD_NUMBER: _builtins.int
+    attempts: _builtins.int
+    """How often it has been tried."""
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """For how long."""
+
+    @_builtins.property
+    def duration_max(self) -> _duration_pb2.Duration:
+        """For how long at most it is tried (ROUTER__COLD_START_S)."""
+
+    def __init__(
+        self,
+        *,
+        attempts: _builtins.int = ...,
+        duration: _duration_pb2.Duration | None = ...,
+        duration_max: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "duration_max", b"duration_max"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "duration", b"duration", "duration_max", b"duration_max"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Waiting: _TypeAlias = Waiting  # noqa: Y015
+
+@_typing.final
+class ToolCalls(_message.Message):
+    """ToolCalls says which tools the agent calls. They are kept with its answer; a Run with tool_results goes on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALLS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def calls(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.ToolCall]:
+        """The calls, in the agent's order."""
+
+    def __init__(
+        self,
+        *,
+        calls: _abc.Iterable[_message_pb2.ToolCall] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolCalls: _TypeAlias = ToolCalls  # noqa: Y015
 
 @_typing.final
 class Delta(_message.Message):
@@ -172,16 +485,20 @@ class Delta(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TEXT_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """The text; pieces joined give the answer."""
+    """The text; pieces joined give the answer. Pieces of a caller that reads slowly are larger."""
+    offset: _builtins.int
+    """Where in the answer it begins, in bytes of UTF-8."""
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
+        offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset", b"offset", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -219,7 +536,7 @@ class Completed(_message.Message):
     output_tokens: _builtins.int
     """Tokens written by the agent, likewise."""
     usage_recorded: _builtins.bool
-    """Whether the usage event is recorded at the registry. If not, a retry with the same operation_id records it, once."""
+    """Whether the usage event is recorded at the registry. If not, it will be, once: any router does it by and by."""
     @_builtins.property
     def first_token_duration(self) -> _duration_pb2.Duration:
         """Time until the agent's first token."""

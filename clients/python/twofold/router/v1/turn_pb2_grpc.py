@@ -27,6 +27,10 @@ if _version_not_supported:
 
 class TurnServiceStub:
     """TurnService takes a user's message all the way.
+
+    A turn has an operation_id, and belongs to one user. It runs in one router, beside its callers: who calls Run is told of it, and
+    so is who calls Attach. With a thread_id its words are safe before the agent is called, and the whole turn is kept under the
+    operation_id, once, whatever happens: with its answer, or as interrupted with as much of the answer as there was.
     """
 
     def __init__(self, channel):
@@ -40,31 +44,84 @@ class TurnServiceStub:
                 request_serializer=twofold_dot_router_dot_v1_dot_turn__pb2.RunRequest.SerializeToString,
                 response_deserializer=twofold_dot_router_dot_v1_dot_turn__pb2.RunResponse.FromString,
                 _registered_method=True)
+        self.Attach = channel.unary_stream(
+                '/twofold.router.v1.TurnService/Attach',
+                request_serializer=twofold_dot_router_dot_v1_dot_turn__pb2.AttachRequest.SerializeToString,
+                response_deserializer=twofold_dot_router_dot_v1_dot_turn__pb2.AttachResponse.FromString,
+                _registered_method=True)
+        self.CancelTurn = channel.unary_unary(
+                '/twofold.router.v1.TurnService/CancelTurn',
+                request_serializer=twofold_dot_router_dot_v1_dot_turn__pb2.CancelTurnRequest.SerializeToString,
+                response_deserializer=twofold_dot_router_dot_v1_dot_turn__pb2.CancelTurnResponse.FromString,
+                _registered_method=True)
 
 
 class TurnServiceServicer:
     """TurnService takes a user's message all the way.
+
+    A turn has an operation_id, and belongs to one user. It runs in one router, beside its callers: who calls Run is told of it, and
+    so is who calls Attach. With a thread_id its words are safe before the agent is called, and the whole turn is kept under the
+    operation_id, once, whatever happens: with its answer, or as interrupted with as much of the answer as there was.
     """
 
     def Run(self, request, context):
-        """Run asks whether the user may use the agent, gives the agent its context, streams its answer, keeps the exchange and
-        counts the usage. The stream is: one Started, any number of Delta, one Completed. Once the agent has answered, the exchange
-        is kept even if the caller goes away. A call without a deadline gets one of an hour.
+        """Run asks whether the user may use the agent, opens a turn in memory (the user's words are safe then), gives the agent its
+        context, streams its answer, keeps it and counts what was used. The stream is: one Started, any number of Waiting, any number
+        of Delta, one ToolCalls if the agent calls tools, one Completed. A call without a deadline gets one of an hour.
 
-        Without Completed the turn has failed and the status says why. Nothing was kept, with two exceptions:
-        ErrorInfo.metadata["outcome"] is UNKNOWN (the agent has answered; whether the exchange is kept is not known), or the call
-        ended without an answer of this service or by its own deadline (cancelled, REASON_DEADLINE, connection lost). In both, the
-        same call with the same operation_id tells: it replays what was kept (Started.replayed), or runs the turn. outcome
-        NOT_STORED: the agent has answered and nothing was kept. A turn without thread_id is not kept and cannot be replayed.
+        When the caller goes away, and nobody attaches within a few seconds (ROUTER__DETACHED_S), the turn is cancelled; with
+        keep_running it goes on. Once the agent has answered, the turn is kept and counted in either case.
+
+        The same call with the same operation_id never has the agent answer twice: in the same router it joins the turn that runs, in
+        another one it is refused while that runs (REASON_BUSY), and once the turn is kept its answer is replayed (Started.replayed).
+        An operation whose agent was not reached, and one whose router died, is gone on with.
+
+        Without Completed the turn has failed and the status says why; ErrorInfo.metadata["outcome"] says what became of it:
+        OPEN         the user's words are kept, and nothing was sent to the agent: the same call goes on with it. If none comes,
+        the words become an interrupted turn, as soon as another turn is opened or after a minute at most.
+        INTERRUPTED  the words and what there was of the answer are kept as an interrupted turn. The operation has ended: ask
+        again with another operation_id.
+        NOT_STORED   nothing is kept in memory.
+        UNKNOWN      whether the turn is kept is not known: the same call tells.
+        A call that ended without an answer of this service (connection lost, its own deadline) learns the same by repeating it.
+        What a failed turn consumed is recorded: what the agent reported, or from its first token on an estimate.
+
+        While memory cannot reach its Postgres, a turn whose operation_id is new goes on without being opened (Started.unheld): the
+        context may be UNVERIFIED, and the exchange is kept when it is complete, in memory's journal (Completed.durability).
+        A turn without thread_id uses no memory: it is not kept, and can be attached to and replayed only for a minute, in its router.
 
         Errors: as RoutingService.Resolve; NOT_FOUND (REASON_CONVERSATION_UNKNOWN: the conversation is deleted or another user's),
-        FAILED_PRECONDITION (REASON_CONVERSATION_DELETED: it was deleted while the agent answered), ALREADY_EXISTS
-        (REASON_REQUEST_REUSED: the operation_id was used for another message of this conversation), ABORTED (REASON_BUSY: this
-        operation is still on its way in this process; RetryInfo says when to ask again), UNAVAILABLE (REASON_AGENT_UNREACHABLE:
-        not dialled, nothing was sent; REASON_AGENT_FAILED: the agent answered with an error, hung up, or said what memory would
-        not keep; REASON_PEER_UNAVAILABLE: memory or registry do not answer; REASON_STORE_UNAVAILABLE), DEADLINE_EXCEEDED
-        (REASON_AGENT_TIMEOUT: no first token or no end within the agent's limits), RESOURCE_EXHAUSTED (REASON_OVERLOADED: too
-        many turns at once in this process).
+        FAILED_PRECONDITION (REASON_CONVERSATION_DELETED, REASON_CONVERSATION_ERASED, REASON_URL_FORBIDDEN: the agent's host leads to
+        an address that agents may not have), ALREADY_EXISTS (REASON_REQUEST_REUSED: the operation_id was used for something else),
+        ABORTED (REASON_BUSY: this operation runs in the router metadata["router"], RetryInfo says when to ask again;
+        REASON_TURN_HELD: another turn is open on the conversation, or still was when the wait ended; REASON_TURN_SUPERSEDED: somebody
+        took the conversation over; REASON_TURN_INTERRUPTED: this operation has ended before, without an answer),
+        RESOURCE_EXHAUSTED (REASON_OVERLOADED: too many turns at once in this process; REASON_TOO_MANY: 16 turns wait already),
+        UNAVAILABLE (REASON_AGENT_UNREACHABLE: not dialled, nothing was sent; REASON_AGENT_FAILED: the agent answered with an error,
+        hung up, or said what memory would not keep; REASON_PEER_UNAVAILABLE: memory or registry do not answer;
+        REASON_STORE_UNAVAILABLE; REASON_DRAINING: the router shuts down), DEADLINE_EXCEEDED (REASON_AGENT_TIMEOUT: no first token or
+        no end within the agent's limits), CANCELLED (REASON_TURN_CANCELLED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Attach(self, request, context):
+        """Attach streams the rest of a turn, from text_offset on: of one that runs in this router, or has ended in it a moment ago, its
+        events so far and those to come; of one that is kept, what is kept. Any number of callers may attach. It ends as Run does, with
+        the same status.
+        Errors: as Run's; NOT_FOUND (REASON_OPERATION_UNKNOWN), ABORTED (REASON_BUSY: it runs in another router, metadata["router"];
+        RetryInfo says when to ask again).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelTurn(self, request, context):
+        """CancelTurn ends a turn at once: the connection to the agent is closed, what there is of the answer is kept as an interrupted
+        turn, what it consumed is recorded, and whoever listens is told CANCELLED (REASON_TURN_CANCELLED). It returns when that is done.
+        Of a turn that has ended, or whose agent has answered, it changes nothing.
+        Errors: NOT_FOUND (REASON_OPERATION_UNKNOWN), ABORTED (REASON_BUSY: it runs in another router, metadata["router"]: cancel there).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -78,6 +135,16 @@ def add_TurnServiceServicer_to_server(servicer, server):
                     request_deserializer=twofold_dot_router_dot_v1_dot_turn__pb2.RunRequest.FromString,
                     response_serializer=twofold_dot_router_dot_v1_dot_turn__pb2.RunResponse.SerializeToString,
             ),
+            'Attach': grpc.unary_stream_rpc_method_handler(
+                    servicer.Attach,
+                    request_deserializer=twofold_dot_router_dot_v1_dot_turn__pb2.AttachRequest.FromString,
+                    response_serializer=twofold_dot_router_dot_v1_dot_turn__pb2.AttachResponse.SerializeToString,
+            ),
+            'CancelTurn': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelTurn,
+                    request_deserializer=twofold_dot_router_dot_v1_dot_turn__pb2.CancelTurnRequest.FromString,
+                    response_serializer=twofold_dot_router_dot_v1_dot_turn__pb2.CancelTurnResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'twofold.router.v1.TurnService', rpc_method_handlers)
@@ -88,6 +155,10 @@ def add_TurnServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class TurnService:
     """TurnService takes a user's message all the way.
+
+    A turn has an operation_id, and belongs to one user. It runs in one router, beside its callers: who calls Run is told of it, and
+    so is who calls Attach. With a thread_id its words are safe before the agent is called, and the whole turn is kept under the
+    operation_id, once, whatever happens: with its answer, or as interrupted with as much of the answer as there was.
     """
 
     @staticmethod
@@ -107,6 +178,60 @@ class TurnService:
             '/twofold.router.v1.TurnService/Run',
             twofold_dot_router_dot_v1_dot_turn__pb2.RunRequest.SerializeToString,
             twofold_dot_router_dot_v1_dot_turn__pb2.RunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Attach(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/twofold.router.v1.TurnService/Attach',
+            twofold_dot_router_dot_v1_dot_turn__pb2.AttachRequest.SerializeToString,
+            twofold_dot_router_dot_v1_dot_turn__pb2.AttachResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelTurn(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twofold.router.v1.TurnService/CancelTurn',
+            twofold_dot_router_dot_v1_dot_turn__pb2.CancelTurnRequest.SerializeToString,
+            twofold_dot_router_dot_v1_dot_turn__pb2.CancelTurnResponse.FromString,
             options,
             channel_credentials,
             insecure,
