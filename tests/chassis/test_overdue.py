@@ -48,26 +48,34 @@ async def test_who_is_due_is_ended_in_the_order_in_which_they_came_and_not_befor
     assert all(task.cancelled() for task in tasks)
 
 
-async def test_who_comes_while_others_wait_has_all_of_its_time(calls: Calls) -> None:
-    first = calls.begin("first")
-    late = calls.begin("late", due=time.monotonic() + 3600)
+async def test_who_comes_while_others_wait_has_all_of_its_time_and_no_more(calls: Calls) -> None:
+    now = time.monotonic()
+    calls.begin("first")
+    second = calls.begin("second", due=now + 5 * WITHIN_S)
+    last = calls.begin("last", due=now + 3600)
     async with asyncio.timeout(20):
-        await asyncio.wait([first])
-    assert not late.done()
-    late.cancel()
-    await asyncio.wait([late])
-    assert calls.ended == [("first", True), ("late", False)]
+        await asyncio.wait([second])
+    assert time.monotonic() >= now + 5 * WITHIN_S
+    assert not last.done()
+    last.cancel()
+    await asyncio.wait([last])
+    assert calls.ended == [("first", True), ("second", True), ("last", False)]
 
 
 async def test_who_has_left_is_not_ended(calls: Calls) -> None:
-    async def at_once() -> None:
-        return
+    async def leave() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        calls.overdue.leave(task)
+        await asyncio.Event().wait()
 
-    quick, slow = calls.begin("quick", within=at_once()), calls.begin("slow")
+    left, slow = calls.begin("left", within=leave()), calls.begin("slow")
     async with asyncio.timeout(20):
-        await asyncio.wait([quick, slow])
-    assert calls.ended == [("quick", False), ("slow", True)]
-    assert not quick.cancelled()
+        await asyncio.wait([slow])
+    assert not left.done()
+    left.cancel()
+    await asyncio.wait([left])
+    assert calls.ended == [("slow", True), ("left", False)]
 
 
 async def test_there_is_one_timer_for_all_and_none_for_none(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
