@@ -1004,6 +1004,18 @@ _ROUTER: dict[str, Callable[[World], ProtoMessage]] = {
         workspace_id=world.workspace_id,
         pairs=[routing_pb2.UserAgent(user_id=world.user_id, agent_id=world.agent_id)],
     ),
+    "RoutingService.ReportOutcome": lambda world: routing_pb2.ReportOutcomeRequest(
+        workspace_id=world.workspace_id,
+        outcomes=[
+            routing_pb2.Outcome(
+                agent_id=world.agent_id,
+                target_name="blue",
+                generation=1,
+                outcome=routing_pb2.TARGET_OUTCOME_FIRST_BYTE,
+                latency=Duration(nanos=250_000_000),
+            )
+        ],
+    ),
     "TurnService.Run": lambda world: turn_pb2.RunRequest(
         workspace_id=world.workspace_id,
         agent_id=world.agent_id,

@@ -45,13 +45,14 @@ class Question(NamedTuple):
 
 
 class Ruling(NamedTuple):
-    """What the registry says of the pair, and for how long that may be relied on, in seconds."""
+    """What the registry says of the pair, for how long that may be relied on, and when it ends by itself, in seconds from now."""
 
     verdict: Verdict
     stamp: Stamp
     source: Source
     age_s: float
     valid_s: float
+    ends_s: float | None = None
 
 
 class Resolution(NamedTuple):
@@ -94,9 +95,9 @@ class Resolver:
         self._routes = routes
         self._targets = targets
 
-    async def resolve(self, question: Question) -> Resolution:
+    async def resolve(self, question: Question, *, peek: bool = False) -> Resolution:
         """Refuses with NotPermitted, AgentUnknown (to who may know), AgentGone, AgentNotPublished, AgentNotReady,
-        UrlForbidden, or as the registry.
+        UrlForbidden, or as the registry. Who only peeks sends no message.
 
         Where it cannot be known, with PeerUnavailable: never with any of the others.
         """
@@ -105,7 +106,7 @@ class Resolver:
             if facts is None:
                 facts = await self._read(question)
             # From here to the answer nothing is awaited: what is looked at last is what is answered.
-            answer = self._answer(question, facts, boot_s())
+            answer = self._answer(question, facts, boot_s(), peek=peek)
             if answer is not None:
                 return answer
             facts = None
@@ -195,20 +196,20 @@ class Resolver:
         except Refusal as refusal:
             return refusal
 
-    def _answer(self, question: Question, facts: Facts, now: float) -> Resolution | None:
+    def _answer(self, question: Question, facts: Facts, now: float, *, peek: bool = False) -> Resolution | None:
         """The answer, if it may be given now. Raises what it refuses with."""
         (permission, route), agent, least = facts, question.agent, question.least
         if not self._permissions.may_answer(question.pair, permission, least, now):
             return None
         ruling = self._ruling(permission, now)
-        _require_permitted(question, ruling.verdict)
+        require_permitted(question, ruling.verdict)
         if route is None or not self._routes.may_answer(agent, route, least, now):
             return None
         if route.value is None:
             raise _vanished(question, ruling.verdict)
         self._permissions.answered(permission)
         self._routes.answered(route)
-        return self._resolution(question, ruling, route, route.value, now)
+        return self._resolution(question, ruling, route, route.value, now, peek=peek)
 
     def _require_history(self, least: Revision | None) -> None:
         if least is not None and least.epoch < self._knowledge.place.epoch:
@@ -242,21 +243,27 @@ class Resolver:
         return max(0.0, min(held.sent_at + knowledge.lease_s, knowledge.registered_until) - now)
 
     def _resolution(
-        self, question: Question, ruling: Ruling, held: Held[Route | None], route: Route, now: float
+        self, question: Question, ruling: Ruling, held: Held[Route | None], route: Route, now: float, *, peek: bool
     ) -> Resolution:
         agent = question.agent
         if route.gone:
             raise _gone(agent)
         if not route.published:
             raise AgentNotPublished(f"agent {agent.agent_id!r} takes no messages", agent_id=agent.agent_id)
-        choice = self._targets.choose(agent, route, question.user_id, None, now)
+        choice = self._targets.choose(agent, route, question.user_id, None, now, peek=peek)
         valid_s = self._valid_s(held, now)
         if valid_s < ruling.valid_s:
             ruling = ruling._replace(valid_s=valid_s)
         return Resolution(ruling, choice, route, held.source, max(0.0, now - held.read_at))
 
 
-def _require_permitted(question: Question, verdict: Verdict) -> None:
+def permits(ruling: Ruling) -> bool:
+    """Whether the user may use the agent."""
+    return ruling.verdict in _PERMITS
+
+
+def require_permitted(question: Question, verdict: Verdict) -> None:
+    """Refuses as a message would be refused that has no permission."""
     agent = question.agent
     if verdict is Verdict.AGENT_UNKNOWN:
         raise AgentUnknown(agent)

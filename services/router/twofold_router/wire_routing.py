@@ -38,6 +38,6 @@ def _report(workspace_id: str, form: routing_pb2.Outcome, field: str) -> tuple[A
     if outcome is None:
         raise InvalidField(f"{field}.outcome", "is required")
     latency_s = 0.0
-    if form.HasField("latency") and form.latency != routing_pb2.Outcome().latency:
+    if form.HasField("latency"):
         latency_s = fields.span(form.latency, f"{field}.latency", most=_LATENCY_MAX).total_seconds()
     return agent, Report(generation, name, outcome, latency_s)

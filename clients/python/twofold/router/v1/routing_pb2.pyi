@@ -539,7 +539,7 @@ class Outcome(_message.Message):
     """What became of it. Required."""
     @_builtins.property
     def latency(self) -> _duration_pb2.Duration:
-        """How long that took from when it was dialled. Optional, up to 1 hour. With FIRST_BYTE of a target that had to be started it is
+        """How long that took from when it was dialled. Optional, more than 0, up to 1 hour. With FIRST_BYTE of a target that had to be started it is
         what the next one will be told to wait.
         """
 
