@@ -65,12 +65,19 @@ class FakeShared(Shared[str, str]):
     def __init__(self) -> None:
         self.kept: dict[tuple[int, str], Told[str]] = {}
         self.ttls: list[float] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.asked: list[str] = []
+        self.put_for: list[str] = []
 
     async def get(self, epoch: int, key: str) -> Told[str] | None:
+        self.asked.append(key)
         await asyncio.sleep(0)
         return self.kept.get((epoch, key))
 
     async def put(self, key: str, told: Told[str], ttl_s: float) -> None:
+        self.put_for.append(key)
+        await self.gate.wait()
         self.kept[told.stamp.epoch, key] = told
         self.ttls.append(ttl_s)
 
@@ -354,6 +361,67 @@ async def test_without_a_lease_no_copy_is_used_and_each_answer_is_read() -> None
         held = await room.get("ada")
         assert (held.value, held.source) == (str(number), Source.REGISTRY)
         assert room.copies.may_answer("ada", held, None, boot_s())
+
+
+async def test_without_a_lease_redis_is_neither_asked_nor_given_anything(room: Room) -> None:
+    room.knowledge.lease_until = boot_s()
+    assert (await room.get("ada")).value == "1"
+    await settled()
+    assert (room.shared.asked, room.shared.put_for) == ([], [])
+    room.hear()
+    await room.get("bob")
+    await settled()
+    assert (room.shared.asked, room.shared.put_for) == (["bob"], ["bob"])
+
+
+async def test_a_put_that_hangs_delays_no_answer_and_of_many_only_some_are_held(room: Room) -> None:
+    room.shared.gate.clear()
+    async with asyncio.timeout(20):
+        for number in range(100):
+            assert (await room.get(f"user-{number}")).source is Source.REGISTRY
+    await settled()
+    assert len(room.shared.put_for) == 64
+    assert not room.shared.kept
+    room.shared.gate.set()
+    await settled()
+    assert len(room.shared.kept) == 64
+    await room.get("one more")
+    await settled()
+    assert (EPOCH, "one more") in room.shared.kept
+
+
+async def test_puts_that_hang_end_with_the_router(room: Room) -> None:
+    room.shared.gate.clear()
+    await room.get("ada")
+    await settled()
+    async with asyncio.timeout(20):
+        await room.copies.close()
+    room.shared.gate.set()
+    await settled()
+    assert not room.shared.kept
+
+
+async def test_what_a_copy_rests_on_is_looked_up_again_only_after_something_has_changed(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await room.get("ada")
+    looked: list[Sequence[Thing]] = []
+    is_current = room.knowledge.is_current
+
+    def look(stamp: Stamp, things: Sequence[Thing]) -> bool:
+        looked.append(things)
+        return is_current(stamp, things)
+
+    monkeypatch.setattr(room.knowledge, "is_current", look)
+    for _ in range(3):
+        room.hear()
+        assert (await room.get("ada")).value == "1"
+    assert len(looked) == 1
+    room.change("bob")
+    assert (await room.get("ada")).value == "1"
+    assert len(looked) == 2
+    room.change("ada")
+    assert (await room.get("ada")).value == "2"
 
 
 @pytest.fixture

@@ -144,6 +144,7 @@ class World:
         self.coming: list[Answered] = []
         self.landed: list[Answered] = []
         self.copies: list[Copy] = []
+        self.current: dict[tuple[int, str, Stamp], bool] = {}
         self.tokens: list[Revision] = []
         self.returned = 0  # the moment that a waiting revoke has returned for
         self.epoch_at = 0.0
@@ -276,7 +277,7 @@ class World:
     def step_restart(self, _: int) -> None:
         self.router += 1
         self.knowledge, self.stream = self.make(self), None
-        self.asked, self.coming, self.landed = [], [], []
+        self.asked, self.coming, self.landed, self.current = [], [], [], {}
 
     def step_copy(self, number: int) -> None:
         """Another router has kept in Redis what it read, some time ago."""
@@ -315,6 +316,9 @@ class World:
         self._return_revokes()
         knowledge = self.knowledge
         for copy in self.copies:
+            is_current = knowledge.is_current(copy.stamp, rests_on(copy.key))
+            if is_current != self.current.setdefault((knowledge.version, copy.key, copy.stamp), is_current):
+                raise Lied(f"{copy} is current or not in one version of what is known")
             for least in (None, *self.tokens[-3:]):
                 if knowledge.may_use(copy.stamp, rests_on(copy.key), least, self.now):
                     if copy.stamp.epoch != knowledge.place.epoch:
@@ -469,13 +473,27 @@ class EpochsMeet(Planted):
 
 
 class TokensAreIgnored(Planted):
-    def _holds(self, stamp: Stamp, least: Revision | None) -> bool:
+    def holds(self, stamp: Stamp, least: Revision) -> bool:
         return True
 
 
 class TokensOfOtherHistories(Planted):
-    def _holds(self, stamp: Stamp, least: Revision | None) -> bool:
-        return least is None or least.number <= max(self.place.revision, stamp.revision)
+    def holds(self, stamp: Stamp, least: Revision) -> bool:
+        return least.number <= max(self.place.revision, stamp.revision)
+
+
+class VersionStandsWhenSomethingChanges(Planted):
+    def changed(self, revision: int, tag: int, things: Sequence[Thing]) -> None:
+        version = self.version
+        super().changed(revision, tag, things)
+        self.version = version
+
+
+class VersionStandsWhenAStreamStarts(Planted):
+    def started(self, place: Place, *, resumed: bool) -> None:
+        version = self.version
+        super().started(place, resumed=resumed)
+        self.version = version
 
 
 class TrimmedBelowTheBase(Planted):

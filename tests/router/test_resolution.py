@@ -87,7 +87,7 @@ class Room:
         )
         self.routes: FakeTruth[AgentKey, Route | None] = FakeTruth(self.knowledge, lambda key: (agent_thing(*key),), route())
         self.counted: list[Source] = []
-        options: dict[str, Any] = {"count": self.counted.append}
+        options: dict[str, Any] = {"count": self.counted.append, "copies_max": 100, "read_s": 5.0}
         self.resolver = Resolver(
             self.knowledge,
             Copies(self.knowledge, self.permissions, Nowhere(), Limiter(64), **options),

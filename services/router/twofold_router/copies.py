@@ -9,7 +9,8 @@ import random
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from enum import Enum
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from twofold_chassis import call
@@ -20,11 +21,11 @@ from twofold_chassis.revisions import Revision
 from twofold_router.flights import Flights
 from twofold_router.knowledge import Knowledge, Place, Stamp, Thing
 
-COPIES_MAX = 100_000
 _ROUNDS_MAX = 5
 _KEPT_S = 600.0
 _DENIED_KEPT_S = 30.0
 _JITTER = 0.1
+_PUTS_MAX = 64
 _NO_SHARE = 8
 """Refusals have an eighth of the room: whoever asks for what does not exist does not push out what is used."""
 
@@ -34,7 +35,7 @@ Value = TypeVar("Value")
 Some = TypeVar("Some", covariant=True)
 
 
-class Source(Enum):
+class Source(StrEnum):
     """Where an answer came from."""
 
     PROCESS = "process"
@@ -56,10 +57,12 @@ class Unstamped(NamedTuple, Generic[Some]):
     value: Some
 
 
-class Held(NamedTuple, Generic[Value]):
+@dataclass(slots=True)
+class Held(Generic[Value]):
     """Something to be answered from. `sent_at` is set if it was read for this answer: when the registry was asked.
 
-    `read_at` is when that was, or when it was found in Redis.
+    `read_at` is when that was, or when it was found in Redis. `current_at` is the last version of what is known that was seen
+    to have changed nothing it rests on: while that version stands, this need not be looked up again.
     """
 
     value: Value
@@ -67,6 +70,7 @@ class Held(NamedTuple, Generic[Value]):
     source: Source
     read_at: float
     sent_at: float | None
+    current_at: int = -1
 
 
 class Truth(Protocol[Asked, Some]):
@@ -120,8 +124,8 @@ class Copies(Generic[Key, Value]):
         limiter: Limiter,
         *,
         count: Callable[[Source], None],
-        copies_max: int = COPIES_MAX,
-        read_s: float = 5.0,
+        copies_max: int,
+        read_s: float,
     ) -> None:
         self._knowledge = knowledge
         self._truth = truth
@@ -135,6 +139,7 @@ class Copies(Generic[Key, Value]):
         self._no: _Kept[Key, Value] = _Kept(max(1, copies_max // _NO_SHARE))
         self._epochs = 0
         self._flights: Flights[tuple[int, Key, Revision | None], Held[Value]] = Flights()
+        self._puts: set[asyncio.Task[None]] = set()
 
     def peek(self, key: Key, now: float) -> Held[Value] | None:
         """A copy in this process; whether it may be answered from, `may_answer` tells."""
@@ -144,12 +149,18 @@ class Copies(Generic[Key, Value]):
             self._epochs = self._knowledge.epochs
         return self._yes.find(key, now) or self._no.find(key, now)
 
+    async def shared(self, key: Key) -> Told[Value] | None:
+        """A copy in Redis, of whatever age."""
+        return await self._shared.get(self._knowledge.place.epoch, key)
+
+    def rests_on(self, key: Key) -> Sequence[Thing]:
+        """What such a fact rests on."""
+        return self._truth.rests_on(key)
+
     def find(self, key: Key, least: Revision | None, now: float) -> Held[Value] | None:
         """A copy in this process that may be answered from now."""
         held = self.peek(key, now)
-        if held is None or not self._knowledge.may_use(held.stamp, self._truth.rests_on(key), least, now):
-            return None
-        return held
+        return held if held is not None and self._may_use(key, held, least, now) else None
 
     async def get(self, key: Key, least: Revision | None) -> Held[Value]:
         """A copy, or what the registry says now. Whoever answers from it looks once more whether that may be answered.
@@ -166,10 +177,9 @@ class Copies(Generic[Key, Value]):
 
     def may_answer(self, key: Key, held: Held[Value], least: Revision | None, now: float) -> bool:
         """Whether it may still be answered from. Nothing may be awaited between this and the answer."""
-        things = self._truth.rests_on(key)
         if held.sent_at is None:
-            return self._knowledge.may_use(held.stamp, things, least, now)
-        return self._knowledge.may_answer(held.stamp, things, least, held.sent_at, now)
+            return self._may_use(key, held, least, now)
+        return self._knowledge.may_answer(held.stamp, self._truth.rests_on(key), least, held.sent_at, now)
 
     def answered(self, held: Held[Value]) -> None:
         """Counts that an answer rests on it."""
@@ -178,6 +188,19 @@ class Copies(Generic[Key, Value]):
     async def close(self) -> None:
         """Ends what is under way."""
         await self._flights.close()
+        for put in self._puts:
+            put.cancel()
+        await asyncio.gather(*self._puts, return_exceptions=True)
+
+    def _may_use(self, key: Key, held: Held[Value], least: Revision | None, now: float) -> bool:
+        knowledge = self._knowledge
+        if not knowledge.has_lease(now):
+            return False
+        if held.current_at != knowledge.version:
+            if not knowledge.is_current(held.stamp, self._truth.rests_on(key)):
+                return False
+            held.current_at = knowledge.version
+        return least is None or knowledge.holds(held.stamp, least)
 
     async def _read(self, key: Key, least: Revision | None) -> Held[Value]:
         # The reading belongs to all who wait for it: its time is its own, not what its first caller has left.
@@ -191,10 +214,11 @@ class Copies(Generic[Key, Value]):
 
     async def _shared_or_asked(self, key: Key, least: Revision | None) -> Held[Value]:
         knowledge, things = self._knowledge, self._truth.rests_on(key)
-        found = await self._shared.get(knowledge.place.epoch, key)
-        now = boot_s()
-        if found is not None and knowledge.may_use(found.stamp, things, least, now):
-            return self._keep(key, Held(found.value, found.stamp, Source.CACHE, now, None), is_no=found.is_no)
+        if knowledge.has_lease(boot_s()):
+            found = await self._shared.get(knowledge.place.epoch, key)
+            now = boot_s()
+            if found is not None and knowledge.may_use(found.stamp, things, least, now):
+                return self._keep(key, Held(found.value, found.stamp, Source.CACHE, now, None), is_no=found.is_no)
         for _ in range(_ROUNDS_MAX):
             place, sent_at = knowledge.place, boot_s()
             async with asyncio.timeout(self._ask_s):
@@ -205,16 +229,27 @@ class Copies(Generic[Key, Value]):
             if not knowledge.may_answer(stamp, things, least, sent_at, boot_s()):
                 continue  # something changed while it was read: it is neither kept nor answered
             if isinstance(told, Told) and stamp.epoch == knowledge.place.epoch:
-                self._keep(key, held._replace(sent_at=None), is_no=told.is_no)
-                await self._shared.put(key, told, _kept_s(is_no=told.is_no))
+                self._keep(key, replace(held, sent_at=None), is_no=told.is_no)
+                self._share(key, told)
             return held
         raise _cannot_tell()
 
     def _keep(self, key: Key, held: Held[Value], *, is_no: bool) -> Held[Value]:
         kept, other = (self._no, self._yes) if is_no else (self._yes, self._no)
         other.drop(key)
-        kept.put(key, held._replace(source=Source.PROCESS), held.read_at + _kept_s(is_no=is_no))
+        kept.put(key, replace(held, source=Source.PROCESS), held.read_at + _kept_s(is_no=is_no))
         return held
+
+    def _share(self, key: Key, told: Told[Value]) -> None:
+        """Puts it into Redis, behind the answer; not at all where too many are being put, or nobody might use it."""
+        if len(self._puts) >= _PUTS_MAX or not self._knowledge.has_lease(boot_s()):
+            return
+        put = call.begin_for_all(self._put(key, told))
+        self._puts.add(put)
+        put.add_done_callback(self._puts.discard)
+
+    async def _put(self, key: Key, told: Told[Value]) -> None:
+        await self._shared.put(key, told, _kept_s(is_no=told.is_no))
 
 
 class _Kept(Generic[Key, Value]):

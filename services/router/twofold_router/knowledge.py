@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from twofold_chassis.clocks import boot_s
 from twofold_chassis.revisions import Revision
 
 FLOORS_MAX = 200_000
@@ -29,6 +30,10 @@ Thing = tuple[str, ...]
 
 def workspace_thing(workspace_id: str) -> Thing:
     return ("workspace", workspace_id)
+
+
+def plan_thing(workspace_id: str) -> Thing:
+    return ("plan", workspace_id)
 
 
 def user_thing(workspace_id: str, user_id: str) -> Thing:
@@ -78,6 +83,14 @@ def _token(stamp: Stamp) -> bytes:
     return Revision(stamp.epoch, stamp.revision).token()
 
 
+class StreamState(NamedTuple):
+    """Whether changes are heard, since when that is so, and why they are not."""
+
+    is_open: bool
+    since: float
+    trouble: str
+
+
 class Knowledge:
     """The state; `lease_s` is how long an answered ping lets us answer, counted from when it was sent."""
 
@@ -89,6 +102,9 @@ class Knowledge:
         self.lease_until = _NEVER
         self.registered_until = _NEVER
         self.routers = 1
+        self.stream = StreamState(is_open=False, since=boot_s(), trouble="the registry has not been heard yet")
+        self.version = 0
+        """Rises whenever a floor, the base or the epoch may have changed."""
         self.epochs = 0
         """How many have begun here: what was kept in one is of no use in the next."""
         self.newest_epoch = 0
@@ -105,11 +121,17 @@ class Knowledge:
         """A new stream: answers to pings of an earlier one do not count."""
         self._pings.clear()
 
+    def lost(self, trouble: str, now: float) -> None:
+        """The stream has ended."""
+        self.stream = StreamState(is_open=False, since=now if self.stream.is_open else self.stream.since, trouble=trouble)
+
     def started(self, place: Place, *, resumed: bool) -> None:
         """The stream goes on behind this place. Raises OldPrimary, Broken."""
         if place.epoch < self.newest_epoch:
             raise OldPrimary(f"epoch {place.epoch} after {self.newest_epoch}")
         self.newest_epoch = place.epoch
+        self.stream = StreamState(is_open=True, since=boot_s(), trouble="")
+        self.version += 1
         if resumed:
             if place != self.place:
                 raise Broken("resumed somewhere else")
@@ -128,6 +150,7 @@ class Knowledge:
         """The next revision changed these. Raises Broken if it is not the next."""
         if revision != self.place.revision + 1:
             raise Broken(f"revision {revision} after {self.place.revision}")
+        self.version += 1
         for thing in things:
             self._floors[thing] = max(revision, self._floors.pop(thing, -1))
         self.place = Place(self.place.epoch, revision, tag)
@@ -173,6 +196,15 @@ class Knowledge:
                 floor = floors[thing]
         return floor
 
+    def changed_at(self, thing: Thing) -> int | None:
+        """The revision that changed it last, if that was heard and is not forgotten."""
+        return self._floors.get(thing)
+
+    @property
+    def pinged_at(self) -> float | None:
+        """When the ping was sent that holds the lease; None if none has been answered."""
+        return None if self.lease_until == _NEVER else self.lease_until - self.lease_s
+
     @property
     def is_known(self) -> bool:
         """Whether a ping has ever been answered. Before that nothing may be answered."""
@@ -184,13 +216,15 @@ class Knowledge:
 
     def may_use(self, stamp: Stamp, things: Sequence[Thing], least: Revision | None, now: float) -> bool:
         """Whether a copy that was read at `stamp` may be answered from now."""
-        return (
-            now < self.lease_until
-            and now < self.registered_until
-            and stamp.epoch == self.place.epoch
-            and stamp.revision >= self.floor(things)
-            and self._holds(stamp, least)
-        )
+        return self.has_lease(now) and self.is_current(stamp, things) and (least is None or self.holds(stamp, least))
+
+    def has_lease(self, now: float) -> bool:
+        """Whether copies may be answered from at all."""
+        return now < self.lease_until and now < self.registered_until
+
+    def is_current(self, stamp: Stamp, things: Sequence[Thing]) -> bool:
+        """Whether nothing has changed these since `stamp`: so it is for as long as the version stands."""
+        return stamp.epoch == self.place.epoch and stamp.revision >= self.floor(things)
 
     def may_answer(self, stamp: Stamp, things: Sequence[Thing], least: Revision | None, sent_at: float, now: float) -> bool:
         """Whether what was read from the registry, asked at `sent_at`, may be answered now."""
@@ -199,17 +233,15 @@ class Knowledge:
             and now < self.registered_until
             and stamp.epoch >= self.place.epoch
             and (stamp.epoch > self.place.epoch or stamp.revision >= self.floor(things))
-            and self._holds(stamp, least)
+            and (least is None or self.holds(stamp, least))
         )
 
     def has_passed(self, least: Revision) -> bool:
         """Whether the stream has come to this revision, so that the floors hold it."""
         return least.epoch == self.place.epoch and least.number <= self.place.revision
 
-    def _holds(self, stamp: Stamp, least: Revision | None) -> bool:
+    def holds(self, stamp: Stamp, least: Revision) -> bool:
         """Whether what is no older than its floors, and was read at `stamp`, holds everything that `least` holds."""
-        if least is None:
-            return True
         if least.epoch != stamp.epoch:
             return False
         # If the stream has passed it, the floors hold it, however old the own stamp is.

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from twofold_chassis.counting import Counts
 from twofold_router.copies import Source
 from twofold_router.outcomes import Outcome
 
@@ -12,7 +13,7 @@ class Metrics:
     """Counters of one router."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._copies = Counter(
+        self._copies = Counts(
             "twofold_router_copies",
             "Permissions and routes that were answered from, by where they came from.",
             ("kind", "source"),
@@ -34,8 +35,8 @@ class Metrics:
 
     def copies(self, kind: str) -> Callable[[Source], None]:
         """What counts answers of this kind by where they came from; their series are looked up now, not for each answer."""
-        counts = {source: self._copies.labels(kind, source.value).inc for source in Source}
-        return lambda source: counts[source]()
+        counts = {source: self._copies.labels(kind, source.value) for source in Source}
+        return lambda source: counts[source].inc()
 
     def heard(self, outcome: Outcome) -> None:
         """What became of a message was heard."""
