@@ -61,8 +61,8 @@ class Unstamped(NamedTuple, Generic[Some]):
 class Held(Generic[Value]):
     """Something to be answered from. `sent_at` is set if it was read for this answer: when the registry was asked.
 
-    `read_at` is when that was, or when it was found in Redis. `current_at` is the last version of what is known that was seen
-    to have changed nothing it rests on: while that version stands, this need not be looked up again.
+    `read_at` is when that was, or when it was found in Redis. `current_at` is the last version of what is known that was
+    seen to have changed nothing it rests on: while that version stands, this need not be looked up again.
     """
 
     value: Value
