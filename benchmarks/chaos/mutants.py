@@ -8,17 +8,20 @@ the checker is not worth what `make chaos` says. The row `none` is the service a
 import argparse
 import asyncio
 import json
-import shutil
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Awaitable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.chaos.history import Violation
+from benchmarks.chaos.control import mutants as control
+from benchmarks.chaos.control import world as control_world
+from benchmarks.chaos.control.plants import MUTANTS as CONTROL_MUTANTS
+from benchmarks.chaos.control.plants import Mutant as ControlMutant
+from benchmarks.chaos.outcomes import TOLD_MAX, Outcome, planted
 from benchmarks.chaos.plants import MUTANTS, Mutant
 from benchmarks.chaos.run import run
 from benchmarks.chaos.schedules import directed, planned
@@ -26,39 +29,9 @@ from benchmarks.chaos.stack import Servers, raise_servers, raise_workers
 from twofold_chassis.start import StartError
 
 REPORT = Path("build/chaos-mutants.json")
-SERVICE = Path(__file__).resolve().parents[2] / "services" / "memory"
+PACKAGE = "twofold_memory"
 _LOAD_S = 6.0
 _OVERDUE_S = 20.0
-_TOLD_MAX = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one mutant; `problem` says why it could not be tried at all."""
-
-    mutant: Mutant
-    caught: dict[str, int]
-    schedules: int
-    problem: str = ""
-    violations: tuple[Violation, ...] = ()
-
-    @property
-    def is_well(self) -> bool:
-        """Whether the checker did what it must."""
-        return not self.problem and bool(self.caught) == bool(self.mutant.patches)
-
-
-def planted(mutant: Mutant, folder: Path, source: Path = SERVICE) -> None:
-    """A copy of the service with the bug in it. Raises ValueError if the change does not apply exactly once."""
-    package = folder / "twofold_memory"
-    shutil.copytree(source / "twofold_memory", package, ignore=shutil.ignore_patterns("__pycache__"))
-    for patch in mutant.patches:
-        path = package / patch.file
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        count = text.count(patch.old)
-        if count != 1:
-            raise ValueError(f"{patch.file} holds the text to be changed {count} times: {patch.old.strip()[:60]!r}")
-        path.write_text(text.replace(patch.old, patch.new), encoding="utf-8")
 
 
 async def tried(servers: Servers, mutant: Mutant, number: int, seed: int) -> Outcome:
@@ -66,7 +39,7 @@ async def tried(servers: Servers, mutant: Mutant, number: int, seed: int) -> Out
     with tempfile.TemporaryDirectory(prefix="twofold-mutant-") as name:
         folder = Path(name)
         try:
-            planted(mutant, folder)
+            planted(mutant.patches, folder, package=PACKAGE)
         except ValueError as error:
             return Outcome(mutant, {}, 0, f"does not apply: {error}")
         try:
@@ -78,22 +51,32 @@ async def tried(servers: Servers, mutant: Mutant, number: int, seed: int) -> Out
                         plan = planned(seed + count, _LOAD_S, kind=mutant.kind)
                     result = await run(stack, plan, appetite=mutant.appetite, overdue_s=_OVERDUE_S)
                     if result.verdict.violations:
-                        some = tuple(result.verdict.violations[:_TOLD_MAX])
+                        some = tuple(result.verdict.violations[:TOLD_MAX])
                         return Outcome(mutant, dict(result.verdict.counts()), count + 1, violations=some)
         except StartError as error:
             return Outcome(mutant, {}, 0, f"does not run: {error}")
     return Outcome(mutant, {}, mutant.schedules_max)
 
 
-async def mutants(console: Console, chosen: Sequence[Mutant], seed: int) -> int:
-    """Tries them all; returns the exit status."""
-    outcomes = []
-    async with raise_servers() as servers:
-        for number, mutant in enumerate(chosen):
-            with console.status(f"mutant {number + 1} of {len(chosen)}: {mutant.name}"):
-                outcomes.append(await tried(servers, mutant, number, seed))
-            if not console.is_terminal:
-                console.print(f"{mutant.name}: {_word(outcomes[-1])}", markup=False)
+async def mutants(console: Console, chosen: Sequence[Mutant], others: Sequence[ControlMutant], seed: int) -> int:
+    """Tries them all, those of memory and those of the control plane; returns the exit status."""
+    outcomes: list[Outcome] = []
+    count = len(chosen) + len(others)
+
+    async def told(name: str, trying: Awaitable[Outcome]) -> None:
+        with console.status(f"mutant {len(outcomes) + 1} of {count}: {name}"):
+            outcomes.append(await trying)
+        if not console.is_terminal:
+            console.print(f"{name}: {_word(outcomes[-1])}", markup=False)
+
+    if chosen:
+        async with raise_servers() as servers:
+            for number, mutant in enumerate(chosen):
+                await told(mutant.name, tried(servers, mutant, number, seed))
+    if others:
+        async with control_world.raise_servers() as stores:
+            for number, other in enumerate(others):
+                await told(other.name, control.tried(stores, other, number, seed))
     _tell(console, outcomes)
     _write(outcomes, seed)
     return 0 if all(outcome.is_well for outcome in outcomes) else 1
@@ -138,13 +121,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first schedule of each")
     parser.add_argument("names", nargs="*", metavar="mutant", help="only these")
     asked = parser.parse_args()
-    unknown = set(asked.names) - {mutant.name for mutant in MUTANTS}
+    unknown = set(asked.names) - {mutant.name for mutant in (*MUTANTS, *CONTROL_MUTANTS)}
     if unknown:
         parser.error(f"no such mutant: {', '.join(sorted(unknown))}")
     console = Console(highlight=False)
     try:
         chosen = [mutant for mutant in MUTANTS if mutant.name in asked.names or not asked.names]
-        raise SystemExit(asyncio.run(mutants(console, chosen, asked.seed)))
+        others = [mutant for mutant in CONTROL_MUTANTS if mutant.name in asked.names or not asked.names]
+        raise SystemExit(asyncio.run(mutants(console, chosen, others, asked.seed)))
     except StartError as error:
         console.print(f"chaos: {error}", markup=False)
         raise SystemExit(1) from None

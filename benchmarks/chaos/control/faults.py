@@ -12,6 +12,8 @@ from benchmarks.chaos.schedules import Fault, Plan
 from twofold_chassis.clocks import boot_s
 
 _SLOW_S = 2.0
+# There and back it is still fast enough not to count as lost.
+_FADING_SHARE = 0.4
 # The share of faults of the network that hit one way only, of all that are of their kind.
 _ONE_ONLY = 0.6
 
@@ -93,6 +95,10 @@ class _Trouble:
         return [way for other in routers for way in other.to_registries]
 
     async def _ways(self, proxies: Sequence[FaultProxy], fault: Fault, what: str) -> None:
+        if what == "fading":  # slow first, so that the last that is heard comes late; then nothing
+            for proxy in proxies:
+                proxy.delay(self._world.times.silence * _FADING_SHARE)
+            await asyncio.sleep(self._world.times.silence)
         for proxy in proxies:
             await _disturb(proxy, what)
         if what == "cut":
@@ -155,6 +161,9 @@ class _Trouble:
                 return
             case "restore":
                 await self._restore()
+                return
+            case "compact":
+                await self._world.compact()
                 return
             case "stop":
                 server.pause()
@@ -220,7 +229,7 @@ async def close_era(world: World, history: History, workspace: str, pairs: Seque
 
 async def _disturb(proxy: FaultProxy, what: str) -> None:
     match what:
-        case "hole":
+        case "hole" | "fading":
             proxy.hold()
         case "requests held":
             proxy.hold(Way.REQUESTS)

@@ -4,8 +4,8 @@ STALE: an answer was true at no moment from a lease and 50 ms before its call wa
 rely on it, from a lease and 50 ms before it came). UNWAITED: it was true before, but a change that waits for all routers
 had returned when its call was sent. TOKEN: it was true before the revision that its caller had named. WRONG: a code that
 the contract does not name, or UNAVAILABLE without a time to ask again. KNOWS: it was told although for longer than a lease
-the registry, or Postgres, could not be heard. HISTORY: a token was called one of another history, but there was none. LOST: a
-change was acknowledged, and is not in the history. STUCK: a router did not come back.
+the registry, or Postgres, could not be heard. HISTORY: a token was called one of another history, but there was none. LOST:
+a change was acknowledged, and is not in the history. STUCK: a router did not come back.
 
 A commit lies between the time that the database wrote down under the lock of its history and the first acknowledgement of it
 or of any later one; commits are in the order of their revisions. So each state is known to have been true, at most and at

@@ -20,6 +20,7 @@ from benchmarks.chaos.control.writers import PAIRS, Appetite, Registries, Writer
 from benchmarks.chaos.schedules import Plan
 from twofold_chassis.clocks import boot_s
 
+_WAITERS = 2
 _WRITERS = 4
 _CALLERS_EACH = 3
 _CALM_S = 30.0

@@ -10,12 +10,12 @@ KINDS = ("past", "redis", "link", "crash", "calm")
 
 _WAYS = ("hole", "requests held", "answers held", "slow", "cut", "refuse")
 REDIS = tuple(f"redis {way}" for way in (*_WAYS, "hole", "slow"))
-STREAMS = tuple(f"stream {way}" for way in _WAYS)
+STREAMS = tuple(f"stream {way}" for way in (*_WAYS, "fading"))
 DATABASES = tuple(f"database {way}" for way in _WAYS)
 LOSSES = ("redis kill", "redis stop", "redis flush", "redis copy", "redis old", "redis old")
 ROUTERS = ("router stop", "router stop", "router kill", "router restart")
 REGISTRIES = ("registry stop", "registry kill", "registry restart", "all registries stop", "all registries kill")
-POSTGRES = ("postgres stop", "postgres kill", "postgres immediate")
+POSTGRES = ("postgres stop", "postgres kill", "postgres immediate", "postgres compact")
 PASTS = ("postgres copy", "postgres restore", "postgres restore")
 
 # Faults on one track follow each other, faults of different tracks overlap.

@@ -18,7 +18,7 @@ _IMPLIES_USE = (user_pb2.ROLE_OWNER, user_pb2.ROLE_ADMIN)
 _HEAD = "SELECT epoch, revision FROM registry.registry_head"
 _CHANGES = """
     SELECT revision, extract(epoch FROM at)::float8 AS at_s, workspace_id, kind, user_id, agent_id, after
-    FROM registry.changes ORDER BY revision, ordinal
+    FROM (SELECT * FROM registry.changes UNION ALL SELECT * FROM chaos_archive) AS c ORDER BY revision, ordinal
 """
 
 
@@ -42,7 +42,7 @@ class Row(NamedTuple):
 
 
 async def rows(connection: "asyncpg.Connection[Any]") -> tuple[Head, Sequence[Row]]:
-    """All changes there ever were, oldest first, and the head: nothing is forgotten while chaos runs."""
+    """All changes there ever were, oldest first, and the head."""
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         head = await connection.fetchrow(_HEAD)
         found = await connection.fetch(_CHANGES)

@@ -35,6 +35,12 @@ _IMMEDIATE_S = 10.0
 _POSTGRES_S = 5.0
 _RESTART_ATTEMPTS = 20
 _GONE_POLL_S = 0.01
+# What compaction takes away is kept here, in the same database: an older copy of that has its own.
+_MAKE_ARCHIVE = "CREATE TABLE chaos_archive AS SELECT * FROM registry.changes WITH NO DATA"
+_COMPACT = (
+    "UPDATE registry.registry_head SET compacted = revision",
+    "WITH gone AS (DELETE FROM registry.changes RETURNING *) INSERT INTO chaos_archive SELECT * FROM gone",
+)
 # Small, so that copies of all of it are made in a moment.
 _SMALL_WAL = ("ALTER SYSTEM SET max_wal_size = '64MB'", "ALTER SYSTEM SET min_wal_size = '32MB'")
 
@@ -246,6 +252,16 @@ class World:
         while await connection.fetchval(f"SELECT count(pg_terminate_backend(pid)) {others}"):  # noqa: ASYNC110  (nobody tells)
             await asyncio.sleep(_GONE_POLL_S)
 
+    async def compact(self) -> None:
+        """No change of before is told to anybody any more, as if it had happened long ago."""
+        connection = await self.look_up()
+        try:
+            async with connection.transaction():
+                for statement in _COMPACT:
+                    await connection.execute(statement)
+        finally:
+            await connection.close()
+
     async def restart(self, part: Registry | Router) -> None:
         """Serving again, as soon as what it needs lets it start."""
         for _ in range(_RESTART_ATTEMPTS):
@@ -307,6 +323,9 @@ async def raise_world(servers: Servers, database: str, limits: Times, *, code: P
         for registry in registries:
             undo.push_async_callback(registry.stop)
             await registry.start()  # one after the other: the first makes the schema
+        connection = await asyncpg.connect(urls.superuser, timeout=_POSTGRES_S)
+        await connection.execute(_MAKE_ARCHIVE)
+        await connection.close()
         routers = [Router(number, folder, servers, registries, environment) for number in range(ROUTERS)]
         for router in routers:
             undo.push_async_callback(router.stop)

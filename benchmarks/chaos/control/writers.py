@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -38,9 +38,13 @@ class Appetite:
     """How often a writer does what; the rest of the time it grants."""
 
     revokes: float = 0.15
-    waited: float = 0.15
+    waited: float = 0.2
     hides: float = 0.1
     ends: float = 0.15
+
+    def patient(self) -> "Appetite":
+        """That of one who waits for nobody."""
+        return replace(self, revokes=self.revokes + self.waited / 2, waited=0.0)
 
 
 class Registries:

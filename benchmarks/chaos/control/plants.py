@@ -1,0 +1,177 @@
+"""The bugs that are planted into routers: guards of the protocol that are dropped, one at a time."""
+
+from dataclasses import dataclass, field
+
+from benchmarks.chaos.control.writers import Appetite
+from benchmarks.chaos.plants import Patch
+
+_KNOWLEDGE = "twofold_router/knowledge.py"
+_COPIES = "twofold_router/copies.py"
+_RESOLUTION = "twofold_router/resolution.py"
+_FOLLOWING = "twofold_router/following.py"
+
+_RESTARTS = (("router kill", "router restart"), ("postgres compact",))
+_DEAF = (("stream hole", "stream answers held", "stream requests held"),)
+_FADING = (("stream fading",),)
+_BUSY = Appetite(revokes=0.3, waited=0.2)
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A planted bug and the schedules it is tried under: faults of these `tracks`, or all that `kind` has.
+
+    `slower`: the limits of time, as so many times the usual ones.
+    """
+
+    name: str
+    flaw: str
+    patches: tuple[Patch, ...]
+    tracks: tuple[tuple[str, ...], ...] = ()
+    kind: str = "calm"
+    gap_s: float = 0.2
+    slower: float = 1.0
+    appetite: Appetite = field(default_factory=Appetite)
+    schedules_max: int = 4
+
+
+MUTANTS = (
+    Mutant("control-none", "nothing: routers and registries as they are", (), kind="past", slower=2.0, schedules_max=2),
+    Mutant(
+        "control-none-directed",
+        "nothing: the same, under faults as they are directed at the others",
+        (),
+        tracks=(*_RESTARTS, *_DEAF, *_FADING),
+        appetite=_BUSY,
+        schedules_max=2,
+    ),
+    Mutant(
+        "floor-0-for-unseen",
+        "of what no change was seen of, copies of any age are used",
+        (
+            Patch(
+                _KNOWLEDGE, "        floor, floors = self.base, self._floors\n", "        floor, floors = -1, self._floors\n"
+            ),
+        ),
+        tracks=_RESTARTS,
+        appetite=_BUSY,
+    ),
+    Mutant(
+        "lease-from-arrival",
+        "the lease is counted from when the registry's word arrived, not from when it was asked for",
+        (
+            Patch(
+                _KNOWLEDGE,
+                "        if sent_at + self.lease_s > self.lease_until:\n"
+                "            self.lease_until = sent_at + self.lease_s\n",
+                "        if boot_s() + self.lease_s > self.lease_until:\n"
+                "            self.lease_until = boot_s() + self.lease_s\n",
+            ),
+            Patch(
+                _KNOWLEDGE,
+                "from twofold_chassis.revisions import Revision\n",
+                "from twofold_chassis.clocks import boot_s\nfrom twofold_chassis.revisions import Revision\n",
+            ),
+        ),
+        tracks=_FADING,
+        slower=2.0,
+        appetite=_BUSY,
+    ),
+    Mutant(
+        "no-look-before-the-reply",
+        "whether the lease still runs is not looked at once more before a copy is answered from",
+        (
+            Patch(
+                _KNOWLEDGE,
+                "            now < self.lease_until\n            and now < self.registered_until\n"
+                "            and stamp.epoch == self.place.epoch\n",
+                "            stamp.epoch == self.place.epoch\n",
+            ),
+        ),
+        tracks=_DEAF,
+        appetite=_BUSY,
+    ),
+    Mutant(
+        "no-floor-before-the-reply",
+        "the lease is looked at, but not what has changed since a copy was read",
+        (
+            Patch(
+                _KNOWLEDGE,
+                "            and stamp.epoch == self.place.epoch\n            and stamp.revision >= self.floor(things)\n",
+                "            and stamp.epoch == self.place.epoch\n",
+            ),
+        ),
+        appetite=_BUSY,
+    ),
+    Mutant(
+        "stamp-at-fill-time",
+        "a copy is stamped with the revision known when it is kept, not with that it was read at",
+        (
+            Patch(
+                _COPIES,
+                "            stamp = told.stamp if isinstance(told, Told) else _stamp_at_least(place, least)\n",
+                "            await asyncio.sleep(0.05)\n            stamp = _stamp_at_least(knowledge.place, least)\n",
+            ),
+        ),
+        appetite=_BUSY,
+    ),
+    Mutant(
+        "token-ignored",
+        "a revision that a caller names is not looked at",
+        (
+            Patch(
+                _KNOWLEDGE,
+                "        return self.has_passed(least) or least.number <= stamp.revision\n",
+                "        return True\n",
+            ),
+            Patch(
+                _RESOLUTION,
+                "            await knowledge.until_passed(least, _STREAM_S)\n",
+                "            pass\n",
+            ),
+        ),
+        tracks=(("stream slow",),),
+        slower=2.0,
+        appetite=_BUSY,
+    ),
+    Mutant(
+        "ack-before-applied",
+        "a router says that it knows of a change, and learns of it a moment later",
+        (
+            Patch(
+                _FOLLOWING,
+                "            knowledge.changed(change.revision, change.tag, wire.changed_things(change))\n"
+                "            if change.wait:  # after it is applied, never before\n"
+                "                _ack(said, knowledge.place)\n",
+                "            if change.wait:\n"
+                "                _ack(said, Place(knowledge.place.epoch, change.revision, change.tag))\n"
+                "                await asyncio.sleep(0.1)\n"
+                "            knowledge.changed(change.revision, change.tag, wire.changed_things(change))\n",
+            ),
+        ),
+        appetite=_BUSY,
+    ),
+    Mutant(
+        "lease-kept-in-a-new-epoch",
+        "another history begins, and what was known of the one before is answered from",
+        (
+            Patch(
+                _KNOWLEDGE,
+                "        if place.epoch > self.place.epoch:\n"
+                "            self.lease_until = _NEVER\n            self.epochs += 1\n",
+                "        if place.epoch > self.place.epoch:\n            pass\n",
+            ),
+            Patch(
+                _KNOWLEDGE,
+                "            and stamp.epoch == self.place.epoch\n            and stamp.revision >= self.floor(things)\n",
+                "            and stamp.revision >= self.floor(things)\n",
+            ),
+            Patch(
+                _KNOWLEDGE,
+                "        self.place, self.base = place, place.revision\n",
+                "        self.place, self.base = place, -1\n",
+            ),
+        ),
+        tracks=(("postgres copy", "postgres restore"),),
+        appetite=_BUSY,
+    ),
+)
