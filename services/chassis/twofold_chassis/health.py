@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health_aio
@@ -11,6 +11,8 @@ from twofold_chassis.alongside import alongside
 
 Check = Callable[[], Awaitable[bool]]
 
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _PERIOD_S = 1.0
 _CHECK_S = 2.0
 
@@ -18,17 +20,19 @@ _CHECK_S = 2.0
 class Health:
     """The standard health service of one process. The empty name stands for all of its services together."""
 
-    def __init__(self, services: Sequence[str]) -> None:
+    def __init__(self, services: Sequence[str], *, own: Mapping[str, Callable[[], bool]] | None = None) -> None:
+        """`own` says of single services whether they can do theirs: the name of such a one tells, the empty one does not."""
         self.servicer = health_aio.HealthServicer()
         self._names = ("", *services)
+        self._own = own or {}
         self._draining = False
 
     async def set_serving(self, serving: bool) -> None:
         """Says whether the services can do their job; without effect once they drain."""
-        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         if not self._draining:
             for name in self._names:
-                await self.servicer.set(name, status)
+                own = self._own.get(name)
+                await self.servicer.set(name, _SERVING if serving and (own is None or own()) else _NOT_SERVING)
 
     async def drain(self) -> None:
         """NOT_SERVING from now on, for good."""

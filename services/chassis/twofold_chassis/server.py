@@ -42,11 +42,15 @@ _REFLECTION = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.S
 
 @dataclass(frozen=True, slots=True)
 class Face:
-    """One gRPC service: its full name, its servicer, and the generated function that adds it to a server, or to an edge."""
+    """One gRPC service: its full name, its servicer, and the generated function that adds it to a server, or to an edge.
+
+    `well`, if given, says whether it can do its job while the others can: its own entry of health.
+    """
 
     name: str
     servicer: Any
     add: Callable[[Any, Any], None]
+    well: Callable[[], bool] | None = None
 
 
 class Running(Protocol):
@@ -85,7 +89,7 @@ async def serving(
     `check` says whether the service can do its job. `serializers` replace the response serializer of single rpcs, by full
     method name ("/package.Service/Method"). Raises StartError if a port is taken.
     """
-    health = Health([face.name for face in faces])
+    health = Health([face.name for face in faces], own={face.name: face.well for face in faces if face.well is not None})
     edge = Edge(
         Metrics(metrics),
         log,

@@ -5,32 +5,42 @@ from collections.abc import AsyncIterator
 
 from prometheus_client import CollectorRegistry
 
-from twofold.router.v1 import routing_pb2, routing_pb2_grpc, turn_pb2, turn_pb2_grpc
+from twofold.router.v1 import limit_pb2, limit_pb2_grpc, routing_pb2, routing_pb2_grpc, turn_pb2, turn_pb2_grpc
 from twofold_chassis import fields
 from twofold_chassis.clocks import boot_s
 from twofold_chassis.redis import open_link
+from twofold_chassis.redis_channels import RedisChannels
 from twofold_chassis.server import Face, Running, serving
 from twofold_router import channels
 from twofold_router.agents_http import HttpAgents, http_session
-from twofold_router.cache import redis_permissions, redis_routes
+from twofold_router.cache import redis_permissions, redis_routes, redis_terms
 from twofold_router.copies import Copies, Limiter
+from twofold_router.counting import Limits
+from twofold_router.eventing import eventing
+from twofold_router.explaining import Explainer
+from twofold_router.explaining_redis import redis_state
 from twofold_router.following import Follower
 from twofold_router.keeping import Keeping
 from twofold_router.knowledge import Knowledge
+from twofold_router.limit_service import LimitService
+from twofold_router.limits_redis import RedisCounters
 from twofold_router.memory import MemoryConversations
 from twofold_router.metrics import Metrics
 from twofold_router.outcomes import Outcomes
 from twofold_router.outcomes_redis import RedisBoard
 from twofold_router.registry import RegistryAgents, RegistryLedger, RegistryObservations, RegistryPermissions
+from twofold_router.registry_terms import RegistryTerms
 from twofold_router.reporting import Reporting
 from twofold_router.resolution import Resolver
 from twofold_router.routing_service import RoutingService
 from twofold_router.settings import Settings
+from twofold_router.standing import Standing
 from twofold_router.targets import Targets
 from twofold_router.turn_service import TurnService
 from twofold_router.turns import Turns
 
 _ROUTING = routing_pb2.DESCRIPTOR.services_by_name["RoutingService"].full_name
+_LIMITS = limit_pb2.DESCRIPTOR.services_by_name["LimitService"].full_name
 _TURNS = turn_pb2.DESCRIPTOR.services_by_name["TurnService"].full_name
 
 # Of the time for an answered turn: the rest is for recording its usage, however long keeping it took.
@@ -48,6 +58,8 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
     async with contextlib.AsyncExitStack() as stack:
         link = await open_link(settings.redis)
         stack.push_async_callback(link.close)
+        redis_channels = RedisChannels(settings.redis)
+        stack.push_async_callback(redis_channels.close)
         registry = await stack.enter_async_context(channels.channel(options.registry_target, channels.REGISTRY))
         memory = await stack.enter_async_context(channels.channel(options.memory_target, channels.MEMORY))
         session = await stack.enter_async_context(http_session(connect_timeout_s=options.connect_timeout_s))
@@ -76,6 +88,17 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
             copies_max=options.copies_max,
             read_s=timeout_s,
         )
+        terms = Copies(
+            knowledge,
+            RegistryTerms(registry, timeout_s=timeout_s),
+            redis_terms(link),
+            limiter,
+            count=metrics.copies("terms"),
+            copies_max=options.copies_max,
+            read_s=timeout_s,
+        )
+        limits = Limits(RedisCounters(link, cells=options.limit_cells, own_clock=not options.redis_time))
+        stack.push_async_callback(terms.close)
         stack.push_async_callback(permissions.close)
         stack.push_async_callback(routes.close)
         follower = Follower(registry, knowledge, **me, ping_s=options.ping_ms / 1000, silence_s=options.silence_ms / 1000)
@@ -92,7 +115,9 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
             count=metrics.heard,
         )
         await stack.enter_async_context(reporting.spreading())
-        resolver = Resolver(knowledge, permissions, routes, targets)
+        resolver = Resolver(knowledge, permissions, routes, terms, targets, limits)
+        explainer = Explainer(knowledge, permissions, routes, targets, resolver, redis_state(link))
+        told = await stack.enter_async_context(eventing(link, redis_channels, options, metrics.events))
         turns = Turns(
             resolver,
             MemoryConversations(memory, timeout_s=timeout_s, keep_s=_KEEP_SHARE * options.keep_s),
@@ -103,8 +128,18 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
             turns_max=options.turns_max,
         )
         faces = [
-            Face(_ROUTING, RoutingService(resolver, reporting), routing_pb2_grpc.add_RoutingServiceServicer_to_server),
+            Face(
+                _ROUTING,
+                RoutingService(resolver, reporting, explainer),
+                routing_pb2_grpc.add_RoutingServiceServicer_to_server,
+            ),
+            Face(
+                _LIMITS,
+                LimitService(limits, Standing(knowledge, terms, limits)),
+                limit_pb2_grpc.add_LimitServiceServicer_to_server,
+            ),
             Face(_TURNS, TurnService(turns), turn_pb2_grpc.add_TurnServiceServicer_to_server),
+            told.face,
         ]
 
         async def serves() -> bool:
@@ -115,6 +150,13 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
             return knowledge.is_known and (boot_s() < knowledge.until() or await channels.serves(registry))
 
         running = await stack.enter_async_context(
-            serving(options, settings.log, faces=faces, check=serves, metrics=collectors)
+            serving(
+                options,
+                settings.log,
+                faces=faces,
+                check=serves,
+                metrics=collectors,
+                serializers=told.serializers,
+            )
         )
         yield running

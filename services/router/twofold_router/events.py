@@ -1,10 +1,11 @@
 """Events of agents: a bounded log each, that may be lost, and never loses anything in silence.
 
-Within an epoch of a log its events are numbered 1, 2, 3 …; a new epoch begins whenever what is there may be older than what was
-told. So whoever knows an epoch and an offset can be told what follows, or that it cannot be told.
+Within an epoch of a log its events are numbered 1, 2, 3 …; a new epoch begins whenever what is there may be older than what
+was told. So whoever knows an epoch and an offset can be told what follows, or that it cannot be told.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple, Protocol
 
@@ -52,8 +53,8 @@ class Entry(NamedTuple):
 class Reading(NamedTuple):
     """What a log holds behind a place, or from its beginning if it is of another epoch.
 
-    `first` is the oldest entry that it holds, last + 1 if it holds none; `last` the newest that was ever appended. `is_all`: no
-    more than `entries` is there.
+    `first` is the oldest entry that it holds, last + 1 if it holds none (0 for who follows it and has it all); `last` the
+    newest that was ever appended. `is_all`: no more than `entries` is there.
     """
 
     epoch: str
@@ -68,11 +69,13 @@ class Reading(NamedTuple):
         return Place(self.epoch, self.last)
 
 
-class Batch(NamedTuple):
-    """Events that are told, without a hole between them."""
+@dataclass(slots=True)
+class Batch:
+    """Events that are told, without a hole between them. `encoded` is for the face: made once for all who are told them."""
 
     epoch: str
     entries: Sequence[Entry]
+    encoded: bytes | None = field(default=None, compare=False, repr=False)
 
 
 class Gap(NamedTuple):
@@ -160,8 +163,8 @@ class Nudges(Protocol):
 class Events:
     """What can be done with the log of an agent at once; following it is for streams (event_streams.py)."""
 
-    def __init__(self, logs: Logs, *, published: Callable[[int], None]) -> None:
-        """`published` counts the events that were."""
+    def __init__(self, logs: Logs, *, published: Callable[[int, int], None]) -> None:
+        """`published` counts the events that were, and the bytes of their payloads."""
         self._logs = logs
         self._published = published
 
@@ -169,7 +172,7 @@ class Events:
         """As Publisher says."""
         appended = await self._logs.append(log, events, request_id)
         if not appended.duplicate:
-            self._published(len(events))
+            self._published(len(events), sum(len(event.payload) for event in events))
         return appended
 
     async def list(self, log: LogKey, after: Place | None, count: int) -> Reading:

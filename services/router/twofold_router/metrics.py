@@ -9,13 +9,62 @@ from twofold_router.copies import Source
 from twofold_router.outcomes import Outcome
 
 
+class EventMetrics:
+    """What is counted of events."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._published = Counter("twofold_router_events_published", "Events appended to logs.", registry=registry)
+        self._published_bytes = Counter(
+            "twofold_router_event_bytes_published", "Bytes of the payloads of events appended to logs.", registry=registry
+        )
+        self._delivered = Counter("twofold_router_events_delivered", "Events told to subscribers.", registry=registry)
+        self._gaps = Counter(
+            "twofold_router_event_gaps", "Times a subscriber was told that events are missing.", registry=registry
+        )
+        self._resets = Counter(
+            "twofold_router_event_resets", "Times a subscriber was told that a log begins anew.", registry=registry
+        )
+        self._probes = Counter(
+            "twofold_router_event_probes",
+            "Trials whether channels of Redis are heard, by what came of them.",
+            ("outcome",),
+            registry=registry,
+        )
+        self.subscribers = Gauge("twofold_router_event_subscribers", "Streams of events.", registry=registry)
+        self.followed = Gauge("twofold_router_event_logs_followed", "Logs that somebody follows.", registry=registry)
+        self.deaf = Gauge(
+            "twofold_router_event_deaf", "1 while channels of Redis are open and not heard, else 0.", registry=registry
+        )
+
+    def published(self, events: int, size: int) -> None:
+        """Events were appended."""
+        self._published.inc(events)
+        self._published_bytes.inc(size)
+
+    def delivered(self, events: int) -> None:
+        """Events were handed out to a subscriber."""
+        self._delivered.inc(events)
+
+    def gap(self) -> None:
+        """Events were announced as missing."""
+        self._gaps.inc()
+
+    def reset(self) -> None:
+        """A log was announced to begin anew."""
+        self._resets.inc()
+
+    def probed(self, outcome: str) -> None:
+        """A probe was heard or missed, or could not be sent."""
+        self._probes.labels(outcome).inc()
+
+
 class Metrics:
     """Counters of one router."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._copies = Counts(
             "twofold_router_copies",
-            "Permissions and routes that were answered from, by where they came from.",
+            "Permissions, routes and terms that were answered from, by where they came from.",
             ("kind", "source"),
             registry=registry,
         )
@@ -30,6 +79,7 @@ class Metrics:
             "Targets that could not be dialled when that was tried last.",
             registry=registry,
         )
+        self.events = EventMetrics(registry)
         self._turns = Counter("twofold_router_turns", "Turns ended, by how.", ("outcome",), registry=registry)
         self.turns_running = Gauge("twofold_router_turns_running", "Turns under way.", registry=registry)
 

@@ -1,5 +1,7 @@
 """Settings of the router."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from twofold_chassis.settings import ListenSettings, Port, RedisSettings, ServiceSettings, UrlSuffixes
@@ -25,10 +27,18 @@ class RouterSettings(ListenSettings):
     ping_ms: int = Field(default=250, ge=10, le=20_000, description="how often the registry is asked for its word")
     silence_ms: int = Field(default=700, ge=50, le=60_000, description="after how long without it the stream counts as lost")
     copies_max: int = Field(
-        default=100_000, ge=1, description="permissions, and routes, that a process keeps copies of at most"
+        default=100_000, ge=1, description="permissions, routes, and terms, that a process keeps copies of at most of each"
     )
     cold_reads_max: int = Field(
-        default=64, ge=1, le=10_000, description="questions to the registry that may be under way at once; more are refused"
+        default=64, ge=3, le=10_000, description="questions to the registry that may be under way at once; more are refused"
+    )
+    limit_cells: Literal[12, 15, 20, 30, 60] = Field(
+        default=12,
+        description="into how many cells the span of a limit is cut: with more of them less is refused too early, and each"
+        " message costs more; the same for all routers",
+    )
+    redis_time: bool = Field(
+        default=True, description="whether scripts in Redis may ask it for the time; else the router's own clock counts"
     )
     url_suffixes: UrlSuffixes = Field(
         default=("svc.cluster.local",),
@@ -49,6 +59,39 @@ class RouterSettings(ListenSettings):
     )
     keep_s: float = Field(
         default=20.0, gt=0, le=600, description="how long keeping an answered turn may take, whatever became of its caller"
+    )
+    event_log_entries_max: int = Field(
+        default=1000, ge=500, le=100_000, description="events that an agent's log keeps at most; older ones go, as a gap"
+    )
+    event_log_bytes_max: int = Field(
+        default=_MIB, ge=_MIB, le=16 * _MIB, description="bytes of an agent's log at most; older events go, as a gap"
+    )
+    event_log_ttl_s: float = Field(
+        default=86_400.0,
+        ge=60,
+        le=30 * 86_400,
+        description="how long an agent's log is kept after its last event, or its last subscriber; what Redis needs for"
+        " events is the two bounds above times the agents that had any in this time",
+    )
+    event_poll_ms: int = Field(
+        default=2000,
+        ge=50,
+        le=60_000,
+        description="how often the logs that somebody follows are looked at whether or not anything was heard of them: how"
+        " late an event may come while channels are not heard",
+    )
+    event_probe_ms: int = Field(
+        default=2000,
+        ge=50,
+        le=60_000,
+        description="how often it is tried whether channels are heard; after two times that they were not, their connection"
+        " is made anew",
+    )
+    event_heartbeat_s: float = Field(
+        default=15.0, gt=0, le=600, description="after how long without an event a subscriber is told that its stream lives"
+    )
+    event_subscribers_max: int = Field(
+        default=10_000, ge=1, description="streams of events in one process; more are refused"
     )
 
     @property
