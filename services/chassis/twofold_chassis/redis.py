@@ -57,6 +57,9 @@ class _Servers(Protocol):
     def weak(self) -> bool: ...
 
     @property
+    def trouble(self) -> str: ...
+
+    @property
     def generation(self) -> int: ...
 
     def call(self, command: Sequence[Argument], *, run_id_at: int = 0) -> Coroutine[Any, Any, Reply]: ...
@@ -122,6 +125,11 @@ class RedisLink:
     def breaker(self) -> Opens:
         """Open while Redis is believed to be gone."""
         return self._servers.breaker
+
+    @property
+    def trouble(self) -> str:
+        """Why Redis did not answer when it was asked last; empty if it did."""
+        return self._servers.trouble
 
     @property
     def generation(self) -> int:

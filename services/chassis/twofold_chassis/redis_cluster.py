@@ -95,6 +95,11 @@ class RedisCluster:
         return any(node.server.weak for node in self._masters)
 
     @property
+    def trouble(self) -> str:
+        """Why masters did not answer when they were asked last; empty if all did."""
+        return "; ".join(node.server.trouble for node in self._masters or (self._seed,) if node.server.trouble)
+
+    @property
     def generation(self) -> int:
         """A number of all connections that are there now; another one after any was made or lost, and after a failover."""
         return self._generation + sum(node.server.generation for node in self._nodes.values())

@@ -44,6 +44,8 @@ class RedisServer:
         self._in_cluster = node is not None
         self._about: About | None = None
         self._away = False
+        self.trouble = ""
+        """Why it did not answer when it was asked last; empty if it did."""
         self._complaint = ""
         self._renewed_at = float("-inf")
         named = {} if node is None else {"node": said(node)}
@@ -149,6 +151,7 @@ class RedisServer:
         elif self._away and answered:
             self._logger.info("redis is back")
         self._away = not answered
+        self.trouble = "" if answered else reason
 
 
 def _ignored(reply: "asyncio.Future[Reply]") -> None:

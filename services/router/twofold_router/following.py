@@ -67,6 +67,7 @@ class Follower:
                 raise
             except Exception as error:
                 # Whatever it was, the next stream must come: without one nobody would be answered from copies again.
+                self._knowledge.lost(_told(error), boot_s())
                 if not lost:
                     known = isinstance(error, Broken | Refusal | TimeoutError | grpc.aio.AioRpcError)
                     self._logger.warning(

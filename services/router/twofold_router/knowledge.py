@@ -114,6 +114,8 @@ class Knowledge:
         # The database's clock in seconds when the ping that holds the lease was answered, and when that was sent.
         self._database = (0.0, 0.0)
         self._moved = asyncio.Event()
+        self.listeners: list[Callable[[Sequence[Thing] | None], None]] = []
+        """Each hears what has changed, once that is known here; None: anything may have, unseen."""
 
     # What the stream tells -----------------------------------------------------------------------------------
 
@@ -145,6 +147,7 @@ class Knowledge:
         self.place, self.base = place, place.revision
         self._floors.clear()  # none is behind this place
         self._move()
+        self._tell(None)
 
     def changed(self, revision: int, tag: int, things: Sequence[Thing]) -> None:
         """The next revision changed these. Raises Broken if it is not the next."""
@@ -157,6 +160,7 @@ class Knowledge:
         if len(self._floors) > self._floors_max:
             self._trim()
         self._move()
+        self._tell(things)
 
     def pinged(self, nonce: int, sent_at: float) -> None:
         """A ping was sent."""
@@ -268,6 +272,10 @@ class Knowledge:
         """Forgets the oldest floors. Both at once: nobody may see that they are gone before the base has risen."""
         for thing in list(itertools.islice(self._floors, max(1, len(self._floors) // _TRIMMED_AT_ONCE))):
             self.base = max(self.base, self._floors.pop(thing))
+
+    def _tell(self, things: Sequence[Thing] | None) -> None:
+        for listener in self.listeners:
+            listener(things)
 
     def _move(self) -> None:
         self._moved.set()

@@ -2,7 +2,7 @@
 
 Only a failure to dial lets a target rest: then nothing was sent, and another may be asked. It rests for a second or so, and
 longer after each failure behind it; when that is over one message tries it, and the next only after as long again. What is
-heard is kept for each generation of the agent's targets: one of an older generation, however late it comes, changes no other.
+heard is kept for each generation of the agent's targets: what is of an older one, however late it comes, changes no other.
 Like the ejection of hosts in Envoy ("outlier detection"), counting in one process and losing nothing that matters with it.
 """
 
@@ -53,6 +53,7 @@ class Heard:
     rests_until: float = _NEVER
     on_trial: bool = False
     reached_at: float = _NEVER
+    answered_at: float = _NEVER
     cold_start_s: float | None = None
 
     def rests(self, now: float) -> bool:
@@ -97,6 +98,8 @@ class Outcomes:
                 self._fail(key, heard, heard.failures + 1, now)
             return
         heard.reached_at = now
+        if outcome is Outcome.FIRST_BYTE:
+            heard.answered_at = now
         if heard.failures:
             self._recover(key, heard)
 

@@ -70,8 +70,9 @@ class Targets:
                 if state is TargetState.DRAINING or (state is TargetState.FAILING and not is_own) != is_last_resort:
                     continue
                 key = _key(agent, route, target)
-                if self._outcomes.admits(key, now, peek=peek):
+                if self._outcomes.admits(key, now, peek=True):
                     self._require_allowed(agent, target, home)
+                    self._outcomes.admits(key, now, peek=peek)
                     return Choice(target, state, self._cold_start_s(key, route) if state in _STARTING else None)
         raise self._not_ready(agent, route, wanted, [state for state, _ in states], now)
 
@@ -116,7 +117,9 @@ class Targets:
             )
         if state is TargetState.DRAINING:  # who drains can be reached
             return state, False
-        if heard is not None and not heard.failures and self._database_s(heard.reached_at) > seen.seen_s:
+        # What stands before a target may take calls while it starts: only an answer says that it has.
+        since = None if heard is None or heard.failures else heard.answered_at if state in _STARTING else heard.reached_at
+        if since is not None and self._database_s(since) > seen.seen_s:
             return TargetState.READY, True
         if state is TargetState.FAILING:
             if heard is not None and heard.failures:
