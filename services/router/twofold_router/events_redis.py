@@ -13,7 +13,7 @@ from typing import Any
 
 from twofold_chassis import fields
 from twofold_chassis.alongside import alongside
-from twofold_chassis.redis import RUN_ID, RedisLink, RedisNotAsked, RedisUnavailable, Script
+from twofold_chassis.redis import RUN_ID, Argument, RedisLink, RedisNotAsked, RedisUnavailable, Script
 from twofold_chassis.redis_channels import RedisChannels
 from twofold_chassis.refusals import RequestReused
 from twofold_router import keys, wire_events
@@ -52,7 +52,8 @@ class RedisLogs:
         hashes = (_hash(request_id.encode()), _hash_of(events)) if request_id is not None else ("", "")
         bounds = (self._ttl_ms, self._entries_max, self._bytes_max)
         forms = [wire_events.form(event, now) for event in events]
-        arguments = (RUN_ID, fields.new_id(), *bounds, *hashes, _REQUESTS_MAX, keys.event_channel(*log), *forms)
+        channel = keys.event_channel(*log)
+        arguments: list[Argument] = [RUN_ID, fields.new_id(), *bounds, *hashes, _REQUESTS_MAX, channel, *forms]
         try:
             what, epoch, first, last = await self._link.run(_APPEND, keys.event_log(*log), arguments)
         except RedisNotAsked:

@@ -136,9 +136,9 @@ def router_commands(router_id: str) -> str:
     return f"p:router:{part(router_id)}"
 
 
-# The log of events of one agent: three keys in a slot of its own (a workspace may have many agents that talk). They live a day
-# after the last event or subscriber (ROUTER__EVENT_LOG_TTL_S). Lost or evicted, in whole or in part: subscribers are told, by
-# a reset or a gap; a repeat of a Publish from before publishes once more, and who comes back with an old place begins anew.
+# The log of events of one agent: three keys in a slot of its own (a workspace may have many agents that talk). They live a
+# day after the last event or subscriber (ROUTER__EVENT_LOG_TTL_S). Lost or evicted, in whole or in part: subscribers are
+# told, by a reset or a gap; a repeat of a Publish from before publishes once more, and an old place is out of range.
 
 
 def event_log(workspace_id: str, agent_id: str) -> tuple[str, str, str]:
