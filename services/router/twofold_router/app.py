@@ -33,6 +33,7 @@ from twofold_router.registry_terms import RegistryTerms
 from twofold_router.reporting import Reporting
 from twofold_router.resolution import Resolver
 from twofold_router.routing_service import RoutingService
+from twofold_router.sessioning import sessioning
 from twofold_router.settings import Settings
 from twofold_router.standing import Standing
 from twofold_router.targets import Targets
@@ -116,7 +117,19 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
         )
         await stack.enter_async_context(reporting.spreading())
         resolver = Resolver(knowledge, permissions, routes, terms, targets, limits)
-        explainer = Explainer(knowledge, permissions, routes, targets, resolver, redis_state(link))
+        explainer = Explainer(knowledge, permissions, routes, terms, targets, resolver, redis_state(link))
+        held = await stack.enter_async_context(
+            sessioning(
+                link,
+                redis_channels,
+                registry,
+                resolver,
+                knowledge,
+                options,
+                metrics.sessions,
+                router_id=me["router_id"],
+            )
+        )
         told = await stack.enter_async_context(eventing(link, redis_channels, options, metrics.events))
         turns = Turns(
             resolver,
@@ -140,6 +153,7 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
             ),
             Face(_TURNS, TurnService(turns), turn_pb2_grpc.add_TurnServiceServicer_to_server),
             told.face,
+            held,
         ]
 
         async def serves() -> bool:

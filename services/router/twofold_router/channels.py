@@ -8,7 +8,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from twofold import channels
 from twofold.memory.v1 import context_pb2, conversation_pb2
-from twofold.registry.v1 import agent_pb2, change_pb2, permission_pb2, usage_pb2
+from twofold.memory.v1 import turn_pb2 as memory_turn_pb2
+from twofold.registry.v1 import agent_pb2, change_pb2, permission_pb2, pod_pb2, session_pb2, usage_pb2
 
 _HEALTH_S = 1.0
 
@@ -40,11 +41,15 @@ REGISTRY = _config(
         change_pb2.DESCRIPTOR.services_by_name["ChangeService"],
         agent_pb2.DESCRIPTOR.services_by_name["AgentService"],
         usage_pb2.DESCRIPTOR.services_by_name["UsageService"],
+        pod_pb2.DESCRIPTOR.services_by_name["PodService"],
+        session_pb2.DESCRIPTOR.services_by_name["SessionHistoryService"],
     ]
 )
-# Keeping repeats its call itself: for longer, and it must know of each attempt whether it may have been heard.
+_OPEN_TURNS = memory_turn_pb2.DESCRIPTOR.services_by_name["TurnService"]
+# Opening and keeping repeat their calls themselves: they must know of each attempt whether it may have been heard.
 MEMORY = _config(
-    [conversation_pb2.DESCRIPTOR.services_by_name["ConversationService"], _CONTEXTS], once=[(_CONTEXTS, "Invoked")]
+    [conversation_pb2.DESCRIPTOR.services_by_name["ConversationService"], _CONTEXTS, _OPEN_TURNS],
+    once=[(_CONTEXTS, "Invoked"), *((_OPEN_TURNS, rpc) for rpc in ("BeginTurn", "CommitTurn", "AbortTurn"))],
 )
 
 

@@ -132,7 +132,7 @@ def pod_sessions(workspace_id: str, generation: str, pod_id: str) -> str:
 
 
 def router_commands(router_id: str) -> str:
-    """Channel: what other routers want told to pods that have their links at this one. A lost word costs what a lost link costs."""
+    """Channel: what other routers want told to pods that have their links at this one. Lost: as if the pod's link was lost."""
     return f"p:router:{part(router_id)}"
 
 

@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from twofold_chassis.counting import Counts
 from twofold_router.copies import Source
 from twofold_router.outcomes import Outcome
+from twofold_router.sessions import CloseReason
 
 
 class EventMetrics:
@@ -58,6 +59,51 @@ class EventMetrics:
         self._probes.labels(outcome).inc()
 
 
+class SessionMetrics:
+    """What is counted of pods and sessions."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._links = Gauge("twofold_router_pod_links", "Pods that have their link here.", registry=registry)
+        self._sessions = Gauge("twofold_router_sessions", "Sessions of pods that have their link here.", registry=registry)
+        self._opened = Counter(
+            "twofold_router_sessions_opened",
+            "Sessions opened, by whether the table in Redis has them at once.",
+            ("listed",),
+            registry=registry,
+        )
+        self._closed = Counter("twofold_router_sessions_closed", "Sessions closed, by why.", ("reason",), registry=registry)
+        self._died = Counter("twofold_router_pods_died", "Pods that this router found to be dead.", registry=registry)
+        self._dropped = Counter(
+            "twofold_router_session_history_dropped",
+            "Openings and closings of sessions that the registry was not told of.",
+            registry=registry,
+        )
+
+    def links_changed(self, count: int) -> None:
+        """So many pods have their link here."""
+        self._links.set(count)
+
+    def sessions_changed(self, count: int) -> None:
+        """They hold so many sessions."""
+        self._sessions.set(count)
+
+    def session_opened(self, *, listed: bool) -> None:
+        """A pod here has opened a session."""
+        self._opened.labels(str(listed).lower()).inc()
+
+    def session_closed(self, reason: CloseReason) -> None:
+        """This router has closed a session, or was told by its pod that it is."""
+        self._closed.labels(reason.value).inc()
+
+    def pod_died(self) -> None:
+        """A pod's lease has run out."""
+        self._died.inc()
+
+    def history_dropped(self, count: int) -> None:
+        """So many openings and closings are not told any more."""
+        self._dropped.inc(count)
+
+
 class Metrics:
     """Counters of one router."""
 
@@ -80,6 +126,7 @@ class Metrics:
             registry=registry,
         )
         self.events = EventMetrics(registry)
+        self.sessions = SessionMetrics(registry)
         self._turns = Counter("twofold_router_turns", "Turns ended, by how.", ("outcome",), registry=registry)
         self.turns_running = Gauge("twofold_router_turns_running", "Turns under way.", registry=registry)
 

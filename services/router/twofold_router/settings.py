@@ -94,6 +94,29 @@ class RouterSettings(ListenSettings):
         default=10_000, ge=1, description="streams of events in one process; more are refused"
     )
 
+    pod_lease_ms: int = Field(
+        default=10_000,
+        ge=200,
+        le=600_000,
+        description="for how long a pod holds its sessions after its last heartbeat; the same for all routers",
+    )
+    pod_heartbeat_ms: int = Field(
+        default=3000, ge=50, le=120_000, description="how often a pod sends a heartbeat: at most a third of its lease"
+    )
+    pod_links_max: int = Field(default=1000, ge=1, description="pods that have their link to one process; more are refused")
+    pod_sessions_max: int = Field(
+        default=10_000, ge=1, le=100_000, description="sessions that a pod may hold; more are refused"
+    )
+    user_sessions_max: int = Field(
+        default=100, ge=1, le=10_000, description="sessions that a user may have; more are refused"
+    )
+    pod_queue_bytes_max: int = Field(
+        default=_MIB,
+        ge=128 * 1024,
+        le=64 * _MIB,
+        description="bytes that wait for a pod that is slow to take them; then its link is cut",
+    )
+
     @property
     def url_policy(self) -> UrlPolicy:
         """Where agents may live."""
