@@ -119,6 +119,10 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """ABORTED. The session is no longer this pod's under this fence: another pod holds it, or it was closed. Drop it."""
     REASON_SESSION_HELD: _Reason.ValueType  # 140
     """ABORTED. A living pod (metadata["pod_id"]) holds the session: it must give it up first."""
+    REASON_TURN_INTERRUPTED: _Reason.ValueType  # 141
+    """ABORTED. The operation has ended before, without an answer: its turn is kept as interrupted. metadata["cause"], if it is known,
+    is the reason it ended with. Ask again under another id.
+    """
     REASON_NOT_PERMITTED: _Reason.ValueType  # 40
     """PERMISSION_DENIED. The user may not use this agent (or there is none: see REASON_AGENT_UNKNOWN)."""
     REASON_AGENT_GONE: _Reason.ValueType  # 120
@@ -202,7 +206,10 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_AGENT_FAILED: _Reason.ValueType  # 75
     """UNAVAILABLE. The agent answered with an error, or with something that is not the protocol, or hung up midway."""
     REASON_AGENT_NOT_READY: _Reason.ValueType  # 76
-    """UNAVAILABLE. The agent takes no message just now (metadata["state"]: all its targets drain, or were not reached a moment ago)."""
+    """UNAVAILABLE. The agent takes no message just now: all its targets drain, or could not be dialled a moment ago. metadata["state"]
+    is that of one of them: draining, failing, or what else the registry says of it (cold, starting). RetryInfo says when one is
+    tried again.
+    """
     REASON_REDIS_UNAVAILABLE: _Reason.ValueType  # 77
     """UNAVAILABLE. Redis does not answer, and this cannot be had without it. metadata["outcome"] of a write is NOT_STORED or UNKNOWN."""
     REASON_DEADLINE: _Reason.ValueType  # 80
@@ -309,6 +316,10 @@ REASON_SESSION_LOST: Reason.ValueType  # 39
 """ABORTED. The session is no longer this pod's under this fence: another pod holds it, or it was closed. Drop it."""
 REASON_SESSION_HELD: Reason.ValueType  # 140
 """ABORTED. A living pod (metadata["pod_id"]) holds the session: it must give it up first."""
+REASON_TURN_INTERRUPTED: Reason.ValueType  # 141
+"""ABORTED. The operation has ended before, without an answer: its turn is kept as interrupted. metadata["cause"], if it is known,
+is the reason it ended with. Ask again under another id.
+"""
 REASON_NOT_PERMITTED: Reason.ValueType  # 40
 """PERMISSION_DENIED. The user may not use this agent (or there is none: see REASON_AGENT_UNKNOWN)."""
 REASON_AGENT_GONE: Reason.ValueType  # 120
@@ -392,7 +403,10 @@ REASON_AGENT_UNREACHABLE: Reason.ValueType  # 74
 REASON_AGENT_FAILED: Reason.ValueType  # 75
 """UNAVAILABLE. The agent answered with an error, or with something that is not the protocol, or hung up midway."""
 REASON_AGENT_NOT_READY: Reason.ValueType  # 76
-"""UNAVAILABLE. The agent takes no message just now (metadata["state"]: all its targets drain, or were not reached a moment ago)."""
+"""UNAVAILABLE. The agent takes no message just now: all its targets drain, or could not be dialled a moment ago. metadata["state"]
+is that of one of them: draining, failing, or what else the registry says of it (cold, starting). RetryInfo says when one is
+tried again.
+"""
 REASON_REDIS_UNAVAILABLE: Reason.ValueType  # 77
 """UNAVAILABLE. Redis does not answer, and this cannot be had without it. metadata["outcome"] of a write is NOT_STORED or UNKNOWN."""
 REASON_DEADLINE: Reason.ValueType  # 80

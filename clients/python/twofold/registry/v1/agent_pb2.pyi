@@ -184,7 +184,8 @@ class Agent(_message.Message):
     installation. If the workspace has a Kubernetes namespace, such a host must be <service>.<namespace>.<suffix> with this very
     namespace, whatever the workspace allows itself; if it has none, any, or with REGISTRY__REQUIRE_NAMESPACES no such host at all.
     The rule is asked whenever url or targets are written; an agent that was there before the namespace or the suffixes changed
-    stays as it is. It speaks of names only: who dials must look at the address that a name resolves to.
+    stays as it is, but routers give its URL out no more (REASON_URL_FORBIDDEN). It speaks of names only: who dials must look at the
+    address that a name resolves to.
     """
     state: Global___AgentState.ValueType
     """Declared state. Default: PUBLISHED."""

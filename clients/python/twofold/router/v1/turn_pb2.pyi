@@ -56,7 +56,7 @@ class RunRequest(_message.Message):
     instructions: _builtins.str
     """Instructions for this turn, behind the agent's standing ones. Optional, up to 64 KiB."""
     min_revision_token: _builtins.bytes
-    """The permission must be at least this new: a revision_token of the registry. Optional."""
+    """Permission, route and terms must be at least this new: a revision_token of the registry. Optional."""
     keep_running: _builtins.bool
     """Whether the turn goes on when nobody listens any more."""
     turn_policy: _turn_pb2.TurnPolicy.ValueType
