@@ -36,6 +36,7 @@ class Link:
         self.mismatches = 0
         self.again: list[HeldSession] | None = None
         """What it has announced since it was asked for all its sessions again."""
+        self.asked_about: frozenset[SessionKey] = frozenset()
         self._sessions: dict[str, dict[str, Session]] = {}
         self._count = 0
         self._bytes_max = bytes_max

@@ -347,13 +347,13 @@ class Links:
         link.mismatches += 1
         if link.mismatches >= 2:
             link.mismatches = 0
-            link.again = []
+            link.again, link.asked_about = [], frozenset(session.key for session in link.sessions())
             link.tell(Reannounce())
 
     def _replace(self, link: Link, announced: Sequence[HeldSession]) -> None:
         named = {one.key: one for one in announced}
         for session in link.sessions():
-            if session.key not in named:
+            if session.key in link.asked_about and session.key not in named:
                 self._drop(link, session)
                 self._remove_soon(session)
                 self._closed(session, CloseReason.ERROR)
