@@ -121,7 +121,7 @@ class Answered:
     async def progress(self, answers: int) -> None:
         """Returns when there were so many more."""
         wanted = self._count + answers
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(60):
             while self._count < wanted:
                 self._more.clear()
                 await self._more.wait()

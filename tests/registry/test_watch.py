@@ -804,9 +804,10 @@ async def test_c15_whoever_is_cut_off_paused_or_compacted_away_ends_with_what_th
     for workspace in workspaces:
         await furnish(api, workspace)
     done = asyncio.Event()
-    begun_anew = 0
+    compacted = begun_anew = 0
 
     async def write(writer: int, connection: Connection) -> None:
+        nonlocal compacted
         chance = random.Random(f"writer {writer}")
         for step in range(60):
             workspace = chance.choice(workspaces)
@@ -829,6 +830,7 @@ async def test_c15_whoever_is_cut_off_paused_or_compacted_away_ends_with_what_th
                         )
                     case _:
                         await connection.execute(COMPACT)
+                        compacted = await connection.fetchval("SELECT compacted FROM registry.registry_head")
 
     async def follow(follower: int) -> Watcher:
         nonlocal begun_anew
@@ -846,6 +848,8 @@ async def test_c15_whoever_is_cut_off_paused_or_compacted_away_ends_with_what_th
                             break
                         if chance.random() < 0.3:
                             await asyncio.sleep(0)
+            if chance.random() < 0.5:  # it stays away until its place is gone
+                await until(lambda: done.is_set() or (watcher.place is not None and watcher.place.revision < compacted))
         async with watcher.watching():
             await watcher.caught_up()
         return watcher
