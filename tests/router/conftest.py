@@ -1,9 +1,10 @@
 """A router in this process, with peers and agents that do as a test says."""
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import grpc
@@ -19,6 +20,18 @@ from twofold_router.app import router
 from twofold_router.settings import RouterSettings, Settings
 
 METADATA = (("twofold-actor", "tester"), ("x-request-id", "request-1"))
+Value = TypeVar("Value")
+
+
+async def answered(ask: Callable[[], Awaitable[Value]]) -> Value:
+    """What it answers or is refused with. Asked again while nobody can tell: a busy machine may need longer than a lease."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                return await ask()
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
 
 
 class Client:
@@ -40,6 +53,16 @@ class Client:
         request = routing_pb2.CheckRequest(**{"workspace_id": workspace_id, "user_id": "ada", "agent_id": "agent", **fields})
         return await self._routing.Check(request, metadata=METADATA, timeout=30)
 
+    async def explain(self, workspace_id: str, /, **fields: Any) -> routing_pb2.ExplainResponse:
+        request = routing_pb2.ExplainRequest(
+            **{"workspace_id": workspace_id, "user_id": "ada", "agent_id": "agent", **fields}
+        )
+        return await self._routing.Explain(request, metadata=METADATA, timeout=30)
+
+    async def report(self, workspace_id: str, /, *outcomes: routing_pb2.Outcome) -> None:
+        request = routing_pb2.ReportOutcomeRequest(workspace_id=workspace_id, outcomes=outcomes)
+        await self._routing.ReportOutcome(request, metadata=METADATA, timeout=30)
+
     async def resolve_all(
         self, workspace_id: str, /, *pairs: tuple[str, str], **fields: Any
     ) -> list[routing_pb2.ResolveResult]:
@@ -55,6 +78,23 @@ class Client:
         )
         return self._turns.Run(request, metadata=METADATA, timeout=timeout)
 
+    def attach(
+        self, workspace_id: str, operation_id: str, /, *, timeout: float | None = 30, **fields: Any
+    ) -> "grpc.aio.UnaryStreamCall[turn_pb2.AttachRequest, turn_pb2.AttachResponse]":
+        request = turn_pb2.AttachRequest(
+            **{"workspace_id": workspace_id, "user_id": "ada", "operation_id": operation_id, **fields}
+        )
+        return self._turns.Attach(request, metadata=METADATA, timeout=timeout)
+
+    async def attached(self, workspace_id: str, operation_id: str, /, **fields: Any) -> "Turn":
+        return Turn([event async for event in self.attach(workspace_id, operation_id, **fields)])
+
+    async def cancel(self, workspace_id: str, operation_id: str, /, **fields: Any) -> bool:
+        request = turn_pb2.CancelTurnRequest(
+            **{"workspace_id": workspace_id, "user_id": "ada", "operation_id": operation_id, **fields}
+        )
+        return (await self._turns.CancelTurn(request, metadata=METADATA, timeout=30)).cancelled
+
     async def turn(self, workspace_id: str, /, message: str = "you", **fields: Any) -> "Turn":
         return Turn([event async for event in self.run(workspace_id, message, **fields)])
 
@@ -67,11 +107,15 @@ class Client:
 class Turn:
     """The events of a whole turn."""
 
-    def __init__(self, events: list[turn_pb2.RunResponse]) -> None:
+    def __init__(self, events: Sequence[turn_pb2.RunResponse | turn_pb2.AttachResponse]) -> None:
         kinds = [event.WhichOneof("event") for event in events]
-        assert kinds == ["started", *["delta"] * (len(events) - 2), "completed"]
+        order = ["started", "waiting", "delta", "tool_calls", "completed"]
+        assert kinds == sorted(kinds, key=lambda kind: order.index(kind or ""))
+        assert (kinds[0], kinds[-1]) == ("started", "completed")
         self.started = events[0].started
-        self.deltas = [event.delta.text for event in events[1:-1]]
+        self.waited = [event.waiting for event in events if event.HasField("waiting")]
+        self.deltas = [event.delta.text for event in events if event.HasField("delta")]
+        self.calls = [call for event in events for call in event.tool_calls.calls]
         self.completed = events[-1].completed
 
     @property
@@ -153,11 +197,13 @@ def start(_registry: tuple[FakeRegistry, str], _memory: tuple[FakeMemory, str], 
     """Starts a router of a test's own, with settings of its own."""
 
     # A machine that stands still for a second is no reason to ask the registry: what leases are about has its own tests.
-    patient = {"lease_ms": 30_000, "silence_ms": 20_000, "ping_ms": 50, "allow_loopback_urls": True}
+    patient: dict[str, Any] = {"lease_ms": 30_000, "silence_ms": 20_000, "ping_ms": 50, "allow_loopback_urls": True}
+    patient["url_suffixes"] = ("svc.cluster.local", "a", "green", "moved", "other", "paused")
 
     @contextlib.asynccontextmanager
     async def started(redis: RedisSettings = redis_settings, **options: Any) -> AsyncIterator[Client]:
         chosen = {"port": 0, "drain_s": 0.2, "registry_target": _registry[1], "memory_target": _memory[1]}
+        chosen |= {"detached_s": 0, "cold_start_s": 0}
         settings = Settings(redis=redis, router=RouterSettings(**chosen | patient | options))
         async with router(settings) as running, grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel:
             yield Client(channel, running.metrics_port)

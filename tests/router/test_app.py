@@ -10,7 +10,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.router.conftest import Client, Start, refused
+from tests.router.conftest import Client, Start, answered, refused
 from tests.router.fakes import FakeRegistry, registry_server
 from twofold.router.v1 import routing_pb2
 from twofold_chassis.settings import load
@@ -75,11 +75,11 @@ async def test_a_router_serves_without_its_lease_as_long_as_the_registry_does(st
             start(registry_target=f"127.0.0.1:{port}", lease_ms=300, ping_ms=50, silence_ms=250)
         )
         await until_serving(left, ROUTING)
-        await left.resolve(ws)
+        await answered(lambda: left.resolve(ws))
         registry.changes.hold_checkpoints()
         await asyncio.sleep(2.5)  # longer than the lease, and twice as long as between two looks at its health
         assert await status(left, ROUTING) == health_pb2.HealthCheckResponse.SERVING
-        assert (await left.resolve(ws)).permission_source == routing_pb2.ROUTE_SOURCE_REGISTRY
+        assert (await answered(lambda: left.resolve(ws))).permission_source == routing_pb2.ROUTE_SOURCE_REGISTRY
         await ending.aclose()
         await until_serving(left, ROUTING, serving=False)
         with refused(grpc.StatusCode.UNAVAILABLE, "REASON_PEER_UNAVAILABLE"):

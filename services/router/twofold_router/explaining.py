@@ -150,11 +150,11 @@ class Explainer:
         now = boot_s()
         found = []
         if held is not None:
-            why_not = self._why_not(held.stamp, things, least, now)
-            found.append(Found(Source.PROCESS, words(held.value), held.stamp, max(0.0, now - held.read_at), why_not))
+            problem = why_not(self._knowledge, held.stamp, things, least, now)
+            found.append(Found(Source.PROCESS, words(held.value), held.stamp, max(0.0, now - held.read_at), problem))
         if shared is not None:
-            why_not = self._why_not(shared.stamp, things, least, now)
-            found.append(Found(Source.CACHE, words(shared.value), shared.stamp, None, why_not))
+            problem = why_not(self._knowledge, shared.stamp, things, least, now)
+            found.append(Found(Source.CACHE, words(shared.value), shared.stamp, None, problem))
         changes = [(thing, self._knowledge.changed_at(thing)) for thing in things]
         return Fact(name, found, self._knowledge.floor(things), changes)
 
@@ -165,27 +165,6 @@ class Explainer:
             return held.value
         shared = await copies.shared(key)
         return None if shared is None else shared.value
-
-    def _why_not(self, stamp: Stamp, things: Sequence[Thing], least: Revision | None, now: float) -> str:
-        """Why a copy that was read then may not be answered from; empty exactly if it may."""
-        knowledge = self._knowledge
-        reasons = []
-        if not knowledge.has_lease(now):
-            reasons.append("the registry's word that nothing has changed is too old")
-        if stamp.epoch != knowledge.place.epoch:
-            reasons.append(f"it is of epoch {stamp.epoch} of the registry's history, which is in {knowledge.place.epoch}")
-        elif stamp.revision < knowledge.floor(things):
-            reasons.append(self._outdated(stamp, things))
-        if least is not None and not knowledge.holds(stamp, least):
-            reasons.append("it does not hold the revision that is asked for")
-        return "; ".join(reasons)
-
-    def _outdated(self, stamp: Stamp, things: Sequence[Thing]) -> str:
-        since = [(thing, self._knowledge.changed_at(thing)) for thing in things]
-        changed = [f"{thing[0]} at {revision}" for thing, revision in since if revision and revision > stamp.revision]
-        if changed:
-            return f"it was read at revision {stamp.revision}, and these have changed since: {', '.join(changed)}"
-        return f"it was read at revision {stamp.revision}, and of what came before {self._knowledge.base} not all was heard"
 
     def _lease(self, now: float) -> Lease:
         knowledge, stream = self._knowledge, self._knowledge.stream
@@ -202,6 +181,28 @@ class Explainer:
             stream_age_s=max(0.0, now - stream.since),
             routers=knowledge.routers,
         )
+
+
+def why_not(knowledge: Knowledge, stamp: Stamp, things: Sequence[Thing], least: Revision | None, now: float) -> str:
+    """Why a copy that was read then may not be answered from; empty exactly if it may."""
+    reasons = []
+    if not knowledge.has_lease(now):
+        reasons.append("the registry's word that nothing has changed is too old")
+    if stamp.epoch != knowledge.place.epoch:
+        reasons.append(f"it is of epoch {stamp.epoch} of the registry's history, which is in {knowledge.place.epoch}")
+    elif stamp.revision < knowledge.floor(things):
+        reasons.append(_outdated(knowledge, stamp, things))
+    if least is not None and not knowledge.holds(stamp, least):
+        reasons.append("it does not hold the revision that is asked for")
+    return "; ".join(reasons)
+
+
+def _outdated(knowledge: Knowledge, stamp: Stamp, things: Sequence[Thing]) -> str:
+    since = [(thing[0], knowledge.changed_at(thing)) for thing in things]
+    changed = [f"{kind} at {revision}" for kind, revision in since if revision is not None and revision > stamp.revision]
+    if changed:
+        return f"it was read at revision {stamp.revision}, and these have changed since: {', '.join(changed)}"
+    return f"it was read at revision {stamp.revision}, and of what came before {knowledge.base} not all was heard"
 
 
 def _summary(question: Question, decision: Resolution | Refusal, lease: Lease) -> str:
