@@ -86,7 +86,7 @@ _Happening = tuple[Callable[..., Awaitable[None]], tuple[Any, ...], int]
 
 class PodLink:
     """A pod. `delivered` gets messages for its sessions, in order; `closed` hears of sessions that are over, and why: a name
-    of SessionCloseReason (REVOKED, TAKEN_OVER …), or FENCED if all are, because the pod was thought dead. `drain` is asked to
+    of SessionCloseReason (REVOKED, TAKEN_OVER …), or FENCED if all are, as the pod was thought dead. `drain` is asked to
     let sessions go. They are called one after the other: what takes long belongs into a task of its own.
     """
 
