@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import random
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -690,6 +690,78 @@ async def test_a_defect_in_what_a_watcher_says_ends_its_stream() -> None:
         with pytest.raises(LookupError):
             async for _ in watch.told():
                 pass
+
+
+class RegisteredFeed(HeldFeed):
+    """Nothing ever changes, and a router is registered for as long as the test says."""
+
+    routers: Mapping[RouterKey, int] = {ROUTER: 60_000}
+
+    async def look(self, after: int) -> Look:
+        return Look(Place(1, 1, 1), 0, datetime.now(UTC), self.routers, [], is_all=True)
+
+
+async def test_a_router_that_is_leaving_is_not_told_that_it_is_not_registered() -> None:
+    feed, leaving = RegisteredFeed(), asyncio.Event()
+
+    class Forgetful(Unasked):
+        async def leave(self, router: RouterKey) -> None:
+            feed.routers = {}
+            leaving.set()
+            await asyncio.Event().wait()  # it has left; that is heard of late
+
+    async def leaves() -> AsyncIterator[Command]:
+        yield Leave()
+
+    watching = Watching(feed, Routers(Forgetful(), lease_s=1.0), watchers_max=1)
+    async with asyncio.timeout(WAIT_S), watching.watch(Open(ROUTER, None, wants_state=False), leaves()) as watch:
+        told = watch.told()
+        await leaving.wait()
+        assert isinstance(await anext(told), Opened)
+        assert isinstance(await anext(told), Checkpoint)
+        await told.aclose()
+
+
+async def test_a_router_whose_stream_is_cancelled_twice_is_renewed_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twofold_registry.watching._LOOK_EACH_S", 0.01)
+    renewed, held = 0, asyncio.Event()
+
+    class Counted(Unasked):
+        async def renew(self, routers: Sequence[RouterKey]) -> None:
+            nonlocal renewed
+            renewed += 1
+
+    async def stubborn() -> AsyncIterator[Command]:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            held.set()
+            await asyncio.Event().wait()
+        yield Leave()
+
+    feed = RegisteredFeed()
+    feed.routers = {ROUTER: 1}
+    watching = Watching(feed, Routers(Counted(), lease_s=1.0), watchers_max=2)
+
+    async def watched() -> None:
+        async with watching.watch(Open(ROUTER, None, wants_state=False), stubborn()) as watch:
+            async for _ in watch.told():
+                pass
+
+    task = asyncio.create_task(watched())
+    await until(lambda: renewed > 0)
+    task.cancel()
+    await held.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    async with watching.watch(Open(None, None, wants_state=False), nobody_speaks()) as watch:
+        before, told = renewed, watch.told()
+        for _ in range(3):
+            while not isinstance(await anext(told), Checkpoint):
+                pass
+            watching.wake()
+        await told.aclose()
+    assert renewed == before
 
 
 class CompactedFeed(HeldFeed):

@@ -457,3 +457,17 @@ async def test_a_purged_workspace_is_emptied_some_rows_at_a_time(
     assert row is not None
     assert (row["display_name"], row["namespace"], row["plan"]) == ("", "", "")
     assert await purges.empty(2) == 0
+
+
+async def test_many_purged_workspaces_are_emptied_in_one_sweep(
+    api: Registry, owner: Connection, purges: PostgresPurges, workspace_id: str
+) -> None:
+    names = [f"{workspace_id}-{number}" for number in range(12)]
+    for name in names:
+        await api.make_workspace(name)
+        await delete(api, name)
+        await age(owner, name, 31)
+    await purges.purge_due(500)
+    await purges.empty(500)
+    left = "SELECT count(*) FROM registry.workspaces WHERE workspace_id = ANY ($1) AND emptied_at IS NULL"
+    assert await owner.fetchval(left, names) == 0

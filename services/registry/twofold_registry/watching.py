@@ -149,7 +149,7 @@ Command = Ping | Ack | Leave
 
 
 class Feed(Protocol):
-    """The changes that are kept. Every method but `begin` and `state` is one statement."""
+    """The changes that are kept. Each look is one statement."""
 
     async def open_at(self, place: Place | None) -> Opened:
         """Where a stream begins that names this place, or none. Renews the epoch if the past was rewritten since."""
@@ -199,13 +199,14 @@ class Watching:
         try:
             yield watch
         finally:
+            # Before anything is waited for, as it may be cancelled again: a router that stayed would be renewed for ever.
             self._count -= 1
-            hearing.cancel()
-            await asyncio.wait([hearing])
             self._live.discard(watch)
             if not self._live and self._task is not None:
                 self._task.cancel()
                 self._task = None
+            hearing.cancel()
+            await asyncio.wait([hearing])
 
     def join(self, watch: "Watch", place: Place) -> bool:
         """Serves the watch from now on, which stands there; False if what is kept for all does not go on from it.
@@ -337,9 +338,9 @@ class Watch:
                         if self.router is not None:
                             self._routers.ack(self.router, epoch, revision)
                     case Leave():
-                        if self.router is not None:
-                            await self._routers.leave(self.router)
-                        self.router = None
+                        router, self.router = self.router, None  # from now on nobody misses its registration
+                        if router is not None:
+                            await self._routers.leave(router)
         except Exception as error:  # noqa: BLE001  (the stream raises it)
             self.end(error)
 

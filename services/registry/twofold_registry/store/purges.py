@@ -42,16 +42,22 @@ class PostgresPurges:
         return len(due)
 
     async def empty(self, most: int) -> int:
-        """Forgets up to so many users, and so many agents, of purged workspaces; says how many rows it were."""
-        async with postgres.connection(self._system) as connection:
-            found = await connection.fetch(STATEMENTS["workspaces_to_empty"], _WORKSPACES_AT_ONCE)
+        """Forgets users and agents of purged workspaces, up to so many of each in a transaction; says how many rows it were.
+
+        That of a workspace, which is empty then, is one of them. It were fewer only where no workspace is left.
+        """
         count = 0
 
         async def empty(row: Record) -> None:
             nonlocal count
             count += await self._empty(row["workspace_id"], most)
 
-        await one_by_one(found, empty)
+        for _ in range(-(-most // _WORKSPACES_AT_ONCE)):
+            async with postgres.connection(self._system) as connection:
+                found = await connection.fetch(STATEMENTS["workspaces_to_empty"], _WORKSPACES_AT_ONCE)
+            await one_by_one(found, empty)
+            if not found or count >= most:
+                break
         return count
 
     async def purge_one(self, row: Record) -> None:
@@ -68,5 +74,5 @@ class PostgresPurges:
         async with postgres.transaction(self._pool, (workspace_id,)) as connection:
             users: int = await connection.fetchval(STATEMENTS["empty_users"], workspace_id, most)
             agents: int = await connection.fetchval(STATEMENTS["empty_agents"], workspace_id, most)
-            await connection.execute(STATEMENTS["workspace_is_empty"], workspace_id)
-        return users + agents
+            told = await connection.execute(STATEMENTS["workspace_is_empty"], workspace_id)
+        return users + agents + int(told.rpartition(" ")[2])  # "UPDATE 1"

@@ -172,7 +172,7 @@ class PostgresUsage:
         return cells, operations, found[-1]["at"]
 
     async def add_partitions(self, _: int = 0) -> int:
-        """Prepares the months that come; returns how many were new. For a daily sweep; nothing fails where none has run."""
+        """Prepares the months that come; returns how many were new. For an hourly sweep; nothing fails if none has run."""
         async with postgres.transaction(self._system) as connection:
             return int(await connection.fetchval(STATEMENTS["add_usage_partitions"], _PARTITIONS_AHEAD))
 
