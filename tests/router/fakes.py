@@ -12,6 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from prometheus_client import CollectorRegistry
 
 from tests.router.changes import FakeChanges
+from tests.router.fake_turns import FakeTurns
 from twofold.memory.v1 import (
     context_pb2,
     context_pb2_grpc,
@@ -20,16 +21,21 @@ from twofold.memory.v1 import (
     document_pb2,
     message_pb2,
     preference_pb2,
+    turn_pb2_grpc,
 )
 from twofold.registry.v1 import (
     agent_pb2,
     agent_pb2_grpc,
+    billing_pb2,
     change_pb2,
     change_pb2_grpc,
     permission_pb2,
     permission_pb2_grpc,
+    terms_pb2,
+    terms_pb2_grpc,
     usage_pb2,
     usage_pb2_grpc,
+    workspace_pb2,
 )
 from twofold_chassis import call, fields
 from twofold_chassis.refusals import AlreadyExists, FailedPrecondition, NotFound, Reason, Refusal, RequestReused
@@ -63,6 +69,10 @@ class Verdict(NamedTuple):
 
     reason: permission_pb2.CheckReason.ValueType
     ends_s: float | None = None
+
+
+class WorkspaceUnknown(NotFound):
+    reason = Reason.REASON_WORKSPACE_UNKNOWN
 
 
 class AgentUnknown(NotFound):
@@ -126,8 +136,9 @@ class FakeRegistry(
     permission_pb2_grpc.PermissionServiceServicer,
     agent_pb2_grpc.AgentServiceServicer,
     usage_pb2_grpc.UsageServiceServicer,
+    terms_pb2_grpc.TermsServiceServicer,
 ):
-    """Agents, verdicts and usage events in dictionaries, and `changes`: every change of the first two, in order."""
+    """Agents, verdicts, terms and usage events in dictionaries, and `changes`: every change of the first two, in order."""
 
     def __init__(self) -> None:
         self.changes = FakeChanges()  # type: ignore[abstract]  # only what the router asks
@@ -138,6 +149,8 @@ class FakeRegistry(
         self.calls = Calls()
         self.agents: dict[Pair, agent_pb2.Agent] = {}
         self.verdicts: dict[tuple[str, str, str], Verdict] = {}
+        self.terms: dict[Pair, terms_pb2.GetTermsResponse] = {}
+        self.workspaces_are_unknown = False
         self.events: dict[Pair, usage_pb2.UsageEvent] = {}
         self.changes.reset()
 
@@ -197,6 +210,24 @@ class FakeRegistry(
         """The grant is taken away."""
         self.grant(workspace_id, user_id, agent_id, permission_pb2.CHECK_REASON_NO_GRANT)
 
+    def limit(self, workspace_id: str, *, user_id: str = "", shadow: bool = False, **amounts: int) -> None:
+        """These limits are in force now, and no others: for all users of the workspace, or for one."""
+        terms = self.terms.setdefault((workspace_id, user_id), terms_pb2.GetTermsResponse())
+        del terms.limits[:]
+        for name, amount in amounts.items():
+            kind = workspace_pb2.LimitKind.Value(f"LIMIT_KIND_{name.upper()}")
+            terms.limits.add(kind=kind, amount=amount, shadow=shadow)
+        if user_id:
+            self._tell(change_pb2.WATCH_ITEM_KIND_USER, workspace_id, user_id=user_id)
+        else:
+            self._tell(change_pb2.WATCH_ITEM_KIND_PLAN, workspace_id)
+
+    def cap(self, workspace_id: str, state: billing_pb2.CapState.ValueType, month: str) -> None:
+        """A cap of the workspace was crossed."""
+        terms = self.terms.setdefault((workspace_id, ""), terms_pb2.GetTermsResponse())
+        terms.cap_state, terms.cap_month = state, month
+        self._tell(change_pb2.WATCH_ITEM_KIND_PLAN, workspace_id)
+
     def _tell(
         self, kind: change_pb2.WatchItemKind.ValueType, workspace_id: str, *, user_id: str = "", agent_id: str = ""
     ) -> None:
@@ -239,6 +270,40 @@ class FakeRegistry(
             raise AgentUnknown("no such agent")
         return answer
 
+    async def GetTerms(self, request: terms_pb2.GetTermsRequest, context: Any) -> terms_pb2.GetTermsResponse:
+        revision, answer = self.changes.revision, terms_pb2.GetTermsResponse()
+        of_workspace = self.terms.get((request.workspace_id, ""), answer)
+        answer.CopyFrom(self.terms.get((request.workspace_id, request.user_id), of_workspace))
+        answer.cap_state, answer.cap_month = of_workspace.cap_state, of_workspace.cap_month
+        answer.revision_token = revision.token()
+        answer.read_time.FromNanoseconds(time.time_ns())
+        await self.calls.enter("GetTerms", request)
+        revision.satisfies(revision_of(request.min_revision_token, "min_revision_token"))
+        if self.workspaces_are_unknown:
+            raise WorkspaceUnknown("no such workspace")
+        return answer
+
+    async def ReadWindow(
+        self, request: usage_pb2.ReadWindowRequest, context: Any
+    ) -> AsyncIterator[usage_pb2.ReadWindowResponse]:
+        await self.calls.enter("ReadWindow", request)
+        part = usage_pb2.ReadWindowResponse()
+        part.read_time.FromNanoseconds(time.time_ns())
+        cell_s, group = request.cell.seconds, request.group_by
+        since_s = request.start_time.seconds // cell_s * cell_s
+        for (workspace_id, event_id), event in self.events.items():
+            if workspace_id != request.workspace_id or event.event_time.seconds < since_s:
+                continue
+            cell = part.cells.add(
+                messages=event.messages, input_tokens=event.input_tokens, output_tokens=event.output_tokens
+            )
+            cell.start_time.seconds = event.event_time.seconds // cell_s * cell_s
+            cell.user_id = event.user_id if group == usage_pb2.WINDOW_GROUP_USER else ""
+            cell.agent_id = event.agent_id if group == usage_pb2.WINDOW_GROUP_AGENT else ""
+            if event.event_time.ToNanoseconds() >= time.time_ns() - request.operations_for.ToNanoseconds():
+                part.operations.add(operation_id=event_id.rpartition("/")[0], event_time=event.event_time)
+        yield part
+
     async def RecordUsage(self, request: usage_pb2.RecordUsageRequest, context: Any) -> usage_pb2.RecordUsageResponse:
         await self.calls.enter("RecordUsage", request)
         duplicates = [self._record(request.workspace_id, event) for event in request.events]
@@ -252,12 +317,14 @@ class FakeRegistry(
 
 
 class FakeMemory(conversation_pb2_grpc.ConversationServiceServicer, context_pb2_grpc.ContextServiceServicer):
-    """Turns in a dictionary per conversation."""
+    """Turns in a dictionary per conversation, and `open_turns`: those that are not closed yet."""
 
     def __init__(self) -> None:
+        self.open_turns = FakeTurns(self)
         self.reset()
 
     def reset(self) -> None:
+        self.open_turns.reset()
         self.calls = Calls()
         self.owners: dict[Pair, str] = {}
         self.messages: dict[Pair, list[message_pb2.Message]] = {}
@@ -265,6 +332,15 @@ class FakeMemory(conversation_pb2_grpc.ConversationServiceServicer, context_pb2_
         self.preferences: dict[Pair, dict[str, str]] = {}
         self.summaries: dict[Pair, str] = {}
         self.documents: dict[Pair, list[document_pb2.Document]] = {}
+
+    def require_owner(self, key: Pair, user_id: str) -> None:
+        """Refuses another user's conversation."""
+        if self.owners.get(key, user_id) != user_id:
+            raise ConversationUnknown("no such conversation")
+
+    def turn(self, key: Pair, turn_id: str) -> list[message_pb2.Message]:
+        """The messages of a turn that is stored."""
+        return [message for message in self.messages.get(key, []) if message.turn_id == turn_id]
 
     async def Invoking(self, request: context_pb2.InvokingRequest, context: Any) -> context_pb2.InvokingResponse:
         await self.calls.enter("Invoking", request)
@@ -294,7 +370,7 @@ class FakeMemory(conversation_pb2_grpc.ConversationServiceServicer, context_pb2_
         messages = [message for message in self.messages[key] if message.turn_id == request.turn_id]
         if not messages:
             raise TurnUnknown("no such turn")
-        usage = self.usages[(*key, request.turn_id)]
+        usage = self.usages.get((*key, request.turn_id))
         return conversation_pb2.GetTurnResponse(messages=messages, usage=usage, thread_token=b"token")
 
     async def Invoked(self, request: context_pb2.InvokedRequest, context: Any) -> context_pb2.InvokedResponse:
@@ -311,7 +387,8 @@ class FakeMemory(conversation_pb2_grpc.ConversationServiceServicer, context_pb2_
         if not turn:
             turn = _stored(request, len(kept) + 1)
             kept.extend(turn)
-            self.usages[(*key, request.request_id)] = request.usage
+            if request.HasField("usage"):
+                self.usages[(*key, request.request_id)] = request.usage
         await self.calls.leave("Invoked")
         return context_pb2.InvokedResponse(
             turn_id=request.request_id,
@@ -359,6 +436,7 @@ async def registry_server(registry: FakeRegistry, *, port: int = 0) -> AsyncIter
         ),
         Face("twofold.registry.v1.AgentService", registry, agent_pb2_grpc.add_AgentServiceServicer_to_server),
         Face("twofold.registry.v1.ChangeService", registry.changes, change_pb2_grpc.add_ChangeServiceServicer_to_server),
+        Face("twofold.registry.v1.TermsService", registry, terms_pb2_grpc.add_TermsServiceServicer_to_server),
         Face("twofold.registry.v1.UsageService", registry, usage_pb2_grpc.add_UsageServiceServicer_to_server),
     ]
     async with _server(faces, port) as target:
@@ -375,6 +453,7 @@ async def memory_server(memory: FakeMemory) -> AsyncIterator[str]:
             conversation_pb2_grpc.add_ConversationServiceServicer_to_server,
         ),
         Face("twofold.memory.v1.ContextService", memory, context_pb2_grpc.add_ContextServiceServicer_to_server),
+        Face("twofold.memory.v1.TurnService", memory.open_turns, turn_pb2_grpc.add_TurnServiceServicer_to_server),
     ]
     async with _server(faces, 0) as target:
         yield target

@@ -9,20 +9,25 @@ import pytest
 from twofold_chassis.clocks import boot_s
 from twofold_chassis.refusals import HistoryChanged, PeerUnavailable, Refusal
 from twofold_chassis.revisions import Revision
-from twofold_chassis.urls import UrlPolicy
+from twofold_chassis.urls import Home, UrlPolicy
 from twofold_router import resolution as module
-from twofold_router.agents import Limits
+from twofold_router.agents import Limits as AgentLimits
 from twofold_router.copies import Copies, Limiter, Source, Told, Truth, Unstamped
-from twofold_router.knowledge import Knowledge, Place, Stamp, Thing, agent_thing, permission_thing
+from twofold_router.counting import Limits
+from twofold_router.knowledge import Knowledge, Place, Stamp, Thing, agent_thing, permission_thing, plan_thing
+from twofold_router.limits import CountersAway, Mark, Operation, Settled, Tally
+from twofold_router.limits import Outcome as LimitOutcome
 from twofold_router.outcomes import Outcomes
 from twofold_router.permissions import NotPermitted, PairKey, Permission, Verdict
 from twofold_router.resolution import AgentGone, AgentNotPublished, Question, Resolution, Resolver
 from twofold_router.routes import AgentKey, AgentSettings, AgentUnknown, Route
+from twofold_router.shares import Shares
 from twofold_router.targets import Targets
+from twofold_router.terms import Limit, Terms, TermsKey
 
 EPOCH, LEASE_S = 7, 600.0
 AGENT = AgentKey("ws", "agent")
-POLICY = UrlPolicy(("svc.cluster.local",), allow_loopback=False)
+POLICY = UrlPolicy(("a", "b"), allow_loopback=False)
 ADA = Question(AGENT, "ada")
 AWAY = PeerUnavailable("away", retry_after_s=1.0, peer="registry")
 Key = TypeVar("Key")
@@ -34,8 +39,48 @@ def permission(verdict: Verdict = Verdict.GRANT, ends_s: float | None = None) ->
 
 
 def route(**values: Any) -> Route:
-    settings = AgentSettings("", "model", False, 1, 1, Limits(1.0, 1.0))
+    settings = AgentSettings("", "model", False, 1, 1, AgentLimits(1.0, 1.0))
     return Route(**{"url": "http://a", "published": True, "settings": settings, **values})
+
+
+def terms(*limits: Limit, capped_month: str = "") -> Terms:
+    return Terms(limits, capped_month, Home(), 5000.0)
+
+
+class FakeCounters:
+    """Counts operations; what is to happen meanwhile, a test says."""
+
+    def __init__(self) -> None:
+        self.taken: set[str] = set()
+        self.asked: list[str] = []
+        self.during: Callable[[], None] = lambda: None
+        self.refuses = self.is_away = False
+
+    async def count(self, operation: Operation, limits: Sequence[Limit], *, peeks: bool = False) -> Tally:
+        self.asked.append("peek" if peeks else "count")
+        await asyncio.sleep(0)
+        self.during()
+        marks = [Mark(len(self.taken), 0, 0)] * 6
+        if peeks:
+            return Tally(LimitOutcome.PEEKED, 1000, marks)
+        if operation.operation_id in self.taken:
+            return Tally(LimitOutcome.DUPLICATE, 1000, marks)
+        if self.refuses:
+            return Tally(LimitOutcome.REFUSED, 1000, [Mark(1, 61_000, 61_000)] * 6)
+        self.taken.add(operation.operation_id)
+        return Tally(LimitOutcome.COUNTED, 1000, marks)
+
+    async def settle(self, operation: Operation, at_s: float | None) -> Settled:
+        raise NotImplementedError
+
+    async def add(self, operation: Operation, at_s: float) -> None:
+        raise NotImplementedError
+
+    async def release(self, operation: Operation) -> None:
+        self.asked.append("release")
+        if self.is_away:
+            raise CountersAway(asked=True)
+        self.taken.discard(operation.operation_id)
 
 
 class FakeTruth(Truth[Key, Value], Generic[Key, Value]):
@@ -72,6 +117,9 @@ class Nowhere:
     async def put(self, key: Any, told: Any, ttl_s: float) -> None:
         return None
 
+    async def rebuilt(self, workspace_id: str) -> bool:
+        return False
+
 
 class Room:
     """A resolver with its surroundings, at revision 10 and with a lease; ada may use the agent."""
@@ -86,13 +134,26 @@ class Room:
             self.knowledge, lambda key: (permission_thing(*key),), permission()
         )
         self.routes: FakeTruth[AgentKey, Route | None] = FakeTruth(self.knowledge, lambda key: (agent_thing(*key),), route())
+        self.terms: FakeTruth[TermsKey, Terms | None] = FakeTruth(
+            self.knowledge, lambda key: (plan_thing(key.workspace_id),), terms()
+        )
+        self.counters = FakeCounters()
+        self.outcomes = Outcomes()
         self.counted: list[Source] = []
         options: dict[str, Any] = {"count": self.counted.append, "copies_max": 100, "read_s": 5.0}
         self.resolver = Resolver(
             self.knowledge,
             Copies(self.knowledge, self.permissions, Nowhere(), Limiter(64), **options),
             Copies(self.knowledge, self.routes, Nowhere(), Limiter(64), **options),
-            Targets(Outcomes(), POLICY, database_s=self.knowledge.database_s),
+            Copies(self.knowledge, self.terms, Nowhere(), Limiter(64), **options),
+            Targets(self.outcomes, POLICY, database_s=self.knowledge.database_s),
+            Limits(
+                self.counters,
+                Nowhere(),
+                Shares(cells=12, routers=lambda: 0, clock=lambda: 1000.0),
+                note=lambda kind, decision: None,
+                note_share=lambda decision: None,
+            ),
         )
 
     def revoke(self, user_id: str = "ada") -> None:

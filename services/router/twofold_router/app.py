@@ -1,6 +1,7 @@
 """The router, put together."""
 
 import contextlib
+import time
 from collections.abc import AsyncIterator
 
 from prometheus_client import CollectorRegistry
@@ -23,18 +24,21 @@ from twofold_router.following import Follower
 from twofold_router.keeping import Keeping
 from twofold_router.knowledge import Knowledge
 from twofold_router.limit_service import LimitService
-from twofold_router.limits_redis import RedisCounters
+from twofold_router.limits_redis import RedisCounters, RedisFilling
 from twofold_router.memory import MemoryConversations
 from twofold_router.metrics import Metrics
 from twofold_router.outcomes import Outcomes
 from twofold_router.outcomes_redis import RedisBoard
+from twofold_router.rebuilds import Rebuilds
 from twofold_router.registry import RegistryAgents, RegistryLedger, RegistryObservations, RegistryPermissions
 from twofold_router.registry_terms import RegistryTerms
+from twofold_router.registry_windows import RegistryWindows
 from twofold_router.reporting import Reporting
 from twofold_router.resolution import Resolver
 from twofold_router.routing_service import RoutingService
 from twofold_router.sessioning import sessioning
 from twofold_router.settings import Settings
+from twofold_router.shares import Shares
 from twofold_router.standing import Standing
 from twofold_router.targets import Targets
 from twofold_router.turn_service import TurnService
@@ -98,7 +102,24 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
             copies_max=options.copies_max,
             read_s=timeout_s,
         )
-        limits = Limits(RedisCounters(link, cells=options.limit_cells, own_clock=not options.redis_time))
+        counters = RedisCounters(link, cells=options.limit_cells, own_clock=not options.redis_time)
+        rebuilds = Rebuilds(
+            RedisFilling(link, counters, cells=options.limit_cells),
+            RegistryWindows(registry, timeout_s=timeout_s),
+            cells=options.limit_cells,
+            wait_s=options.rebuild_wait_ms / 1000,
+            database_s=lambda: knowledge.database_s(boot_s()),
+            count=metrics.limits.rebuilt,
+        )
+        limits = Limits(
+            counters,
+            rebuilds,
+            Shares(cells=options.limit_cells, routers=lambda: knowledge.sharing(boot_s()), clock=time.time),
+            note=metrics.limits.decided,
+            note_share=metrics.limits.share_asked,
+        )
+        stack.push_async_callback(limits.close)
+        stack.push_async_callback(rebuilds.close)
         stack.push_async_callback(terms.close)
         stack.push_async_callback(permissions.close)
         stack.push_async_callback(routes.close)

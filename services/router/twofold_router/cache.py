@@ -15,6 +15,7 @@ from twofold_router.copies import Told
 from twofold_router.knowledge import Stamp
 from twofold_router.permissions import PairKey, Permission
 from twofold_router.routes import AgentKey, Route
+from twofold_router.terms import Terms, TermsKey
 
 _DIGITS = 16
 _PUT = Script.load("twofold_router.lua", "put_copy")
@@ -45,6 +46,11 @@ class RedisCopies(Generic[Key, Value]):
 def redis_permissions(link: RedisLink) -> RedisCopies[PairKey, Permission]:
     """Copies of permissions."""
     return RedisCopies(link, lambda epoch, key: keys.permission(epoch, *key), TypeAdapter(tuple[bool, Permission]))
+
+
+def redis_terms(link: RedisLink) -> RedisCopies[TermsKey, Terms | None]:
+    """Copies of terms."""
+    return RedisCopies(link, lambda epoch, key: keys.terms(epoch, *key), TypeAdapter(tuple[bool, Terms | None]))
 
 
 def redis_routes(link: RedisLink) -> RedisCopies[AgentKey, Route | None]:

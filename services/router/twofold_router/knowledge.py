@@ -23,6 +23,7 @@ _TRIMMED_AT_ONCE = 8
 """The share of the floors that goes when there are too many: only copies from before those are lost, not all."""
 _PINGS_MAX = 64
 _NEVER = float("-inf")
+_MARGIN_S = 0.05
 
 Thing = tuple[str, ...]
 """What an answer may rest on, e.g. ("user", workspace, user)."""
@@ -101,6 +102,8 @@ class Knowledge:
         self.base = -1
         self.lease_until = _NEVER
         self.registered_until = _NEVER
+        self.registered_since = _NEVER
+        """Since when this router has been registered without a gap."""
         self.routers = 1
         self.stream = StreamState(is_open=False, since=boot_s(), trouble="the registry has not been heard yet")
         self.version = 0
@@ -180,6 +183,8 @@ class Knowledge:
         if sent_at + self.lease_s > self.lease_until:
             self.lease_until = sent_at + self.lease_s
             self._database = (database_s, sent_at)
+        if self.registered_until < sent_at:
+            self.registered_since = sent_at
         self.registered_until = max(self.registered_until, sent_at + registered_s)
         self._move()
         return True
@@ -255,6 +260,12 @@ class Knowledge:
         """What the database's clock says at most; at most a lease ahead of it."""
         read_s, sent_at = self._database
         return read_s + (now - sent_at)
+
+    def sharing(self, now: float) -> int:
+        """How many routers share what may be given out without asking; 0 if this one may not: others may not know it yet."""
+        if not self.registered_since + self.lease_s + _MARGIN_S <= now < self.registered_until:
+            return 0
+        return self.routers
 
     async def until_passed(self, least: Revision, within_s: float) -> None:
         """Returns when the stream has come to this revision, or the time is over."""

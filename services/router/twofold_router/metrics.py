@@ -8,6 +8,7 @@ from twofold_chassis.counting import Counts
 from twofold_router.copies import Source
 from twofold_router.outcomes import Outcome
 from twofold_router.sessions import CloseReason
+from twofold_router.terms import LimitKind
 
 
 class EventMetrics:
@@ -104,6 +105,69 @@ class SessionMetrics:
         self._dropped.inc(count)
 
 
+class LimitMetrics:
+    """What is counted of limits."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._limits = Counts(
+            "twofold_router_limits",
+            "Limits that operations were held against, by what they decided.",
+            ("kind", "decision"),
+            registry=registry,
+        )
+        self._rebuilds = Counter(
+            "twofold_router_limit_rebuilds", "Lost counters set up anew, by how that ended.", ("outcome",), registry=registry
+        )
+        self._shares = Counter(
+            "twofold_router_limit_shares",
+            "Operations held against this router's share while Redis could not tell, by what became of them.",
+            ("decision",),
+            registry=registry,
+        )
+        decisions = ("passed", "refused", "shadow_refused")
+        self._decided = {
+            (kind, decision): self._limits.labels(kind.value, decision) for kind in LimitKind for decision in decisions
+        }
+
+    def decided(self, kind: LimitKind, decision: str) -> None:
+        """A limit let an operation pass, refused it, or would have: it is a shadow."""
+        self._decided[kind, decision].inc()
+
+    def rebuilt(self, outcome: str) -> None:
+        """Counters were set up anew, or could not be."""
+        self._rebuilds.labels(outcome).inc()
+
+    def share_asked(self, decision: str) -> None:
+        """An operation was held against this router's share."""
+        self._shares.labels(decision).inc()
+
+
+class TurnMetrics:
+    """What is counted of turns."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._turns = Counter("twofold_router_turns", "Turns ended, by how.", ("outcome",), registry=registry)
+        self.running = Gauge("twofold_router_turns_running", "Turns under way.", registry=registry)
+        self._delivered = Counter(
+            "twofold_router_usage_delivered",
+            "Usage events told to the registry later than with their turn, of any router's turns.",
+            registry=registry,
+        )
+        self.usage_waiting = Gauge(
+            "twofold_router_usage_waiting",
+            "Usage events that wait for the registry in this process alone.",
+            registry=registry,
+        )
+
+    def ended(self, outcome: str) -> None:
+        """A turn has ended: completed, or the reason of its refusal."""
+        self._turns.labels(outcome).inc()
+
+    def usage_delivered(self, events: int) -> None:
+        """So many events were told late."""
+        self._delivered.inc(events)
+
+
 class Metrics:
     """Counters of one router."""
 
@@ -127,8 +191,8 @@ class Metrics:
         )
         self.events = EventMetrics(registry)
         self.sessions = SessionMetrics(registry)
-        self._turns = Counter("twofold_router_turns", "Turns ended, by how.", ("outcome",), registry=registry)
-        self.turns_running = Gauge("twofold_router_turns_running", "Turns under way.", registry=registry)
+        self.limits = LimitMetrics(registry)
+        self.turns = TurnMetrics(registry)
 
     def copies(self, kind: str) -> Callable[[Source], None]:
         """What counts answers of this kind by where they came from; their series are looked up now, not for each answer."""
@@ -138,7 +202,3 @@ class Metrics:
     def heard(self, outcome: Outcome) -> None:
         """What became of a message was heard."""
         self._outcomes.labels(outcome.value).inc()
-
-    def turn_ended(self, outcome: str) -> None:
-        """A turn has ended: completed, cancelled, or the reason of its refusal."""
-        self._turns.labels(outcome).inc()

@@ -1,17 +1,21 @@
-"""Resolving: whether a user may use an agent, and where the agent lives."""
+"""Resolving: whether a user may use an agent within the limits, and where the agent lives."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from twofold_chassis import fields
 from twofold_chassis.clocks import boot_s
 from twofold_chassis.refusals import FailedPrecondition, HistoryChanged, PeerUnavailable, Reason, Refusal
 from twofold_chassis.revisions import Revision
 from twofold_router.copies import Copies, Held, Source
+from twofold_router.counting import Limits
 from twofold_router.knowledge import Knowledge, Stamp
+from twofold_router.limits import UNCOUNTED, Claim, Counted, LimitsSource, Operation
 from twofold_router.permissions import NotPermitted, PairKey, Permission, Verdict
 from twofold_router.routes import AgentKey, AgentUnknown, Route, Target
 from twofold_router.targets import Choice, Targets
+from twofold_router.terms import Terms, TermsKey
 
 _ROUNDS_MAX = 5
 _STREAM_S = 0.05
@@ -33,15 +37,23 @@ class AgentGone(FailedPrecondition):
 
 
 class Question(NamedTuple):
-    """May this user use this agent, as of a revision at least as new as `least` (if there is one)?"""
+    """May this user use this agent, as of a revision at least as new as `least` (if there is one)?
+
+    `claim`: what is asked of the limits.
+    """
 
     agent: AgentKey
     user_id: str
     least: Revision | None = None
+    claim: Claim = Claim()
 
     @property
     def pair(self) -> PairKey:
         return PairKey(self.agent.workspace_id, self.user_id, self.agent.agent_id)
+
+    @property
+    def terms_key(self) -> TermsKey:
+        return TermsKey(self.agent.workspace_id, self.user_id)
 
 
 class Ruling(NamedTuple):
@@ -56,13 +68,14 @@ class Ruling(NamedTuple):
 
 
 class Resolution(NamedTuple):
-    """Yes, and there it lives for this user."""
+    """Yes, there it lives for this user, and this was counted."""
 
     ruling: Ruling
     choice: Choice
     route: Route
     source: Source
     age_s: float
+    counted: Counted = UNCOUNTED
 
     @property
     def target(self) -> Target:
@@ -74,66 +87,77 @@ class Resolution(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What an answer rests on. Without a route it can only be that nothing is permitted."""
+    """What an answer rests on. Without a route or terms it can only be that nothing is permitted."""
 
     permission: Held[Permission]
     route: Held[Route | None] | None
+    terms: Held[Terms | None] | None
 
 
 class Resolver:
-    """Answers out of copies of what the registry says, for as long as those may be answered from; else asks the registry."""
+    """Answers out of copies of what the registry says, for as long as those may be answered from; else asks the registry.
+
+    What is counted is counted between two looks at the same facts: who may not is counted nowhere, and nobody passes on what
+    was looked at before something was awaited.
+    """
 
     def __init__(
         self,
         knowledge: Knowledge,
         permissions: Copies[PairKey, Permission],
         routes: Copies[AgentKey, Route | None],
+        terms: Copies[TermsKey, Terms | None],
         targets: Targets,
+        limits: Limits,
     ) -> None:
         self._knowledge = knowledge
         self._permissions = permissions
         self._routes = routes
+        self._terms = terms
         self._targets = targets
+        self._limits = limits
 
     async def resolve(self, question: Question, *, peek: bool = False) -> Resolution:
         """Refuses with NotPermitted, AgentUnknown (to who may know), AgentGone, AgentNotPublished, AgentNotReady,
-        UrlForbidden, or as the registry. Who only peeks sends no message.
+        UrlForbidden, CapReached, LimitReached, RequestReused, or as the registry. Who only peeks sends no message and counts
+        nothing, and no limit refuses.
 
-        Where it cannot be known, with PeerUnavailable: never with any of the others.
+        Where it cannot be known, with PeerUnavailable or LimitsUnknown: never with any of the others.
         """
-        facts = self._find(question)
-        for _ in range(_ROUNDS_MAX):
-            if facts is None:
-                facts = await self._read(question)
-            # From here to the answer nothing is awaited: what is looked at last is what is answered.
-            answer = self._answer(question, facts, boot_s(), peek=peek)
-            if answer is not None:
-                return answer
-            facts = None
-        raise _cannot_tell()
+        if peek:
+            question = question._replace(claim=Claim(cost=question.claim.cost, peeks=True))
+        facts, answer = await self._answered_from(question, self._find(question), None)
+        if not self._asks_limits(question, facts):
+            return answer
+        operation = _operation(question)
+        counted = await self._counted(question, operation, facts)
+        try:
+            return (await self._answered_from(question, facts, counted))[1]
+        except Refusal:
+            await self._take_back(question, operation, counted)
+            raise
 
     async def resolve_all(self, questions: Sequence[Question]) -> Sequence[Resolution | Refusal]:
         """The same for many: what one is refused with is its answer. Raises HistoryChanged."""
-        waiting = asyncio.Semaphore(_COLD_AT_ONCE)  # of one batch; others want to ask as well
-
-        async def read(question: Question) -> Facts | Refusal:
-            async with waiting:
-                return await self._tried(question)
-
-        facts: list[Facts | Refusal | None] = [self._find(question) for question in questions]
-        answers: list[Resolution | Refusal | None] = []
-        for _ in range(_ROUNDS_MAX):
-            cold = [index for index, found in enumerate(facts) if found is None]
-            if cold:
-                known = await asyncio.gather(*(read(questions[index]) for index in cold))
-                for index, found in zip(cold, known, strict=True):
-                    facts[index] = found
-            now = boot_s()  # one look for all, and nothing is awaited behind it
-            answers = [self._answered(*one, now) for one in zip(questions, facts, strict=True)]
-            if None not in answers:
-                break
-            facts = [found if answer is not None else None for found, answer in zip(facts, answers, strict=True)]
-        return [_cannot_tell() if answer is None else answer for answer in answers]
+        known, answers = await self._all_answered_from(questions, [self._find(question) for question in questions], {})
+        counting = {
+            index: _operation(questions[index])
+            for index, (facts, answer) in enumerate(zip(known, answers, strict=True))
+            if isinstance(facts, Facts) and isinstance(answer, Resolution) and self._asks_limits(questions[index], facts)
+        }
+        if not counting:
+            return answers
+        told = await asyncio.gather(
+            *(self._tried_to_count(questions[index], operation, known[index]) for index, operation in counting.items())
+        )
+        counted = dict(zip(counting, told, strict=True))
+        try:
+            _, answers = await self._all_answered_from(questions, known, counted)
+        except HistoryChanged:
+            answers = [_cannot_tell()] * len(questions)
+            await self._take_all_back(questions, counting, counted, answers)
+            raise
+        return await self._take_all_back(questions, counting, counted, answers)
 
     async def check(self, question: Question) -> Ruling:
         """What the registry says of the pair alone; a denial is an answer here."""
@@ -152,7 +176,7 @@ class Resolver:
         raise _cannot_tell()
 
     def _find(self, question: Question) -> Facts | None:
-        """The copies in this process, if they are enough for an answer: whom nothing is permitted needs no route.
+        """The copies in this process, if they are enough for an answer: whom nothing is permitted needs a permission only.
 
         Whether they may be answered from is looked at last, once.
         """
@@ -161,24 +185,130 @@ class Resolver:
         permission = self._permissions.peek(question.pair, now)
         if permission is None:
             return None
-        route = self._routes.peek(question.agent, now)
-        return Facts(permission, route) if route is not None or not self._permits(permission) else None
+        route, terms = self._routes.peek(question.agent, now), self._terms.peek(question.terms_key, now)
+        if (route is None or terms is None) and self._permits(permission):
+            return None
+        return Facts(permission, route, terms)
 
     async def _read(self, question: Question) -> Facts:
         await self._get_ready(question.least)
-        permission, route = await asyncio.gather(
+        permission, route, terms = await asyncio.gather(
             self._permissions.get(question.pair, question.least),
             self._routes.get(question.agent, question.least),
+            self._terms.get(question.terms_key, question.least),
             return_exceptions=True,
         )
         # The permission speaks first: before it is given, nothing of the agent may be seen.
         if isinstance(permission, BaseException):
             raise permission
-        if isinstance(route, BaseException):
+        if isinstance(route, BaseException) or isinstance(terms, BaseException):
             if self._permits(permission):
-                raise route
-            return Facts(permission, None)
-        return Facts(permission, route)
+                raise route if isinstance(route, BaseException) else terms  # type: ignore[misc]  # one of them is
+            return Facts(permission, None, None)
+        return Facts(permission, route, terms)
+
+    async def _answered_from(
+        self, question: Question, facts: Facts | None, counted: Counted | None
+    ) -> tuple[Facts, Resolution]:
+        """The answer and what it rests on. From the last look on nothing is awaited: what is looked at last is answered."""
+        for _ in range(_ROUNDS_MAX):
+            if facts is None:
+                facts = await self._read(question)
+            try:
+                answer = self._answer(question, facts, boot_s(), counted)
+            except Refusal:
+                self._note(facts)
+                raise
+            if answer is not None:
+                if counted is not None or not self._asks_limits(question, facts):
+                    self._note(facts)
+                return facts, answer
+            facts = None
+        raise _cannot_tell()
+
+    async def _all_answered_from(
+        self,
+        questions: Sequence[Question],
+        found: Sequence[Facts | Refusal | None],
+        counted: Mapping[int, Counted | Refusal],
+    ) -> tuple[list[Facts | Refusal | None], list[Resolution | Refusal]]:
+        """The same for all. What is not counted because it is refused keeps its refusal."""
+        waiting = asyncio.Semaphore(_COLD_AT_ONCE)  # of one batch; others want to ask as well
+
+        async def read(question: Question) -> Facts | Refusal:
+            async with waiting:
+                return await self._tried(question)
+
+        facts = list(found)
+        answers: list[Resolution | Refusal | None] = []
+        for _ in range(_ROUNDS_MAX):
+            cold = [index for index, each in enumerate(facts) if each is None]
+            if cold:
+                known = await asyncio.gather(*(read(questions[index]) for index in cold))
+                for index, each in zip(cold, known, strict=True):
+                    facts[index] = each
+            now = boot_s()  # one look for all, and nothing is awaited behind it
+            answers = [
+                self._answered(question, facts[index], now, counted.get(index)) for index, question in enumerate(questions)
+            ]
+            if None not in answers:
+                break
+            facts = [each if answer is not None else None for each, answer in zip(facts, answers, strict=True)]
+        for each in facts:
+            if isinstance(each, Facts):
+                self._note(each)
+        return facts, [_cannot_tell() if answer is None else answer for answer in answers]
+
+    # What is counted -----------------------------------------------------------------------------------------
+
+    def _asks_limits(self, question: Question, facts: Facts) -> bool:
+        """Whether there is anything to look at: without limits only what has an id of its own is counted."""
+        if question.claim.operation_id is not None:
+            return True
+        return facts.terms is not None and facts.terms.value is not None and bool(facts.terms.value.limits)
+
+    async def _counted(self, question: Question, operation: Operation, facts: Facts) -> Counted:
+        assert facts.terms is not None and facts.terms.value is not None, "who is answered has terms"  # noqa: PT018
+        limits = facts.terms.value.limits
+        if question.claim.peeks:
+            return UNCOUNTED._replace(limits=await self._limits.peek(operation, limits), source=LimitsSource.COUNTED)
+        return await self._limits.count(operation, limits)
+
+    async def _tried_to_count(
+        self, question: Question, operation: Operation, facts: Facts | Refusal | None
+    ) -> Counted | Refusal:
+        assert isinstance(facts, Facts), "who is answered has facts"
+        try:
+            return await self._counted(question, operation, facts)
+        except Refusal as refusal:
+            return refusal
+
+    async def _take_back(self, question: Question, operation: Operation, counted: Counted) -> None:
+        """It was counted, and is denied. What was answered before stays counted. Raises LimitsUnknown."""
+        if not question.claim.peeks and not counted.is_duplicate:
+            await self._limits.release(operation)
+
+    async def _take_all_back(
+        self,
+        questions: Sequence[Question],
+        counting: Mapping[int, Operation],
+        counted: Mapping[int, Counted | Refusal],
+        answers: Sequence[Resolution | Refusal],
+    ) -> list[Resolution | Refusal]:
+        """The answers, once everything is taken back that was counted and is refused."""
+
+        async def settled(index: int, answer: Resolution | Refusal) -> Resolution | Refusal:
+            taken = counted.get(index)
+            if isinstance(answer, Refusal) and isinstance(taken, Counted):
+                try:
+                    await self._take_back(questions[index], counting[index], taken)
+                except Refusal as refusal:
+                    return refusal
+            return answer
+
+        return list(await asyncio.gather(*(settled(index, answer) for index, answer in enumerate(answers))))
+
+    # What is answered ----------------------------------------------------------------------------------------
 
     async def _tried(self, question: Question) -> Facts | Refusal:
         try:
@@ -188,28 +318,40 @@ class Resolver:
         except Refusal as refusal:
             return refusal
 
-    def _answered(self, question: Question, facts: Facts | Refusal | None, now: float) -> Resolution | Refusal | None:
+    def _answered(
+        self, question: Question, facts: Facts | Refusal | None, now: float, counted: Counted | Refusal | None
+    ) -> Resolution | Refusal | None:
         if facts is None or isinstance(facts, Refusal):
             return facts
+        if isinstance(counted, Refusal):
+            return counted
         try:
-            return self._answer(question, facts, now)
+            return self._answer(question, facts, now, counted)
         except Refusal as refusal:
             return refusal
 
-    def _answer(self, question: Question, facts: Facts, now: float, *, peek: bool = False) -> Resolution | None:
+    def _answer(self, question: Question, facts: Facts, now: float, counted: Counted | None) -> Resolution | None:
         """The answer, if it may be given now. Raises what it refuses with."""
-        (permission, route), agent, least = facts, question.agent, question.least
+        (permission, route, terms), least = facts, question.least
         if not self._permissions.may_answer(question.pair, permission, least, now):
             return None
         ruling = self._ruling(permission, now)
         require_permitted(question, ruling.verdict)
-        if route is None or not self._routes.may_answer(agent, route, least, now):
+        if route is None or not self._routes.may_answer(question.agent, route, least, now):
             return None
-        if route.value is None:
+        if terms is None or not self._terms.may_answer(question.terms_key, terms, least, now):
+            return None
+        if route.value is None or terms.value is None:
             raise _vanished(question, ruling.verdict)
-        self._permissions.answered(permission)
-        self._routes.answered(route)
-        return self._resolution(question, ruling, route, route.value, now, peek=peek)
+        return self._resolution(question, facts, ruling, route.value, terms.value, now, counted)
+
+    def _note(self, facts: Facts) -> None:
+        """An answer that leaves rests on these."""
+        self._permissions.answered(facts.permission)
+        if facts.route is not None and self._permits(facts.permission):
+            self._routes.answered(facts.route)
+            if facts.terms is not None:
+                self._terms.answered(facts.terms)
 
     def _require_history(self, least: Revision | None) -> None:
         if least is not None and least.epoch < self._knowledge.place.epoch:
@@ -232,29 +374,52 @@ class Resolver:
         # Of what was read for this answer the database's clock was read after it was asked for.
         database_s = self._knowledge.database_s(now) if sent_at is None else permission.read_s + (now - sent_at)
         verdict, valid_s = permission.at(database_s), self._valid_s(held, now)
+        ends_s = None
         if permission.ends_s is not None and verdict in _PERMITS:
-            valid_s = min(valid_s, permission.ends_s - database_s)
-        return Ruling(verdict, held.stamp, held.source, max(0.0, now - held.read_at), valid_s)
+            ends_s = permission.ends_s - database_s
+            valid_s = min(valid_s, ends_s)
+        return Ruling(verdict, held.stamp, held.source, max(0.0, now - held.read_at), valid_s, ends_s)
 
-    def _valid_s(self, held: Held[Permission] | Held[Route | None], now: float) -> float:
+    def _valid_s(self, held: Held[Permission] | Held[Route | None] | Held[Terms | None], now: float) -> float:
         knowledge = self._knowledge
         if held.sent_at is None:
             return max(0.0, knowledge.until() - now)
         return max(0.0, min(held.sent_at + knowledge.lease_s, knowledge.registered_until) - now)
 
     def _resolution(
-        self, question: Question, ruling: Ruling, held: Held[Route | None], route: Route, now: float, *, peek: bool
+        self,
+        question: Question,
+        facts: Facts,
+        ruling: Ruling,
+        route: Route,
+        terms: Terms,
+        now: float,
+        counted: Counted | None,
     ) -> Resolution:
-        agent = question.agent
+        agent, held, held_terms = question.agent, facts.route, facts.terms
+        assert held is not None and held_terms is not None, "these are their values"  # noqa: PT018
         if route.gone:
             raise _gone(agent)
         if not route.published:
             raise AgentNotPublished(f"agent {agent.agent_id!r} takes no messages", agent_id=agent.agent_id)
-        choice = self._targets.choose(agent, route, question.user_id, None, now, peek=peek)
-        valid_s = self._valid_s(held, now)
+        if terms.capped_month:
+            terms.require_uncapped(agent.workspace_id, self._terms_s(held_terms, terms, now))
+        # Who has still to be counted sends nothing yet.
+        peeks = question.claim.peeks or (counted is None and self._asks_limits(question, facts))
+        choice = self._targets.choose(agent, route, question.user_id, terms.home, now, peek=peeks)
+        valid_s = min(self._valid_s(held, now), self._valid_s(held_terms, now))
         if valid_s < ruling.valid_s:
             ruling = ruling._replace(valid_s=valid_s)
-        return Resolution(ruling, choice, route, held.source, max(0.0, now - held.read_at))
+        return Resolution(ruling, choice, route, held.source, max(0.0, now - held.read_at), counted or UNCOUNTED)
+
+    def _terms_s(self, held: Held[Terms | None], terms: Terms, now: float) -> float:
+        """What the database's clock says, as far as these terms are concerned."""
+        return self._knowledge.database_s(now) if held.sent_at is None else terms.read_s + (now - held.sent_at)
+
+
+def _operation(question: Question) -> Operation:
+    claim = question.claim
+    return Operation(question.pair, claim.operation_id or fields.new_id(), claim.cost)
 
 
 def permits(ruling: Ruling) -> bool:

@@ -37,6 +37,12 @@ class RouterSettings(ListenSettings):
         description="into how many cells the span of a limit is cut: with more of them less is refused too early, and each"
         " message costs more; the same for all routers",
     )
+    rebuild_wait_ms: int = Field(
+        default=100,
+        ge=0,
+        le=5000,
+        description="for how long a message waits for lost counters to be set up anew, before this router's share counts",
+    )
     redis_time: bool = Field(
         default=True, description="whether scripts in Redis may ask it for the time; else the router's own clock counts"
     )
@@ -59,6 +65,32 @@ class RouterSettings(ListenSettings):
     )
     keep_s: float = Field(
         default=20.0, gt=0, le=600, description="how long keeping an answered turn may take, whatever became of its caller"
+    )
+    advertise: str = Field(
+        default="",
+        max_length=200,
+        description="how others reach this very process, host:port: told to who looks for a turn that runs here",
+    )
+    turn_lease_s: float = Field(
+        default=15.0,
+        ge=0.1,
+        le=600,
+        description="for how long memory keeps a turn for a router that gives no sign of life; it gives three in this time",
+    )
+    detached_s: float = Field(
+        default=5.0,
+        ge=0,
+        le=600,
+        description="how long a turn goes on that nobody listens to any more, unless it is to keep running; 0: not at all",
+    )
+    cold_start_s: float = Field(
+        default=10.0, ge=0, le=600, description="how long an agent that cannot be dialled is tried again"
+    )
+    usage_sweep_s: float = Field(
+        default=10.0,
+        gt=0,
+        le=3600,
+        description="how often usage that the registry has not heard of is looked for, once it is as old",
     )
     event_log_entries_max: int = Field(
         default=1000, ge=500, le=100_000, description="events that an agent's log keeps at most; older ones go, as a gap"

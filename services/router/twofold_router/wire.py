@@ -2,16 +2,17 @@
 
 from collections.abc import Sequence
 
-from google.protobuf.duration_pb2 import Duration
-
 from twofold.router.v1 import routing_pb2, turn_pb2
 from twofold_chassis import fields
 from twofold_chassis.refusals import InvalidField, Refusal
 from twofold_chassis.revisions import revision_of
+from twofold_router import wire_limits
 from twofold_router.copies import Source
 from twofold_router.permissions import Verdict
 from twofold_router.resolution import Question, Resolution, Ruling
 from twofold_router.routes import AgentKey, TargetState
+from twofold_router.wire_limits import duration as duration  # for the other wires
+from twofold_router.wire_limits import set_duration
 
 _PAIRS_MAX = 500
 
@@ -24,10 +25,12 @@ SOURCES = {
     Source.CACHE: routing_pb2.ROUTE_SOURCE_CACHE,
     Source.REGISTRY: routing_pb2.ROUTE_SOURCE_REGISTRY,
 }
-_STATES = {state: routing_pb2.TargetState.Value(f"TARGET_STATE_{state.name}") for state in TargetState}
+STATES = {state: routing_pb2.TargetState.Value(f"TARGET_STATE_{state.name}") for state in TargetState}
 
 
-def question(request: routing_pb2.ResolveRequest | routing_pb2.CheckRequest | turn_pb2.RunRequest) -> Question:
+def question(
+    request: routing_pb2.ResolveRequest | routing_pb2.CheckRequest | routing_pb2.ExplainRequest | turn_pb2.RunRequest,
+) -> Question:
     """Who wants to use which agent."""
     return Question(
         AgentKey(
@@ -39,8 +42,15 @@ def question(request: routing_pb2.ResolveRequest | routing_pb2.CheckRequest | tu
     )
 
 
+def resolve_question(request: routing_pb2.ResolveRequest) -> Question:
+    """The same, and what is asked of the limits."""
+    peeks = wire_limits.peeks(request)
+    return question(request)._replace(claim=wire_limits.claim(request, "", peeks=peeks))
+
+
 def questions(request: routing_pb2.BatchResolveRequest) -> list[Question]:
     """Who wants to use which agents."""
+    peeks = wire_limits.peeks(request)
     workspace_id = fields.identifier(request.workspace_id, "workspace_id")
     if not 1 <= len(request.pairs) <= _PAIRS_MAX:
         raise InvalidField("pairs", f"must be 1 to {_PAIRS_MAX}")
@@ -50,6 +60,7 @@ def questions(request: routing_pb2.BatchResolveRequest) -> list[Question]:
             AgentKey(workspace_id, fields.identifier(pair.agent_id, f"pairs[{index}].agent_id")),
             fields.identifier(pair.user_id, f"pairs[{index}].user_id"),
             least,
+            wire_limits.claim(pair, f"pairs[{index}].", peeks=peeks),
         )
         for index, pair in enumerate(request.pairs)
     ]
@@ -68,22 +79,17 @@ def _fill(response: routing_pb2.ResolveResponse, resolution: Resolution) -> None
     response.url = resolution.target.url
     response.basis = _BASES[ruling.verdict]
     response.source = SOURCES[resolution.source]
-    _set(response.route_age, resolution.age_s)
+    set_duration(response.route_age, resolution.age_s)
     response.revision_token = ruling.stamp.token()
     response.permission_source = SOURCES[ruling.source]
-    _set(response.permission_age, ruling.age_s)
-    _set(response.valid_for, ruling.valid_s)
+    set_duration(response.permission_age, ruling.age_s)
+    set_duration(response.valid_for, ruling.valid_s)
     response.generation = resolution.route.generation
     response.target_name = resolution.target.name
-    response.state = _STATES[resolution.choice.state]
+    response.state = STATES[resolution.choice.state]
     if resolution.choice.cold_start_s is not None:
-        _set(response.cold_start, resolution.choice.cold_start_s)
-
-
-def _set(duration: Duration, seconds: float) -> None:
-    duration.SetInParent()
-    duration.seconds, micros = divmod(round(seconds * 1e6), 1_000_000)
-    duration.nanos = micros * 1000
+        set_duration(response.cold_start, resolution.choice.cold_start_s)
+    wire_limits.fill(response, resolution.counted)
 
 
 def check_response(ruling: Ruling) -> routing_pb2.CheckResponse:
@@ -102,18 +108,15 @@ def batch_response(results: Sequence[Resolution | Refusal]) -> routing_pb2.Batch
     """Each answer, or what it is refused with."""
     response = routing_pb2.BatchResolveResponse()
     for result in results:
-        form = response.results.add()
-        if isinstance(result, Resolution):
-            _fill(form.answer, result)
-        else:
-            form.refusal.reason, form.refusal.message = result.reason, result.message
-            if result.retry_after_s is not None:
-                _set(form.refusal.retry_delay, result.retry_after_s)
+        fill_result(response.results.add(), result)
     return response
 
 
-def duration(seconds: float) -> Duration:
-    """The wire's form of a length of time."""
-    duration = Duration()
-    _set(duration, seconds)
-    return duration
+def fill_result(form: routing_pb2.ResolveResult, result: Resolution | Refusal) -> None:
+    """An answer, or what it is refused with."""
+    if isinstance(result, Resolution):
+        _fill(form.answer, result)
+        return
+    form.refusal.reason, form.refusal.message = result.reason, result.message
+    if result.retry_after_s is not None:
+        set_duration(form.refusal.retry_delay, result.retry_after_s)

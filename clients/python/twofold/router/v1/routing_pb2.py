@@ -23,48 +23,68 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from twofold.errors.v1 import reason_pb2 as twofold_dot_errors_dot_v1_dot_reason__pb2
+from twofold.router.v1 import limit_pb2 as twofold_dot_router_dot_v1_dot_limit__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftwofold/router/v1/routing.proto\x12\x11twofold.router.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1etwofold/errors/v1/reason.proto\"e\n\x0eResolveRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12\x1a\n\x12min_revision_token\x18\x04 \x01(\x0c\"\xea\x03\n\x0fResolveResponse\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x31\n\x05\x62\x61sis\x18\x02 \x01(\x0e\x32\".twofold.router.v1.PermissionBasis\x12.\n\x06source\x18\x03 \x01(\x0e\x32\x1e.twofold.router.v1.RouteSource\x12,\n\troute_age\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0erevision_token\x18\x05 \x01(\x0c\x12\x39\n\x11permission_source\x18\x06 \x01(\x0e\x32\x1e.twofold.router.v1.RouteSource\x12\x31\n\x0epermission_age\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tvalid_for\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\ngeneration\x18\t \x01(\x03\x12\x13\n\x0btarget_name\x18\n \x01(\t\x12-\n\x05state\x18\x0b \x01(\x0e\x32\x1e.twofold.router.v1.TargetState\x12-\n\ncold_start\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\"c\n\x0c\x43heckRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12\x1a\n\x12min_revision_token\x18\x04 \x01(\x0c\"\xf1\x01\n\rCheckResponse\x12\x0f\n\x07\x61llowed\x18\x01 \x01(\x08\x12\x31\n\x05\x62\x61sis\x18\x02 \x01(\x0e\x32\".twofold.router.v1.PermissionBasis\x12.\n\x06source\x18\x03 \x01(\x0e\x32\x1e.twofold.router.v1.RouteSource\x12&\n\x03\x61ge\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0erevision_token\x18\x05 \x01(\x0c\x12,\n\tvalid_for\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\".\n\tUserAgent\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\"t\n\x13\x42\x61tchResolveRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12+\n\x05pairs\x18\x02 \x03(\x0b\x32\x1c.twofold.router.v1.UserAgent\x12\x1a\n\x12min_revision_token\x18\x03 \x01(\x0c\"I\n\x14\x42\x61tchResolveResponse\x12\x31\n\x07results\x18\x01 \x03(\x0b\x32 .twofold.router.v1.ResolveResult\"\x85\x01\n\rResolveResult\x12\x34\n\x06\x61nswer\x18\x01 \x01(\x0b\x32\".twofold.router.v1.ResolveResponseH\x00\x12\x34\n\x07refusal\x18\x02 \x01(\x0b\x32!.twofold.router.v1.ResolveRefusalH\x00\x42\x08\n\x06result\"|\n\x0eResolveRefusal\x12)\n\x06reason\x18\x01 \x01(\x0e\x32\x19.twofold.errors.v1.Reason\x12\x0f\n\x07message\x18\x02 \x01(\t\x12.\n\x0bretry_delay\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"Z\n\x14ReportOutcomeRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12,\n\x08outcomes\x18\x02 \x03(\x0b\x32\x1a.twofold.router.v1.Outcome\"\xa3\x01\n\x07Outcome\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x13\n\x0btarget_name\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\x03\x12\x31\n\x07outcome\x18\x04 \x01(\x0e\x32 .twofold.router.v1.TargetOutcome\x12*\n\x07latency\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x17\n\x15ReportOutcomeResponse*x\n\x0bRouteSource\x12\x1c\n\x18ROUTE_SOURCE_UNSPECIFIED\x10\x00\x12\x16\n\x12ROUTE_SOURCE_CACHE\x10\x01\x12\x19\n\x15ROUTE_SOURCE_REGISTRY\x10\x02\x12\x18\n\x14ROUTE_SOURCE_PROCESS\x10\x03*j\n\x0fPermissionBasis\x12 \n\x1cPERMISSION_BASIS_UNSPECIFIED\x10\x00\x12\x1a\n\x16PERMISSION_BASIS_GRANT\x10\x01\x12\x19\n\x15PERMISSION_BASIS_ROLE\x10\x02*\xc1\x01\n\x0bTargetState\x12\x1c\n\x18TARGET_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12TARGET_STATE_READY\x10\x01\x12\x15\n\x11TARGET_STATE_COLD\x10\x02\x12\x19\n\x15TARGET_STATE_STARTING\x10\x03\x12\x19\n\x15TARGET_STATE_DRAINING\x10\x04\x12\x18\n\x14TARGET_STATE_FAILING\x10\x05\x12\x15\n\x11TARGET_STATE_GONE\x10\x06*\xab\x01\n\rTargetOutcome\x12\x1e\n\x1aTARGET_OUTCOME_UNSPECIFIED\x10\x00\x12\x19\n\x15TARGET_OUTCOME_DIALED\x10\x01\x12\x1e\n\x1aTARGET_OUTCOME_DIAL_FAILED\x10\x02\x12\x1d\n\x19TARGET_OUTCOME_FIRST_BYTE\x10\x03\x12 \n\x1cTARGET_OUTCOME_ANSWER_FAILED\x10\x04\x32\xf3\x02\n\x0eRoutingService\x12P\n\x07Resolve\x12!.twofold.router.v1.ResolveRequest\x1a\".twofold.router.v1.ResolveResponse\x12J\n\x05\x43heck\x12\x1f.twofold.router.v1.CheckRequest\x1a .twofold.router.v1.CheckResponse\x12_\n\x0c\x42\x61tchResolve\x12&.twofold.router.v1.BatchResolveRequest\x1a\'.twofold.router.v1.BatchResolveResponse\x12\x62\n\rReportOutcome\x12\'.twofold.router.v1.ReportOutcomeRequest\x1a(.twofold.router.v1.ReportOutcomeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftwofold/router/v1/routing.proto\x12\x11twofold.router.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1etwofold/errors/v1/reason.proto\x1a\x1dtwofold/router/v1/limit.proto\"\xd9\x01\n\x0eResolveRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12\x1a\n\x12min_revision_token\x18\x04 \x01(\x0c\x12\x14\n\x0coperation_id\x18\x05 \x01(\t\x12.\n\x04\x63ost\x18\x06 \x01(\x0b\x32 .twofold.router.v1.OperationCost\x12,\n\x04mode\x18\x07 \x01(\x0e\x32\x1e.twofold.router.v1.ResolveMode\"\xbd\x05\n\x0fResolveResponse\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x31\n\x05\x62\x61sis\x18\x02 \x01(\x0e\x32\".twofold.router.v1.PermissionBasis\x12.\n\x06source\x18\x03 \x01(\x0e\x32\x1e.twofold.router.v1.RouteSource\x12,\n\troute_age\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0erevision_token\x18\x05 \x01(\x0c\x12\x39\n\x11permission_source\x18\x06 \x01(\x0e\x32\x1e.twofold.router.v1.RouteSource\x12\x31\n\x0epermission_age\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tvalid_for\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\ngeneration\x18\t \x01(\x03\x12\x13\n\x0btarget_name\x18\n \x01(\t\x12-\n\x05state\x18\x0b \x01(\x0e\x32\x1e.twofold.router.v1.TargetState\x12-\n\ncold_start\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0coperation_id\x18\r \x01(\t\x12\x11\n\tduplicate\x18\x0e \x01(\x08\x12.\n\ncount_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x06limits\x18\x10 \x03(\x0b\x32\x1e.twofold.router.v1.LimitStatus\x12\x36\n\rlimits_source\x18\x11 \x01(\x0e\x32\x1f.twofold.router.v1.LimitsSource\x12\x10\n\x08\x64\x65graded\x18\x12 \x01(\x08\"c\n\x0c\x43heckRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12\x1a\n\x12min_revision_token\x18\x04 \x01(\x0c\"\xf1\x01\n\rCheckResponse\x12\x0f\n\x07\x61llowed\x18\x01 \x01(\x08\x12\x31\n\x05\x62\x61sis\x18\x02 \x01(\x0e\x32\".twofold.router.v1.PermissionBasis\x12.\n\x06source\x18\x03 \x01(\x0e\x32\x1e.twofold.router.v1.RouteSource\x12&\n\x03\x61ge\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0erevision_token\x18\x05 \x01(\x0c\x12,\n\tvalid_for\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"t\n\tUserAgent\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x14\n\x0coperation_id\x18\x03 \x01(\t\x12.\n\x04\x63ost\x18\x04 \x01(\x0b\x32 .twofold.router.v1.OperationCost\"\xa2\x01\n\x13\x42\x61tchResolveRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12+\n\x05pairs\x18\x02 \x03(\x0b\x32\x1c.twofold.router.v1.UserAgent\x12\x1a\n\x12min_revision_token\x18\x03 \x01(\x0c\x12,\n\x04mode\x18\x04 \x01(\x0e\x32\x1e.twofold.router.v1.ResolveMode\"I\n\x14\x42\x61tchResolveResponse\x12\x31\n\x07results\x18\x01 \x03(\x0b\x32 .twofold.router.v1.ResolveResult\"\x85\x01\n\rResolveResult\x12\x34\n\x06\x61nswer\x18\x01 \x01(\x0b\x32\".twofold.router.v1.ResolveResponseH\x00\x12\x34\n\x07refusal\x18\x02 \x01(\x0b\x32!.twofold.router.v1.ResolveRefusalH\x00\x42\x08\n\x06result\"|\n\x0eResolveRefusal\x12)\n\x06reason\x18\x01 \x01(\x0e\x32\x19.twofold.errors.v1.Reason\x12\x0f\n\x07message\x18\x02 \x01(\t\x12.\n\x0bretry_delay\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"Z\n\x14ReportOutcomeRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12,\n\x08outcomes\x18\x02 \x03(\x0b\x32\x1a.twofold.router.v1.Outcome\"\xa3\x01\n\x07Outcome\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x13\n\x0btarget_name\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\x03\x12\x31\n\x07outcome\x18\x04 \x01(\x0e\x32 .twofold.router.v1.TargetOutcome\x12*\n\x07latency\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x17\n\x15ReportOutcomeResponse\"e\n\x0e\x45xplainRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12\x1a\n\x12min_revision_token\x18\x04 \x01(\x0c\"\xb4\x02\n\x0f\x45xplainResponse\x12\x0f\n\x07summary\x18\x01 \x01(\t\x12\x32\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0b\x32 .twofold.router.v1.ResolveResult\x12/\n\x05\x66\x61\x63ts\x18\x03 \x03(\x0b\x32 .twofold.router.v1.ExplainedFact\x12\x30\n\x05lease\x18\x04 \x01(\x0b\x32!.twofold.router.v1.ExplainedLease\x12\x30\n\x05redis\x18\x05 \x01(\x0b\x32!.twofold.router.v1.ExplainedRedis\x12\x33\n\x07targets\x18\x06 \x03(\x0b\x32\".twofold.router.v1.ExplainedTarget\x12\x12\n\ngeneration\x18\x07 \x01(\x03\"\x93\x01\n\rExplainedFact\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x30\n\x06\x63opies\x18\x02 \x03(\x0b\x32 .twofold.router.v1.ExplainedCopy\x12\r\n\x05\x66loor\x18\x03 \x01(\x03\x12\x33\n\x08rests_on\x18\x04 \x03(\x0b\x32!.twofold.router.v1.ExplainedThing\"\xb8\x01\n\rExplainedCopy\x12.\n\x06source\x18\x01 \x01(\x0e\x32\x1e.twofold.router.v1.RouteSource\x12\r\n\x05value\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x10\n\x08revision\x18\x04 \x01(\x03\x12&\n\x03\x61ge\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06usable\x18\x06 \x01(\x08\x12\x0f\n\x07why_not\x18\x07 \x01(\t\"O\n\x0e\x45xplainedThing\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12\x15\n\x08revision\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\x0b\n\t_revision\"\x88\x03\n\x0e\x45xplainedLease\x12\r\n\x05holds\x18\x01 \x01(\x08\x12\r\n\x05words\x18\x02 \x01(\t\x12)\n\x06length\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04left\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08ping_age\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x0fregistered_left\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x65poch\x18\x07 \x01(\x03\x12\x10\n\x08revision\x18\x08 \x01(\x03\x12\x15\n\rbase_revision\x18\t \x01(\x03\x12\x13\n\x0bstream_open\x18\n \x01(\x08\x12-\n\nstream_age\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0estream_trouble\x18\x0c \x01(\t\x12\x0f\n\x07routers\x18\r \x01(\x05\"L\n\x0e\x45xplainedRedis\x12\x15\n\rbelieved_gone\x18\x01 \x01(\x08\x12\x0f\n\x07trouble\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\x03\"\xbd\x03\n\x0f\x45xplainedTarget\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\x0e\n\x06weight\x18\x03 \x01(\x05\x12-\n\x05state\x18\x04 \x01(\x0e\x32\x1e.twofold.router.v1.TargetState\x12\x16\n\x0etakes_messages\x18\x05 \x01(\x08\x12\x0e\n\x06\x63hosen\x18\x06 \x01(\x08\x12\x0b\n\x03why\x18\x07 \x01(\t\x12\x32\n\nseen_state\x18\x08 \x01(\x0e\x32\x1e.twofold.router.v1.TargetState\x12-\n\tseen_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cseen_message\x18\n \x01(\t\x12\x15\n\rdial_failures\x18\x0b \x01(\x05\x12,\n\trest_left\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0breached_age\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\ncold_start\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration*x\n\x0bRouteSource\x12\x1c\n\x18ROUTE_SOURCE_UNSPECIFIED\x10\x00\x12\x16\n\x12ROUTE_SOURCE_CACHE\x10\x01\x12\x19\n\x15ROUTE_SOURCE_REGISTRY\x10\x02\x12\x18\n\x14ROUTE_SOURCE_PROCESS\x10\x03*j\n\x0fPermissionBasis\x12 \n\x1cPERMISSION_BASIS_UNSPECIFIED\x10\x00\x12\x1a\n\x16PERMISSION_BASIS_GRANT\x10\x01\x12\x19\n\x15PERMISSION_BASIS_ROLE\x10\x02*\xc1\x01\n\x0bTargetState\x12\x1c\n\x18TARGET_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12TARGET_STATE_READY\x10\x01\x12\x15\n\x11TARGET_STATE_COLD\x10\x02\x12\x19\n\x15TARGET_STATE_STARTING\x10\x03\x12\x19\n\x15TARGET_STATE_DRAINING\x10\x04\x12\x18\n\x14TARGET_STATE_FAILING\x10\x05\x12\x15\n\x11TARGET_STATE_GONE\x10\x06*\xab\x01\n\rTargetOutcome\x12\x1e\n\x1aTARGET_OUTCOME_UNSPECIFIED\x10\x00\x12\x19\n\x15TARGET_OUTCOME_DIALED\x10\x01\x12\x1e\n\x1aTARGET_OUTCOME_DIAL_FAILED\x10\x02\x12\x1d\n\x19TARGET_OUTCOME_FIRST_BYTE\x10\x03\x12 \n\x1cTARGET_OUTCOME_ANSWER_FAILED\x10\x04*Z\n\x0bResolveMode\x12\x1c\n\x18RESOLVE_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12RESOLVE_MODE_COUNT\x10\x01\x12\x15\n\x11RESOLVE_MODE_PEEK\x10\x02\x32\xc5\x03\n\x0eRoutingService\x12P\n\x07Resolve\x12!.twofold.router.v1.ResolveRequest\x1a\".twofold.router.v1.ResolveResponse\x12J\n\x05\x43heck\x12\x1f.twofold.router.v1.CheckRequest\x1a .twofold.router.v1.CheckResponse\x12_\n\x0c\x42\x61tchResolve\x12&.twofold.router.v1.BatchResolveRequest\x1a\'.twofold.router.v1.BatchResolveResponse\x12\x62\n\rReportOutcome\x12\'.twofold.router.v1.ReportOutcomeRequest\x1a(.twofold.router.v1.ReportOutcomeResponse\x12P\n\x07\x45xplain\x12!.twofold.router.v1.ExplainRequest\x1a\".twofold.router.v1.ExplainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'twofold.router.v1.routing_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROUTESOURCE']._serialized_start=1845
-  _globals['_ROUTESOURCE']._serialized_end=1965
-  _globals['_PERMISSIONBASIS']._serialized_start=1967
-  _globals['_PERMISSIONBASIS']._serialized_end=2073
-  _globals['_TARGETSTATE']._serialized_start=2076
-  _globals['_TARGETSTATE']._serialized_end=2269
-  _globals['_TARGETOUTCOME']._serialized_start=2272
-  _globals['_TARGETOUTCOME']._serialized_end=2443
-  _globals['_RESOLVEREQUEST']._serialized_start=118
-  _globals['_RESOLVEREQUEST']._serialized_end=219
-  _globals['_RESOLVERESPONSE']._serialized_start=222
-  _globals['_RESOLVERESPONSE']._serialized_end=712
-  _globals['_CHECKREQUEST']._serialized_start=714
-  _globals['_CHECKREQUEST']._serialized_end=813
-  _globals['_CHECKRESPONSE']._serialized_start=816
-  _globals['_CHECKRESPONSE']._serialized_end=1057
-  _globals['_USERAGENT']._serialized_start=1059
-  _globals['_USERAGENT']._serialized_end=1105
-  _globals['_BATCHRESOLVEREQUEST']._serialized_start=1107
-  _globals['_BATCHRESOLVEREQUEST']._serialized_end=1223
-  _globals['_BATCHRESOLVERESPONSE']._serialized_start=1225
-  _globals['_BATCHRESOLVERESPONSE']._serialized_end=1298
-  _globals['_RESOLVERESULT']._serialized_start=1301
-  _globals['_RESOLVERESULT']._serialized_end=1434
-  _globals['_RESOLVEREFUSAL']._serialized_start=1436
-  _globals['_RESOLVEREFUSAL']._serialized_end=1560
-  _globals['_REPORTOUTCOMEREQUEST']._serialized_start=1562
-  _globals['_REPORTOUTCOMEREQUEST']._serialized_end=1652
-  _globals['_OUTCOME']._serialized_start=1655
-  _globals['_OUTCOME']._serialized_end=1818
-  _globals['_REPORTOUTCOMERESPONSE']._serialized_start=1820
-  _globals['_REPORTOUTCOMERESPONSE']._serialized_end=1843
-  _globals['_ROUTINGSERVICE']._serialized_start=2446
-  _globals['_ROUTINGSERVICE']._serialized_end=2817
+  _globals['_ROUTESOURCE']._serialized_start=4107
+  _globals['_ROUTESOURCE']._serialized_end=4227
+  _globals['_PERMISSIONBASIS']._serialized_start=4229
+  _globals['_PERMISSIONBASIS']._serialized_end=4335
+  _globals['_TARGETSTATE']._serialized_start=4338
+  _globals['_TARGETSTATE']._serialized_end=4531
+  _globals['_TARGETOUTCOME']._serialized_start=4534
+  _globals['_TARGETOUTCOME']._serialized_end=4705
+  _globals['_RESOLVEMODE']._serialized_start=4707
+  _globals['_RESOLVEMODE']._serialized_end=4797
+  _globals['_RESOLVEREQUEST']._serialized_start=183
+  _globals['_RESOLVEREQUEST']._serialized_end=400
+  _globals['_RESOLVERESPONSE']._serialized_start=403
+  _globals['_RESOLVERESPONSE']._serialized_end=1104
+  _globals['_CHECKREQUEST']._serialized_start=1106
+  _globals['_CHECKREQUEST']._serialized_end=1205
+  _globals['_CHECKRESPONSE']._serialized_start=1208
+  _globals['_CHECKRESPONSE']._serialized_end=1449
+  _globals['_USERAGENT']._serialized_start=1451
+  _globals['_USERAGENT']._serialized_end=1567
+  _globals['_BATCHRESOLVEREQUEST']._serialized_start=1570
+  _globals['_BATCHRESOLVEREQUEST']._serialized_end=1732
+  _globals['_BATCHRESOLVERESPONSE']._serialized_start=1734
+  _globals['_BATCHRESOLVERESPONSE']._serialized_end=1807
+  _globals['_RESOLVERESULT']._serialized_start=1810
+  _globals['_RESOLVERESULT']._serialized_end=1943
+  _globals['_RESOLVEREFUSAL']._serialized_start=1945
+  _globals['_RESOLVEREFUSAL']._serialized_end=2069
+  _globals['_REPORTOUTCOMEREQUEST']._serialized_start=2071
+  _globals['_REPORTOUTCOMEREQUEST']._serialized_end=2161
+  _globals['_OUTCOME']._serialized_start=2164
+  _globals['_OUTCOME']._serialized_end=2327
+  _globals['_REPORTOUTCOMERESPONSE']._serialized_start=2329
+  _globals['_REPORTOUTCOMERESPONSE']._serialized_end=2352
+  _globals['_EXPLAINREQUEST']._serialized_start=2354
+  _globals['_EXPLAINREQUEST']._serialized_end=2455
+  _globals['_EXPLAINRESPONSE']._serialized_start=2458
+  _globals['_EXPLAINRESPONSE']._serialized_end=2766
+  _globals['_EXPLAINEDFACT']._serialized_start=2769
+  _globals['_EXPLAINEDFACT']._serialized_end=2916
+  _globals['_EXPLAINEDCOPY']._serialized_start=2919
+  _globals['_EXPLAINEDCOPY']._serialized_end=3103
+  _globals['_EXPLAINEDTHING']._serialized_start=3105
+  _globals['_EXPLAINEDTHING']._serialized_end=3184
+  _globals['_EXPLAINEDLEASE']._serialized_start=3187
+  _globals['_EXPLAINEDLEASE']._serialized_end=3579
+  _globals['_EXPLAINEDREDIS']._serialized_start=3581
+  _globals['_EXPLAINEDREDIS']._serialized_end=3657
+  _globals['_EXPLAINEDTARGET']._serialized_start=3660
+  _globals['_EXPLAINEDTARGET']._serialized_end=4105
+  _globals['_ROUTINGSERVICE']._serialized_start=4800
+  _globals['_ROUTINGSERVICE']._serialized_end=5253
 # @@protoc_insertion_point(module_scope)

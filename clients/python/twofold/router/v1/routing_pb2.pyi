@@ -14,9 +14,11 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from twofold.errors.v1 import reason_pb2 as _reason_pb2
+from twofold.router.v1 import limit_pb2 as _limit_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -152,6 +154,30 @@ TARGET_OUTCOME_ANSWER_FAILED: TargetOutcome.ValueType  # 4
 """It was reached, and answered with an error, not in time, or not to the end. It goes on taking messages."""
 Global___TargetOutcome: _TypeAlias = TargetOutcome  # noqa: Y015
 
+class _ResolveMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ResolveModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ResolveMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RESOLVE_MODE_UNSPECIFIED: _ResolveMode.ValueType  # 0
+    """As COUNT."""
+    RESOLVE_MODE_COUNT: _ResolveMode.ValueType  # 1
+    """What passes is counted."""
+    RESOLVE_MODE_PEEK: _ResolveMode.ValueType  # 2
+    """Nothing is counted, and no limit refuses: the answer tells how they stand."""
+
+class ResolveMode(_ResolveMode, metaclass=_ResolveModeEnumTypeWrapper):
+    """ResolveMode says whether a resolve counts."""
+
+RESOLVE_MODE_UNSPECIFIED: ResolveMode.ValueType  # 0
+"""As COUNT."""
+RESOLVE_MODE_COUNT: ResolveMode.ValueType  # 1
+"""What passes is counted."""
+RESOLVE_MODE_PEEK: ResolveMode.ValueType  # 2
+"""Nothing is counted, and no limit refuses: the answer tells how they stand."""
+Global___ResolveMode: _TypeAlias = ResolveMode  # noqa: Y015
+
 @_typing.final
 class ResolveRequest(_message.Message):
     """Request of Resolve."""
@@ -162,6 +188,9 @@ class ResolveRequest(_message.Message):
     USER_ID_FIELD_NUMBER: _builtins.int
     AGENT_ID_FIELD_NUMBER: _builtins.int
     MIN_REVISION_TOKEN_FIELD_NUMBER: _builtins.int
+    OPERATION_ID_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """The workspace. Required."""
     user_id: _builtins.str
@@ -170,6 +199,16 @@ class ResolveRequest(_message.Message):
     """The agent. Required."""
     min_revision_token: _builtins.bytes
     """The answer must be at least this new: a revision_token of the registry. Optional."""
+    operation_id: _builtins.str
+    """Id of the operation that this is for: it is counted once, however often it is resolved within an hour. Optional, 1 to 250 bytes; not
+    with PEEK. Made here where there is a limit; without a limit and without it nothing is counted.
+    """
+    mode: Global___ResolveMode.ValueType
+    """Whether it counts. Default: COUNT."""
+    @_builtins.property
+    def cost(self) -> _limit_pb2.OperationCost:
+        """What the operation costs. Optional: one message."""
+
     def __init__(
         self,
         *,
@@ -177,10 +216,13 @@ class ResolveRequest(_message.Message):
         user_id: _builtins.str = ...,
         agent_id: _builtins.str = ...,
         min_revision_token: _builtins.bytes = ...,
+        operation_id: _builtins.str = ...,
+        cost: _limit_pb2.OperationCost | None = ...,
+        mode: Global___ResolveMode.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "min_revision_token", b"min_revision_token", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "cost", b"cost", "min_revision_token", b"min_revision_token", "mode", b"mode", "operation_id", b"operation_id", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -204,6 +246,12 @@ class ResolveResponse(_message.Message):
     TARGET_NAME_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     COLD_START_FIELD_NUMBER: _builtins.int
+    OPERATION_ID_FIELD_NUMBER: _builtins.int
+    DUPLICATE_FIELD_NUMBER: _builtins.int
+    COUNT_TIME_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    LIMITS_SOURCE_FIELD_NUMBER: _builtins.int
+    DEGRADED_FIELD_NUMBER: _builtins.int
     url: _builtins.str
     """Base URL of the agent's service: of the target that takes this user's messages, if the agent has several. A user stays with a
     target until the agent's targets change or it takes no messages; then as few as possible move, and come back with it.
@@ -222,6 +270,14 @@ class ResolveResponse(_message.Message):
     """The name of the target; empty if the agent has none."""
     state: Global___TargetState.ValueType
     """What is known of the target."""
+    operation_id: _builtins.str
+    """Id of the operation that was counted; empty if nothing was."""
+    duplicate: _builtins.bool
+    """Whether it was counted before: then this is the answer of that time, as far as limits are concerned."""
+    limits_source: _limit_pb2.LimitsSource.ValueType
+    """What they were held against."""
+    degraded: _builtins.bool
+    """Whether less is known than usual: the limits were held against this router's share alone."""
     @_builtins.property
     def route_age(self) -> _duration_pb2.Duration:
         """How long ago the route was read from the registry, or found in Redis."""
@@ -240,6 +296,14 @@ class ResolveResponse(_message.Message):
         the agent's first_token_timeout.
         """
 
+    @_builtins.property
+    def count_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was counted, the first time: the event_time that its usage event must carry, so that limits and usage agree."""
+
+    @_builtins.property
+    def limits(self) -> _containers.RepeatedCompositeFieldContainer[_limit_pb2.LimitStatus]:
+        """How the limits that are in force stand."""
+
     def __init__(
         self,
         *,
@@ -255,10 +319,16 @@ class ResolveResponse(_message.Message):
         target_name: _builtins.str = ...,
         state: Global___TargetState.ValueType = ...,
         cold_start: _duration_pb2.Duration | None = ...,
+        operation_id: _builtins.str = ...,
+        duplicate: _builtins.bool = ...,
+        count_time: _timestamp_pb2.Timestamp | None = ...,
+        limits: _abc.Iterable[_limit_pb2.LimitStatus] | None = ...,
+        limits_source: _limit_pb2.LimitsSource.ValueType = ...,
+        degraded: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cold_start", b"cold_start", "permission_age", b"permission_age", "route_age", b"route_age", "valid_for", b"valid_for"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cold_start", b"cold_start", "count_time", b"count_time", "permission_age", b"permission_age", "route_age", b"route_age", "valid_for", b"valid_for"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis", b"basis", "cold_start", b"cold_start", "generation", b"generation", "permission_age", b"permission_age", "permission_source", b"permission_source", "revision_token", b"revision_token", "route_age", b"route_age", "source", b"source", "state", b"state", "target_name", b"target_name", "url", b"url", "valid_for", b"valid_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis", b"basis", "cold_start", b"cold_start", "count_time", b"count_time", "degraded", b"degraded", "duplicate", b"duplicate", "generation", b"generation", "limits", b"limits", "limits_source", b"limits_source", "operation_id", b"operation_id", "permission_age", b"permission_age", "permission_source", b"permission_source", "revision_token", b"revision_token", "route_age", b"route_age", "source", b"source", "state", b"state", "target_name", b"target_name", "url", b"url", "valid_for", b"valid_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -352,19 +422,29 @@ class UserAgent(_message.Message):
 
     USER_ID_FIELD_NUMBER: _builtins.int
     AGENT_ID_FIELD_NUMBER: _builtins.int
+    OPERATION_ID_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user. Required."""
     agent_id: _builtins.str
     """The agent. Required."""
+    operation_id: _builtins.str
+    """As in ResolveRequest. Optional."""
+    @_builtins.property
+    def cost(self) -> _limit_pb2.OperationCost:
+        """As in ResolveRequest. Optional."""
+
     def __init__(
         self,
         *,
         user_id: _builtins.str = ...,
         agent_id: _builtins.str = ...,
+        operation_id: _builtins.str = ...,
+        cost: _limit_pb2.OperationCost | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "cost", b"cost", "operation_id", b"operation_id", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -379,10 +459,13 @@ class BatchResolveRequest(_message.Message):
     WORKSPACE_ID_FIELD_NUMBER: _builtins.int
     PAIRS_FIELD_NUMBER: _builtins.int
     MIN_REVISION_TOKEN_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """The workspace. Required."""
     min_revision_token: _builtins.bytes
     """The answers must be at least this new: a revision_token of the registry. Optional."""
+    mode: Global___ResolveMode.ValueType
+    """Whether the pairs count, each by itself. Default: COUNT."""
     @_builtins.property
     def pairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___UserAgent]:
         """The pairs, 1 to 500. Required."""
@@ -393,10 +476,11 @@ class BatchResolveRequest(_message.Message):
         workspace_id: _builtins.str = ...,
         pairs: _abc.Iterable[Global___UserAgent] | None = ...,
         min_revision_token: _builtins.bytes = ...,
+        mode: Global___ResolveMode.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_revision_token", b"min_revision_token", "pairs", b"pairs", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_revision_token", b"min_revision_token", "mode", b"mode", "pairs", b"pairs", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -576,3 +660,409 @@ class ReportOutcomeResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportOutcomeResponse: _TypeAlias = ReportOutcomeResponse  # noqa: Y015
+
+@_typing.final
+class ExplainRequest(_message.Message):
+    """Request of Explain."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    MIN_REVISION_TOKEN_FIELD_NUMBER: _builtins.int
+    workspace_id: _builtins.str
+    """The workspace. Required."""
+    user_id: _builtins.str
+    """The user. Required."""
+    agent_id: _builtins.str
+    """The agent. Required."""
+    min_revision_token: _builtins.bytes
+    """As in Resolve. Optional."""
+    def __init__(
+        self,
+        *,
+        workspace_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        agent_id: _builtins.str = ...,
+        min_revision_token: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "min_revision_token", b"min_revision_token", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainRequest: _TypeAlias = ExplainRequest  # noqa: Y015
+
+@_typing.final
+class ExplainResponse(_message.Message):
+    """Response of Explain. What has the form of a sentence is for people, and may be reworded at any time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    DECISION_FIELD_NUMBER: _builtins.int
+    FACTS_FIELD_NUMBER: _builtins.int
+    LEASE_FIELD_NUMBER: _builtins.int
+    REDIS_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    summary: _builtins.str
+    """All of it in a sentence or two."""
+    generation: _builtins.int
+    """The generation of the targets; 0 if nothing is known of the agent."""
+    @_builtins.property
+    def decision(self) -> Global___ResolveResult:
+        """What Resolve would have answered, had it only peeked: limits refuse nobody here, they say themselves whether they would. Its
+        source says whether the registry was asked for it.
+        """
+
+    @_builtins.property
+    def facts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExplainedFact]:
+        """What it rests on, as it was before that: the permission, the route, the terms."""
+
+    @_builtins.property
+    def lease(self) -> Global___ExplainedLease:
+        """For how long copies may be answered from."""
+
+    @_builtins.property
+    def redis(self) -> Global___ExplainedRedis:
+        """How Redis looks from here."""
+
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExplainedTarget]:
+        """The agent's targets, in the order in which this user's messages would go to them; those of weight 0 last. Without targets its
+        own URL, under no name. Empty if nothing is known of the agent.
+        """
+
+    def __init__(
+        self,
+        *,
+        summary: _builtins.str = ...,
+        decision: Global___ResolveResult | None = ...,
+        facts: _abc.Iterable[Global___ExplainedFact] | None = ...,
+        lease: Global___ExplainedLease | None = ...,
+        redis: Global___ExplainedRedis | None = ...,
+        targets: _abc.Iterable[Global___ExplainedTarget] | None = ...,
+        generation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "lease", b"lease", "redis", b"redis"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "facts", b"facts", "generation", b"generation", "lease", b"lease", "redis", b"redis", "summary", b"summary", "targets", b"targets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainResponse: _TypeAlias = ExplainResponse  # noqa: Y015
+
+@_typing.final
+class ExplainedFact(_message.Message):
+    """ExplainedFact is something that an answer rests on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    COPIES_FIELD_NUMBER: _builtins.int
+    FLOOR_FIELD_NUMBER: _builtins.int
+    RESTS_ON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"permission", "route" or "terms"."""
+    floor: _builtins.int
+    """The oldest revision at which a copy may have been read: the highest of those below, and of the lease's base_revision."""
+    @_builtins.property
+    def copies(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExplainedCopy]:
+        """What this process and Redis held of it. Without any the registry is asked."""
+
+    @_builtins.property
+    def rests_on(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExplainedThing]:
+        """What it rests on itself."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        copies: _abc.Iterable[Global___ExplainedCopy] | None = ...,
+        floor: _builtins.int = ...,
+        rests_on: _abc.Iterable[Global___ExplainedThing] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copies", b"copies", "floor", b"floor", "name", b"name", "rests_on", b"rests_on"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainedFact: _TypeAlias = ExplainedFact  # noqa: Y015
+
+@_typing.final
+class ExplainedCopy(_message.Message):
+    """ExplainedCopy is a copy of a fact."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    AGE_FIELD_NUMBER: _builtins.int
+    USABLE_FIELD_NUMBER: _builtins.int
+    WHY_NOT_FIELD_NUMBER: _builtins.int
+    source: Global___RouteSource.ValueType
+    """Where it is: in this process, or in Redis."""
+    value: _builtins.str
+    """What it says, in words."""
+    epoch: _builtins.int
+    """The epoch of the registry's history that it was read in."""
+    revision: _builtins.int
+    """The revision that it was read at."""
+    usable: _builtins.bool
+    """Whether it may be answered from now."""
+    why_not: _builtins.str
+    """Why not, in words; empty if it may."""
+    @_builtins.property
+    def age(self) -> _duration_pb2.Duration:
+        """How long ago it was read from the registry, or found in Redis. Unset of one in Redis: nothing rests on that."""
+
+    def __init__(
+        self,
+        *,
+        source: Global___RouteSource.ValueType = ...,
+        value: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        revision: _builtins.int = ...,
+        age: _duration_pb2.Duration | None = ...,
+        usable: _builtins.bool = ...,
+        why_not: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["age", b"age"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "epoch", b"epoch", "revision", b"revision", "source", b"source", "usable", b"usable", "value", b"value", "why_not", b"why_not"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainedCopy: _TypeAlias = ExplainedCopy  # noqa: Y015
+
+@_typing.final
+class ExplainedThing(_message.Message):
+    """ExplainedThing is something that a fact rests on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    IDS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """"permission", "user", "agent", "route", "workspace" or "plan"."""
+    revision: _builtins.int
+    """The revision that changed it last; unset if no change was heard, or it was so long ago that base_revision stands for it."""
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Its ids, the workspace's first."""
+
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        ids: _abc.Iterable[_builtins.str] | None = ...,
+        revision: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_revision", b"_revision", "revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_revision", b"_revision", "ids", b"ids", "kind", b"kind", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__revision: _TypeAlias = _typing.Literal["revision"]  # noqa: Y015
+    _WhichOneofArgType__revision: _TypeAlias = _typing.Literal["_revision", b"_revision"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__revision) -> _WhichOneofReturnType__revision | None: ...
+
+Global___ExplainedThing: _TypeAlias = ExplainedThing  # noqa: Y015
+
+@_typing.final
+class ExplainedLease(_message.Message):
+    """ExplainedLease is what all copies hang on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLDS_FIELD_NUMBER: _builtins.int
+    WORDS_FIELD_NUMBER: _builtins.int
+    LENGTH_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
+    PING_AGE_FIELD_NUMBER: _builtins.int
+    REGISTERED_LEFT_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    BASE_REVISION_FIELD_NUMBER: _builtins.int
+    STREAM_OPEN_FIELD_NUMBER: _builtins.int
+    STREAM_AGE_FIELD_NUMBER: _builtins.int
+    STREAM_TROUBLE_FIELD_NUMBER: _builtins.int
+    ROUTERS_FIELD_NUMBER: _builtins.int
+    holds: _builtins.bool
+    """Whether copies may be answered from."""
+    words: _builtins.str
+    """How that is, in words."""
+    epoch: _builtins.int
+    """The epoch of the registry's history."""
+    revision: _builtins.int
+    """How far changes have been heard."""
+    base_revision: _builtins.int
+    """From where on all changes have been heard."""
+    stream_open: _builtins.bool
+    """Whether the stream of changes is open."""
+    stream_trouble: _builtins.str
+    """Why it is not; empty if it is."""
+    routers: _builtins.int
+    """How many routers are registered, as the registry said last."""
+    @_builtins.property
+    def length(self) -> _duration_pb2.Duration:
+        """How long an answered ping counts, from when it was sent."""
+
+    @_builtins.property
+    def left(self) -> _duration_pb2.Duration:
+        """For how long copies may still be answered from."""
+
+    @_builtins.property
+    def ping_age(self) -> _duration_pb2.Duration:
+        """How long ago the last ping was sent that was answered. Unset if none ever was."""
+
+    @_builtins.property
+    def registered_left(self) -> _duration_pb2.Duration:
+        """For how long this router is still registered. Unset if it never was."""
+
+    @_builtins.property
+    def stream_age(self) -> _duration_pb2.Duration:
+        """Since when that is so."""
+
+    def __init__(
+        self,
+        *,
+        holds: _builtins.bool = ...,
+        words: _builtins.str = ...,
+        length: _duration_pb2.Duration | None = ...,
+        left: _duration_pb2.Duration | None = ...,
+        ping_age: _duration_pb2.Duration | None = ...,
+        registered_left: _duration_pb2.Duration | None = ...,
+        epoch: _builtins.int = ...,
+        revision: _builtins.int = ...,
+        base_revision: _builtins.int = ...,
+        stream_open: _builtins.bool = ...,
+        stream_age: _duration_pb2.Duration | None = ...,
+        stream_trouble: _builtins.str = ...,
+        routers: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["left", b"left", "length", b"length", "ping_age", b"ping_age", "registered_left", b"registered_left", "stream_age", b"stream_age"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_revision", b"base_revision", "epoch", b"epoch", "holds", b"holds", "left", b"left", "length", b"length", "ping_age", b"ping_age", "registered_left", b"registered_left", "revision", b"revision", "routers", b"routers", "stream_age", b"stream_age", "stream_open", b"stream_open", "stream_trouble", b"stream_trouble", "words", b"words"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainedLease: _TypeAlias = ExplainedLease  # noqa: Y015
+
+@_typing.final
+class ExplainedRedis(_message.Message):
+    """ExplainedRedis is how Redis looks from this router."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BELIEVED_GONE_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    believed_gone: _builtins.bool
+    """Whether it is believed to be gone, and asked only now and then."""
+    trouble: _builtins.str
+    """Why it did not answer when it was asked last; empty if it did."""
+    generation: _builtins.int
+    """A number of the connection; another one means that it was lost in between."""
+    def __init__(
+        self,
+        *,
+        believed_gone: _builtins.bool = ...,
+        trouble: _builtins.str = ...,
+        generation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["believed_gone", b"believed_gone", "generation", b"generation", "trouble", b"trouble"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainedRedis: _TypeAlias = ExplainedRedis  # noqa: Y015
+
+@_typing.final
+class ExplainedTarget(_message.Message):
+    """ExplainedTarget is a target of the agent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    TAKES_MESSAGES_FIELD_NUMBER: _builtins.int
+    CHOSEN_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    SEEN_STATE_FIELD_NUMBER: _builtins.int
+    SEEN_TIME_FIELD_NUMBER: _builtins.int
+    SEEN_MESSAGE_FIELD_NUMBER: _builtins.int
+    DIAL_FAILURES_FIELD_NUMBER: _builtins.int
+    REST_LEFT_FIELD_NUMBER: _builtins.int
+    REACHED_AGE_FIELD_NUMBER: _builtins.int
+    COLD_START_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name; empty for the agent's own URL."""
+    url: _builtins.str
+    """Its URL."""
+    weight: _builtins.int
+    """Its weight; 1 for the agent's own URL."""
+    state: Global___TargetState.ValueType
+    """What is known of it, all in all."""
+    takes_messages: _builtins.bool
+    """Whether it takes messages now."""
+    chosen: _builtins.bool
+    """Whether it would take this one."""
+    why: _builtins.str
+    """Why it takes messages or does not, in words."""
+    seen_state: Global___TargetState.ValueType
+    """What the registry says to have been seen of it last. Unset if nothing was."""
+    seen_message: _builtins.str
+    """What was said about it."""
+    dial_failures: _builtins.int
+    """How often in a row it could not be dialled, as this router heard."""
+    @_builtins.property
+    def seen_time(self) -> _timestamp_pb2.Timestamp:
+        """When that was."""
+
+    @_builtins.property
+    def rest_left(self) -> _duration_pb2.Duration:
+        """For how long it rests because of that. Unset if it does not."""
+
+    @_builtins.property
+    def reached_age(self) -> _duration_pb2.Duration:
+        """How long ago it was reached last, as this router heard. Unset if it did not."""
+
+    @_builtins.property
+    def cold_start(self) -> _duration_pb2.Duration:
+        """How long its first answer took when it was started last, as this router heard. Unset if it did not."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        url: _builtins.str = ...,
+        weight: _builtins.int = ...,
+        state: Global___TargetState.ValueType = ...,
+        takes_messages: _builtins.bool = ...,
+        chosen: _builtins.bool = ...,
+        why: _builtins.str = ...,
+        seen_state: Global___TargetState.ValueType = ...,
+        seen_time: _timestamp_pb2.Timestamp | None = ...,
+        seen_message: _builtins.str = ...,
+        dial_failures: _builtins.int = ...,
+        rest_left: _duration_pb2.Duration | None = ...,
+        reached_age: _duration_pb2.Duration | None = ...,
+        cold_start: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cold_start", b"cold_start", "reached_age", b"reached_age", "rest_left", b"rest_left", "seen_time", b"seen_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "cold_start", b"cold_start", "dial_failures", b"dial_failures", "name", b"name", "reached_age", b"reached_age", "rest_left", b"rest_left", "seen_message", b"seen_message", "seen_state", b"seen_state", "seen_time", b"seen_time", "state", b"state", "takes_messages", b"takes_messages", "url", b"url", "weight", b"weight", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainedTarget: _TypeAlias = ExplainedTarget  # noqa: Y015

@@ -60,6 +60,11 @@ class RoutingServiceStub:
                 request_serializer=twofold_dot_router_dot_v1_dot_routing__pb2.ReportOutcomeRequest.SerializeToString,
                 response_deserializer=twofold_dot_router_dot_v1_dot_routing__pb2.ReportOutcomeResponse.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/twofold.router.v1.RoutingService/Explain',
+                request_serializer=twofold_dot_router_dot_v1_dot_routing__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=twofold_dot_router_dot_v1_dot_routing__pb2.ExplainResponse.FromString,
+                _registered_method=True)
 
 
 class RoutingServiceServicer:
@@ -77,8 +82,11 @@ class RoutingServiceServicer:
         exist), NOT_FOUND (REASON_AGENT_UNKNOWN: said only to users whose role implies use), FAILED_PRECONDITION
         (REASON_AGENT_NOT_PUBLISHED, REASON_AGENT_GONE; REASON_URL_FORBIDDEN: the rule of where agents may live has changed since the
         URL was written), UNAVAILABLE (REASON_PEER_UNAVAILABLE: copies may not be answered from any more, and the registry cannot be
-        asked; REASON_AGENT_NOT_READY; REASON_REVISION_NOT_REACHED), ABORTED (REASON_HISTORY_CHANGED), RESOURCE_EXHAUSTED (REASON_OVERLOADED: too many questions to the
-        registry are under way).
+        asked; REASON_AGENT_NOT_READY; REASON_REVISION_NOT_REACHED; REASON_REDIS_UNAVAILABLE: how the limits stand cannot be told, and
+        this router's share of them is used up), ABORTED (REASON_HISTORY_CHANGED), RESOURCE_EXHAUSTED (REASON_LIMIT_REACHED: nothing was
+        counted, QuotaFailure names each limit that refuses; REASON_CAP_REACHED: until the month ends; REASON_OVERLOADED: too many
+        questions to the registry are under way), ALREADY_EXISTS (REASON_REQUEST_REUSED: the operation_id was used for another user, agent
+        or cost within the last hour).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,6 +121,17 @@ class RoutingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """Explain tells people why: what Resolve would answer now, out of which copies, why each may be answered from or may not, how the
+        registry, Redis and the agent's targets look from this router. It counts nothing and tries no target. It is for operators: it
+        tells of the agent whether or not the user may use it. Whatever is away, it answers with what it knows; a refusal of Resolve
+        stands in its answer.
+        Errors: only INVALID_ARGUMENT, DEADLINE_EXCEEDED and REASON_DRAINING of those that are common.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RoutingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -135,6 +154,11 @@ def add_RoutingServiceServicer_to_server(servicer, server):
                     servicer.ReportOutcome,
                     request_deserializer=twofold_dot_router_dot_v1_dot_routing__pb2.ReportOutcomeRequest.FromString,
                     response_serializer=twofold_dot_router_dot_v1_dot_routing__pb2.ReportOutcomeResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=twofold_dot_router_dot_v1_dot_routing__pb2.ExplainRequest.FromString,
+                    response_serializer=twofold_dot_router_dot_v1_dot_routing__pb2.ExplainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -251,6 +275,33 @@ class RoutingService:
             '/twofold.router.v1.RoutingService/ReportOutcome',
             twofold_dot_router_dot_v1_dot_routing__pb2.ReportOutcomeRequest.SerializeToString,
             twofold_dot_router_dot_v1_dot_routing__pb2.ReportOutcomeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twofold.router.v1.RoutingService/Explain',
+            twofold_dot_router_dot_v1_dot_routing__pb2.ExplainRequest.SerializeToString,
+            twofold_dot_router_dot_v1_dot_routing__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,8 +35,11 @@ class RoutingServiceStub:
     exist), NOT_FOUND (REASON_AGENT_UNKNOWN: said only to users whose role implies use), FAILED_PRECONDITION
     (REASON_AGENT_NOT_PUBLISHED, REASON_AGENT_GONE; REASON_URL_FORBIDDEN: the rule of where agents may live has changed since the
     URL was written), UNAVAILABLE (REASON_PEER_UNAVAILABLE: copies may not be answered from any more, and the registry cannot be
-    asked; REASON_AGENT_NOT_READY; REASON_REVISION_NOT_REACHED), ABORTED (REASON_HISTORY_CHANGED), RESOURCE_EXHAUSTED (REASON_OVERLOADED: too many questions to the
-    registry are under way).
+    asked; REASON_AGENT_NOT_READY; REASON_REVISION_NOT_REACHED; REASON_REDIS_UNAVAILABLE: how the limits stand cannot be told, and
+    this router's share of them is used up), ABORTED (REASON_HISTORY_CHANGED), RESOURCE_EXHAUSTED (REASON_LIMIT_REACHED: nothing was
+    counted, QuotaFailure names each limit that refuses; REASON_CAP_REACHED: until the month ends; REASON_OVERLOADED: too many
+    questions to the registry are under way), ALREADY_EXISTS (REASON_REQUEST_REUSED: the operation_id was used for another user, agent
+    or cost within the last hour).
     """
     Check: _aio.UnaryUnaryMultiCallable[_routing_pb2.CheckRequest, _routing_pb2.CheckResponse]
     """Check answers whether a user may use an agent. A denial is an answer here.
@@ -54,6 +57,13 @@ class RoutingServiceStub:
     seconds, and the registry is told what its observations do not say. It asks nobody and reveals nothing: outcomes of what does
     not exist are taken as well. The same outcome again says the same again.
     Errors: only those that are common.
+    """
+    Explain: _aio.UnaryUnaryMultiCallable[_routing_pb2.ExplainRequest, _routing_pb2.ExplainResponse]
+    """Explain tells people why: what Resolve would answer now, out of which copies, why each may be answered from or may not, how the
+    registry, Redis and the agent's targets look from this router. It counts nothing and tries no target. It is for operators: it
+    tells of the agent whether or not the user may use it. Whatever is away, it answers with what it knows; a refusal of Resolve
+    stands in its answer.
+    Errors: only INVALID_ARGUMENT, DEADLINE_EXCEEDED and REASON_DRAINING of those that are common.
     """
 
 class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -76,8 +86,11 @@ class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
         exist), NOT_FOUND (REASON_AGENT_UNKNOWN: said only to users whose role implies use), FAILED_PRECONDITION
         (REASON_AGENT_NOT_PUBLISHED, REASON_AGENT_GONE; REASON_URL_FORBIDDEN: the rule of where agents may live has changed since the
         URL was written), UNAVAILABLE (REASON_PEER_UNAVAILABLE: copies may not be answered from any more, and the registry cannot be
-        asked; REASON_AGENT_NOT_READY; REASON_REVISION_NOT_REACHED), ABORTED (REASON_HISTORY_CHANGED), RESOURCE_EXHAUSTED (REASON_OVERLOADED: too many questions to the
-        registry are under way).
+        asked; REASON_AGENT_NOT_READY; REASON_REVISION_NOT_REACHED; REASON_REDIS_UNAVAILABLE: how the limits stand cannot be told, and
+        this router's share of them is used up), ABORTED (REASON_HISTORY_CHANGED), RESOURCE_EXHAUSTED (REASON_LIMIT_REACHED: nothing was
+        counted, QuotaFailure names each limit that refuses; REASON_CAP_REACHED: until the month ends; REASON_OVERLOADED: too many
+        questions to the registry are under way), ALREADY_EXISTS (REASON_REQUEST_REUSED: the operation_id was used for another user, agent
+        or cost within the last hour).
         """
 
     @_abc_1.abstractmethod
@@ -113,6 +126,19 @@ class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
         seconds, and the registry is told what its observations do not say. It asks nobody and reveals nothing: outcomes of what does
         not exist are taken as well. The same outcome again says the same again.
         Errors: only those that are common.
+        """
+
+    @_abc_1.abstractmethod
+    def Explain(
+        self,
+        request: _routing_pb2.ExplainRequest,
+        context: _aio.ServicerContext[_routing_pb2.ExplainRequest, _abc.Awaitable[_routing_pb2.ExplainResponse]],
+    ) -> _abc.Awaitable[_routing_pb2.ExplainResponse]:
+        """Explain tells people why: what Resolve would answer now, out of which copies, why each may be answered from or may not, how the
+        registry, Redis and the agent's targets look from this router. It counts nothing and tries no target. It is for operators: it
+        tells of the agent whether or not the user may use it. Whatever is away, it answers with what it knows; a refusal of Resolve
+        stands in its answer.
+        Errors: only INVALID_ARGUMENT, DEADLINE_EXCEEDED and REASON_DRAINING of those that are common.
         """
 
 def add_RoutingServiceServicer_to_server(servicer: RoutingServiceServicer, server: _aio.Server) -> None: ...
