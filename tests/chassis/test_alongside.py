@@ -33,3 +33,25 @@ async def test_what_it_raised_is_not_lost() -> None:
     with pytest.raises(LookupError, match="a defect"):
         async with alongside(work()):
             await failed.wait()
+
+
+async def test_a_cancellation_that_comes_while_it_ends_is_not_lost() -> None:
+    begun, ending = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ending.set()
+            await asyncio.Event().wait()
+
+    async def beside() -> None:
+        async with alongside(work()):
+            await begun.wait()
+
+    task = asyncio.create_task(beside())
+    await ending.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()

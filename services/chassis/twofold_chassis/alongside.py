@@ -14,5 +14,7 @@ async def alongside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         yield
     finally:
         task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        # Not by awaiting the task: its cancellation could not be told from one of whoever waits here.
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.result()
