@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import grpc
+from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 
 from tests.waiting import until
@@ -30,7 +32,7 @@ class Router:
     def __init__(self, port: int, channel: grpc.aio.Channel, collectors: CollectorRegistry, redis: RedisChannels) -> None:
         self.port = port
         self._events = event_pb2_grpc.EventServiceStub(channel)
-        self._health = health_pb2_grpc.HealthStub(channel)  # type: ignore[no-untyped-call]
+        self._health = health_pb2_grpc.HealthStub(channel)
         self._collectors = collectors
         self.redis = redis
 
@@ -80,10 +82,16 @@ class Router:
     async def serves(self) -> bool:
         """What its own entry of health says."""
         request = health_pb2.HealthCheckRequest(service="twofold.router.v1.EventService")
-        return bool((await self._health.Check(request)).status == health_pb2.HealthCheckResponse.SERVING)
+        check = self._health.Check  # type: ignore[attr-defined]  # its types know no methods
+        return bool((await check(request)).status == health_pb2.HealthCheckResponse.SERVING)
 
     def count(self, name: str, **labels: str) -> float:
         return self._collectors.get_sample_value(f"twofold_router_{name}", labels) or 0.0
+
+    def ended(self, code: str) -> float:
+        """How many subscriptions have ended like this."""
+        names = {"grpc_type": "bidi_stream", "grpc_service": "twofold.router.v1.EventService", "grpc_method": "Subscribe"}
+        return self._collectors.get_sample_value("grpc_server_handled_total", names | {"grpc_code": code}) or 0.0
 
 
 class Subscriber:
@@ -180,6 +188,15 @@ def of(agent_id: str, after: Place | None = None, *, oldest: bool = False) -> ev
 def said(**wish: Any) -> event_pb2.SubscribeRequest:
     """What a subscriber says, as dictionaries."""
     return event_pb2.SubscribeRequest(**wish)
+
+
+def outcome_of(error: grpc.aio.AioRpcError) -> str:
+    """What a refusal says of what was to be written."""
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # it reads what an aio error has as well
+    info = error_details_pb2.ErrorInfo()
+    assert status is not None
+    assert status.details[0].Unpack(info)
+    return str(info.metadata["outcome"])
 
 
 def place(at: Place | None) -> event_pb2.EventPlace | None:

@@ -219,7 +219,10 @@ def _written(behaviour: Any) -> Behaviour:
     async def write(request: Any, context: Context) -> None:
         async with contextlib.aclosing(behaviour(request, context)) as answers:
             async for answer in answers:
-                await context.write(answer)
+                try:
+                    await context.write(answer)
+                except grpc.aio.InternalError:  # its caller has gone while this was on its way, and did not wait for it
+                    raise asyncio.CancelledError from None
 
     return write
 

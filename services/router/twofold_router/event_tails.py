@@ -17,6 +17,7 @@ from twofold_chassis.refusals import Overloaded
 from twofold_router.events import Batch, Gap, LogKey, Logs, LogUnavailable, Nudges, Place, Reading, Reset, told_of
 
 TAILS_MAX = 100_000
+_KEPT_BYTES_EACH = 512 * 1024
 _KEPT_BYTES_MAX = 32 * 1024 * 1024
 _LOOKS_AT_ONCE = 64
 _SLICES = 8
@@ -63,8 +64,9 @@ class Tail:
         self._is_closed = False
         self._opening: asyncio.Task[None] | None = None
         self._flights: dict[Place, _Flight] = {}
-        # Readings are kept for those who are a little behind, until the next look at the log.
+        # Steps are kept for those who are a little behind, the newest ones, until the next look at the log.
         self._kept: dict[Place, Step] = {}
+        self._kept_bytes = 0
 
     def is_ahead_of(self, place: Place | None) -> bool:
         """Whether more is known of than who stands there has been told."""
@@ -152,10 +154,18 @@ class Tail:
         self._read_to(reading, news)
         told, behind = told_of(place, reading)
         step = Step(told, behind, sum(len(entry.form) for entry in reading.entries))
-        wanted = told and len(self.followers) > 1 and place not in self._kept
-        if wanted and self._tails.may_keep(step.size):
-            self._kept[place] = step
+        if told and len(self.followers) > 1 and not self._is_closed:
+            self._keep(place, step)
         return step
+
+    def _keep(self, place: Place, step: Step) -> None:
+        """Keeps a step, and the newest ones before it, as much as one tail may keep and all together."""
+        self._drop_kept(place)
+        while self._kept and self._kept_bytes + step.size > _KEPT_BYTES_EACH:
+            self._drop_kept(next(iter(self._kept)))
+        if self._tails.may_keep(step.size):
+            self._kept[place] = step
+            self._kept_bytes += step.size
 
     def _read_to(self, reading: Reading, news: int) -> None:
         """A nudge that came meanwhile may tell of more than was read, or of what is long over: then it is read again."""
@@ -164,9 +174,12 @@ class Tail:
         if head is None or goes_on or news == self._news:
             self.head = reading.head
 
-    def _drop_kept(self) -> None:
-        self._tails.dropped(sum(step.size for step in self._kept.values()))
-        self._kept.clear()
+    def _drop_kept(self, *places: Place) -> None:
+        for place in places or tuple(self._kept):
+            step = self._kept.pop(place, None)
+            if step is not None:
+                self._kept_bytes -= step.size
+                self._tails.dropped(step.size)
 
 
 class Tails:
