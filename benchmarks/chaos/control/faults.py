@@ -12,8 +12,10 @@ from benchmarks.chaos.schedules import Fault, Plan
 from twofold_chassis.clocks import boot_s
 
 _SLOW_S = 2.0
-# There and back it is still fast enough not to count as lost.
-_FADING_SHARE = 0.4
+# There and back, and until the next ping, it is still fast enough not to count as lost.
+_FADING_SHARE = 0.25
+# Nobody's lease outlives it.
+_FADED_LEASES = 1.3
 # The share of faults of the network that hit one way only, of all that are of their kind.
 _ONE_ONLY = 0.6
 
@@ -105,7 +107,9 @@ class _Trouble:
             return
         if what != "slow":
             self._world.down(*proxies)
-        await asyncio.sleep(fault.seconds)
+        await asyncio.sleep(
+            max(fault.seconds, _FADED_LEASES * self._world.times.lease) if what == "fading" else fault.seconds
+        )
         self._world.up(*proxies)
         for proxy in proxies:
             if fault.dose * 10 % 1 < 0.5:

@@ -73,7 +73,7 @@ MUTANTS = (
             ),
         ),
         tracks=_FADING,
-        slower=2.0,
+        slower=3.0,
         appetite=_BUSY,
     ),
     Mutant(
@@ -82,9 +82,8 @@ MUTANTS = (
         (
             Patch(
                 _KNOWLEDGE,
-                "            now < self.lease_until\n            and now < self.registered_until\n"
-                "            and stamp.epoch == self.place.epoch\n",
-                "            stamp.epoch == self.place.epoch\n",
+                "        return now < self.lease_until and now < self.registered_until\n",
+                "        return True\n",
             ),
         ),
         tracks=_DEAF,
@@ -96,8 +95,8 @@ MUTANTS = (
         (
             Patch(
                 _KNOWLEDGE,
-                "            and stamp.epoch == self.place.epoch\n            and stamp.revision >= self.floor(things)\n",
-                "            and stamp.epoch == self.place.epoch\n",
+                "        return stamp.epoch == self.place.epoch and stamp.revision >= self.floor(things)\n",
+                "        return stamp.epoch == self.place.epoch\n",
             ),
         ),
         appetite=_BUSY,
@@ -162,8 +161,8 @@ MUTANTS = (
             ),
             Patch(
                 _KNOWLEDGE,
-                "            and stamp.epoch == self.place.epoch\n            and stamp.revision >= self.floor(things)\n",
-                "            and stamp.revision >= self.floor(things)\n",
+                "        return stamp.epoch == self.place.epoch and stamp.revision >= self.floor(things)\n",
+                "        return stamp.revision >= self.floor(things)\n",
             ),
             Patch(
                 _KNOWLEDGE,

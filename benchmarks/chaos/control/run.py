@@ -77,12 +77,16 @@ async def run(world: World, plan: Plan, *, appetite: Appetite | None = None) -> 
             for _ in range(_CALLERS_EACH)
         ]
         enough = asyncio.Event()
+        written = asyncio.Event()
         asking = [asyncio.create_task(caller.run(enough)) for caller in callers]
         try:
             async with asyncio.TaskGroup() as group:
-                inflicted = group.create_task(faults.inflict(world, plan, history, workspace, PAIRS))
                 for writer in writers:
-                    group.create_task(writer.run(boot_s() + plan.seconds))
+                    group.create_task(writer.run(written))
+                began = boot_s()
+                done = await faults.inflict(world, plan, history, workspace, PAIRS)
+                await asyncio.sleep(began + plan.seconds - boot_s())
+                written.set()
             answered_again_s = await _calmed(world, history)
         finally:
             enough.set()
@@ -91,9 +95,7 @@ async def run(world: World, plan: Plan, *, appetite: Appetite | None = None) -> 
     history.aways = [*world.aways]
     world.aways.clear()
     judgement = await asyncio.to_thread(judge, history, world.times.lease)
-    return Result(
-        plan, inflicted.result().faults, _counts(history, judgement, world.times.lease), answered_again_s, judgement
-    )
+    return Result(plan, done.faults, _counts(history, judgement, world.times.lease), answered_again_s, judgement)
 
 
 async def _calmed(world: World, history: History) -> float:

@@ -93,9 +93,9 @@ class Writer:
         self._tokens = tokens
         self._appetite = appetite
 
-    async def run(self, until: float) -> None:
-        """Writes until then; what it hid is shown again."""
-        while boot_s() < until:
+    async def run(self, enough: asyncio.Event) -> None:
+        """Writes until it is enough; what it hid is shown again."""
+        while not enough.is_set():
             await self._write()
             await asyncio.sleep(self._chance.uniform(*_THINKING_S))
 
