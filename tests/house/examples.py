@@ -44,7 +44,8 @@ from twofold.registry.v1 import (
     user_pb2,
     workspace_pb2,
 )
-from twofold.router.v1 import routing_pb2, turn_pb2
+from twofold.router.v1 import event_pb2 as event_pb2_of_router
+from twofold.router.v1 import limit_pb2, routing_pb2, turn_pb2
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,10 @@ def _workspace(workspace_id: str) -> workspace_pb2.Workspace:
 
 def _limit(kind: workspace_pb2.LimitKind.ValueType, amount: int) -> workspace_pb2.Limit:
     return workspace_pb2.Limit(kind=kind, amount=amount, shadow=True)
+
+
+def _cost() -> limit_pb2.OperationCost:
+    return limit_pb2.OperationCost(messages=1, tokens=1200, micros=700)
 
 
 def _user(world: World, user_id: str, email: str) -> user_pb2.User:
@@ -995,14 +1000,39 @@ _MEMORY |= {
 
 _ROUTER: dict[str, Callable[[World], ProtoMessage]] = {
     "RoutingService.Resolve": lambda world: routing_pb2.ResolveRequest(
+        workspace_id=world.workspace_id,
+        user_id=world.user_id,
+        agent_id=world.agent_id,
+        operation_id="op-resolved",
+        cost=_cost(),
+        mode=routing_pb2.RESOLVE_MODE_COUNT,
+    ),
+    "LimitService.GetLimits": lambda world: limit_pb2.GetLimitsRequest(
         workspace_id=world.workspace_id, user_id=world.user_id, agent_id=world.agent_id
+    ),
+    "LimitService.SettleOperation": lambda world: limit_pb2.SettleOperationRequest(
+        workspace_id=world.workspace_id,
+        user_id=world.user_id,
+        agent_id=world.agent_id,
+        operation_id="op-settled",
+        cost=_cost(),
+        operation_time=_time(timedelta()),
+    ),
+    "LimitService.ReleaseOperation": lambda world: limit_pb2.ReleaseOperationRequest(
+        workspace_id=world.workspace_id, user_id=world.user_id, agent_id=world.agent_id, operation_id="op-released"
     ),
     "RoutingService.Check": lambda world: routing_pb2.CheckRequest(
         workspace_id=world.workspace_id, user_id=world.user_id, agent_id=world.agent_id
     ),
     "RoutingService.BatchResolve": lambda world: routing_pb2.BatchResolveRequest(
         workspace_id=world.workspace_id,
-        pairs=[routing_pb2.UserAgent(user_id=world.user_id, agent_id=world.agent_id)],
+        pairs=[
+            routing_pb2.UserAgent(user_id=world.user_id, agent_id=world.agent_id, operation_id="op-of-batch", cost=_cost())
+        ],
+        mode=routing_pb2.RESOLVE_MODE_COUNT,
+    ),
+    "RoutingService.Explain": lambda world: routing_pb2.ExplainRequest(
+        workspace_id=world.workspace_id, user_id=world.user_id, agent_id=world.agent_id
     ),
     "RoutingService.ReportOutcome": lambda world: routing_pb2.ReportOutcomeRequest(
         workspace_id=world.workspace_id,
@@ -1015,6 +1045,30 @@ _ROUTER: dict[str, Callable[[World], ProtoMessage]] = {
                 latency=Duration(nanos=250_000_000),
             )
         ],
+    ),
+    "EventService.Publish": lambda world: event_pb2_of_router.PublishRequest(
+        workspace_id=world.workspace_id,
+        agent_id=world.agent_id,
+        events=[
+            event_pb2_of_router.AgentEvent(type="plan.changed", content_type="application/json", payload=b'{"step": 2}')
+        ],
+        request_id=world.request_id,
+    ),
+    "EventService.ListEvents": lambda world: event_pb2_of_router.ListEventsRequest(
+        workspace_id=world.workspace_id, agent_id=world.agent_id, page_size=5
+    ),
+    "EventService.Subscribe": lambda world: event_pb2_of_router.SubscribeRequest(
+        open=event_pb2_of_router.SubscribeOpen(
+            workspace_id=world.workspace_id,
+            agents=[
+                event_pb2_of_router.SubscribeAgent(agent_id=world.agent_id, oldest=True),
+                event_pb2_of_router.SubscribeAgent(
+                    agent_id="another", after=event_pb2_of_router.EventPlace(log_epoch="lost", offset=7)
+                ),
+            ],
+            credits=100,
+            until_caught_up=True,
+        )
     ),
     "TurnService.Run": lambda world: turn_pb2.RunRequest(
         workspace_id=world.workspace_id,

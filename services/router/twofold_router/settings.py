@@ -1,8 +1,6 @@
 """Settings of the router."""
 
-from typing import Literal
-
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from twofold_chassis.settings import ListenSettings, Port, RedisSettings, ServiceSettings, UrlSuffixes
 from twofold_chassis.urls import UrlPolicy
@@ -32,10 +30,12 @@ class RouterSettings(ListenSettings):
     cold_reads_max: int = Field(
         default=64, ge=3, le=10_000, description="questions to the registry that may be under way at once; more are refused"
     )
-    limit_cells: Literal[12, 15, 20, 30, 60] = Field(
+    limit_cells: int = Field(
         default=12,
-        description="into how many cells the span of a limit is cut: with more of them less is refused too early, and each"
-        " message costs more; the same for all routers",
+        ge=12,
+        le=60,
+        description="into how many cells the span of a limit is cut: 12, 15, 20, 30 or 60. With more of them less is refused"
+        " too early, and each message costs more; the same for all routers",
     )
     rebuild_wait_ms: int = Field(
         default=100,
@@ -148,6 +148,13 @@ class RouterSettings(ListenSettings):
         le=64 * _MIB,
         description="bytes that wait for a pod that is slow to take them; then its link is cut",
     )
+
+    @field_validator("limit_cells")
+    @classmethod
+    def _cuts_a_minute_into_seconds(cls, value: int) -> int:
+        if 60 % value:
+            raise ValueError("must be 12, 15, 20, 30 or 60")
+        return value
 
     @property
     def url_policy(self) -> UrlPolicy:
