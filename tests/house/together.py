@@ -10,6 +10,7 @@ from twofold.registry.v1.agent_pb2 import AgentState
 from twofold.registry.v1.pod_pb2 import PodState
 from twofold.registry.v1.session_pb2 import SessionEventKind
 from twofold.registry.v1.user_pb2 import Role as UserRole
+from twofold.router.v1.event_pb2 import AgentEvent
 
 
 @dataclass(frozen=True)
@@ -306,6 +307,27 @@ TOGETHER: Mapping[str, Sequence[Together]] = {
             ["events[0].close_reason"],
             lambda request: setattr(request.events[0], "kind", SessionEventKind.SESSION_EVENT_KIND_OPENED),
         ),
+    ],
+    "twofold.router.v1.EventService.Publish": [
+        Together("no events at all", ["events"], lambda request: request.ClearField("events")),
+        Together(
+            "more than 1 MiB in all",
+            ["events"],
+            lambda request: request.events.extend([AgentEvent(type="large", payload=b"x" * 64 * KIB)] * 17),
+        ),
+    ],
+    "twofold.router.v1.EventService.ListEvents": [
+        Together("an offset of no epoch", ["after_offset"], lambda request: setattr(request, "after_offset", 1)),
+    ],
+    "twofold.router.v1.EventService.Subscribe": [
+        Together("caught up with nobody", ["open.agents"], lambda request: request.open.ClearField("agents")),
+        Together(
+            "an agent twice",
+            ["open.agents[1].agent_id"],
+            lambda request: setattr(request.open.agents[1], "agent_id", request.open.agents[0].agent_id),
+        ),
+        Together("nothing that opens", ["open"], lambda request: request.ClearField("open")),
+        Together("credits only", ["open"], lambda request: setattr(request.credit, "events", 1)),
     ],
     "twofold.memory.v1.EventLogService.AppendEvents": [
         Together("no events at all", ["events"], lambda request: request.ClearField("events")),

@@ -54,7 +54,11 @@ class Router:
         self, workspace_id: str, agent_id: str, after: Place | None = None, page_size: int = 0
     ) -> event_pb2.ListEventsResponse:
         request = event_pb2.ListEventsRequest(
-            workspace_id=workspace_id, agent_id=agent_id, after=place(after), page_size=page_size
+            workspace_id=workspace_id,
+            agent_id=agent_id,
+            log_epoch=after[0] if after else "",
+            after_offset=after[1] if after else 0,
+            page_size=page_size,
         )
         return await self._events.ListEvents(request, metadata=METADATA, timeout=30)
 

@@ -33,6 +33,7 @@ from twofold.registry.v1.terms_pb2_grpc import TermsServiceStub
 from twofold.registry.v1.usage_pb2_grpc import UsageServiceStub
 from twofold.registry.v1.user_pb2_grpc import UserServiceStub
 from twofold.registry.v1.workspace_pb2_grpc import WorkspaceServiceStub
+from twofold.router.v1.event_pb2_grpc import EventServiceStub
 from twofold.router.v1.limit_pb2_grpc import LimitServiceStub
 from twofold.router.v1.routing_pb2_grpc import RoutingServiceStub
 from twofold.router.v1.turn_pb2_grpc import TurnServiceStub
@@ -83,7 +84,12 @@ _MEMORY_CONFIG = channels.service_config(
     ]
 )
 _ROUTER_CONFIG = channels.service_config(
-    ["twofold.router.v1.RoutingService", "twofold.router.v1.LimitService", "twofold.router.v1.TurnService"],
+    [
+        "twofold.router.v1.RoutingService",
+        "twofold.router.v1.LimitService",
+        "twofold.router.v1.EventService",
+        "twofold.router.v1.TurnService",
+    ],
     # A turn calls an agent, which may do things in the world: whether it runs again is for its caller to decide.
     once=[("twofold.router.v1.TurnService", "Run")],
 )
@@ -148,6 +154,8 @@ class Twofold:
 
     routing: RoutingServiceStub
     limits: LimitServiceStub
+    # What happens at agents, as it happens; `events` is the log of a conversation.
+    agent_events: EventServiceStub
     turns: TurnServiceStub
 
     async def __aenter__(self) -> Self:
@@ -182,6 +190,7 @@ class Twofold:
         self.documents = DocumentServiceStub(memory)
         self.routing = RoutingServiceStub(router)
         self.limits = LimitServiceStub(router)
+        self.agent_events = EventServiceStub(router)
         self.turns = TurnServiceStub(router)
         return self
 

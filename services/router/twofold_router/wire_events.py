@@ -80,7 +80,11 @@ def publish_response(appended: Appended) -> event_pb2.PublishResponse:
 
 def after(request: event_pb2.ListEventsRequest) -> Place | None:
     """The place to go on behind."""
-    return _place(request.after, "after") if request.HasField("after") else None
+    epoch = fields.optional_identifier(request.log_epoch, "log_epoch")
+    offset = fields.whole(request.after_offset, "after_offset", least=0, most=_OFFSET_MAX)
+    if epoch is None and offset:
+        raise InvalidField("after_offset", "means nothing without log_epoch")
+    return None if epoch is None else Place(epoch, offset)
 
 
 def list_events_response(reading: Reading) -> event_pb2.ListEventsResponse:

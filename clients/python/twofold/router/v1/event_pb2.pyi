@@ -681,29 +681,33 @@ class ListEventsRequest(_message.Message):
 
     WORKSPACE_ID_FIELD_NUMBER: _builtins.int
     AGENT_ID_FIELD_NUMBER: _builtins.int
-    AFTER_FIELD_NUMBER: _builtins.int
+    LOG_EPOCH_FIELD_NUMBER: _builtins.int
+    AFTER_OFFSET_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """The workspace. Required."""
     agent_id: _builtins.str
     """The agent. Required."""
+    log_epoch: _builtins.str
+    """The epoch of the log, as a router has told it. Empty: whichever it is, from the oldest event that the log holds. Optional, up to
+    255 bytes.
+    """
+    after_offset: _builtins.int
+    """Only events behind this offset of the epoch. 0 or more; only with log_epoch."""
     page_size: _builtins.int
     """How many to return at most: 0 means 50, at most 500. A page ends earlier when it reaches 256 KiB."""
-    @_builtins.property
-    def after(self) -> Global___EventPlace:
-        """The place to go on behind. Not set: from the oldest event that the log holds. Optional."""
-
     def __init__(
         self,
         *,
         workspace_id: _builtins.str = ...,
         agent_id: _builtins.str = ...,
-        after: Global___EventPlace | None = ...,
+        log_epoch: _builtins.str = ...,
+        after_offset: _builtins.int = ...,
         page_size: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "agent_id", b"agent_id", "page_size", b"page_size", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_offset", b"after_offset", "agent_id", b"agent_id", "log_epoch", b"log_epoch", "page_size", b"page_size", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
