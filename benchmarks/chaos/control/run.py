@@ -21,7 +21,8 @@ from benchmarks.chaos.schedules import Plan
 from twofold_chassis.clocks import boot_s
 
 _WAITERS = 2
-_WRITERS = 4
+_WAITERS = 2
+_WRITERS = 3
 _CALLERS_EACH = 3
 _CALM_S = 30.0
 
@@ -70,7 +71,10 @@ async def run(world: World, plan: Plan, *, appetite: Appetite | None = None) -> 
         def drawn() -> random.Random:
             return random.Random(chance.random())
 
-        writers = [Writer(registries, history, drawn(), workspace, tokens, appetite or Appetite()) for _ in range(_WRITERS)]
+        # Who waits for all routers writes little meanwhile: the others never do.
+        hunger = appetite or Appetite()
+        hungers = [hunger] * _WAITERS + [hunger.patient()] * _WRITERS
+        writers = [Writer(registries, history, drawn(), workspace, tokens, one) for one in hungers]
         callers = [
             Caller(router.number, await opened(router.process.target), history, drawn(), workspace, tokens)
             for router in world.routers
