@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
 from pydantic import SecretStr
+from redis.asyncio import Redis
 
 from tests.databases import settings_of_database
 from tests.router.test_revocation import House, a_house
@@ -101,11 +103,17 @@ class Pod(PodLink):
 class Cloud:
     """A registry, a Redis, and routers that have both."""
 
-    def __init__(self, house: House, stack: contextlib.AsyncExitStack) -> None:
+    def __init__(self, house: House, server: EmbeddedRedis, stack: contextlib.AsyncExitStack) -> None:
         self.house = house
         self.ws = house.ws
         self.redis = house.redis
+        self.server = server
         self._stack = stack
+
+    async def asked(self, *command: str | int) -> Any:
+        """The reply of Redis to one command."""
+        async with Redis(host=self.server.host, port=self.server.port, password=self.server.password, protocol=2) as client:
+            return await client.execute_command(*command)  # type: ignore[no-untyped-call]
 
     async def router(self, **options: Any) -> Sessions:
         return await self._stack.enter_async_context(self.routing(**options))
@@ -128,13 +136,32 @@ class Cloud:
 
 
 @contextlib.asynccontextmanager
-async def a_cloud(postgres: EmbeddedPostgres, redis: EmbeddedRedis, ws: str) -> AsyncIterator[Cloud]:
-    """A cloud of a test's own, where "ada" may use "agent"."""
-    database = settings_of_database(await postgres.create_database(ws.replace("-", "_")))
-    settings = RedisSettings(host=redis.host, port=redis.port, password=SecretStr(redis.password), budget_ms=2000)
-    async with a_house(database, settings, ws) as house, contextlib.AsyncExitStack() as stack:
+async def a_ground(postgres: EmbeddedPostgres, folder: Path, name: str) -> AsyncIterator[tuple[House, EmbeddedRedis]]:
+    """A registry and a Redis for the tests of a module."""
+    redis = EmbeddedRedis(folder / f"redis-{name}")
+    await redis.start()
+    try:
+        database = settings_of_database(await postgres.create_database(name))
+        settings = RedisSettings(host=redis.host, port=redis.port, password=SecretStr(redis.password), budget_ms=2000)
+        async with a_house(database, settings, name) as house:
+            yield house, redis
+    finally:
+        await redis.stop()
+
+
+@contextlib.asynccontextmanager
+async def a_cloud(ground: tuple[House, EmbeddedRedis], ws: str) -> AsyncIterator[Cloud]:
+    """A workspace of a test's own, where "ada" may use "agent", and an empty Redis."""
+    base, redis = ground
+    if not redis.running:
+        await redis.start()
+    async with contextlib.AsyncExitStack() as stack:
+        house = House(stack, base.database, base.redis, base.port, ws)
+        await house.furnish()
         await house.grant()
-        yield Cloud(house, stack)
+        cloud = Cloud(house, redis, stack)
+        await cloud.asked("FLUSHALL")
+        yield cloud
 
 
 async def settled(*pods: Pod) -> None:

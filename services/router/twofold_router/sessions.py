@@ -227,16 +227,14 @@ class Sessions:
         raise _unknown(key)
 
     async def page(self, wanted: Wanted, after: str, size: int) -> tuple[list[Session], str]:
-        """The next sessions behind an id whose pods have leases, and the id that the page ends with if there may be more."""
+        """The next sessions behind an id whose pods have leases, and the id that the page ends with if there are more."""
         living = _living(await self._leases.linked())
         found: list[Session] = []
         while True:
-            scanned, after = await self._table.scan(wanted, after, size)
-            fitting = [one for one in scanned if wanted.fits(one) and one.life in living]
-            missing = size - len(found)
-            found += fitting[:missing]
-            if len(fitting) >= missing and (after or len(fitting) > missing):
-                return found, found[-1].key.session_id
+            scanned, after = await self._table.scan(wanted, after, size + 1)
+            found += [one for one in scanned if wanted.fits(one) and one.life in living]
+            if len(found) > size:
+                return found[:size], found[size - 1].key.session_id
             if not after:
                 return found, ""
 
