@@ -280,6 +280,7 @@ def test_a_target_that_drains_is_sent_nothing_while_another_is_there_nor_alone(r
     with pytest.raises(AgentNotReady) as told:
         room.choose(route(target("a", seen=room.seen(TargetState.DRAINING))))
     assert (told.value.metadata["state"], told.value.retry_after_s) == ("draining", 1.0)
+    room.now += 1
     room.hear(Outcome.DIALED, "a")  # who drains can be dialled
     assert set(room.split(agent).values()) == {"b"}
 

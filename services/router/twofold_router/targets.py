@@ -1,7 +1,6 @@
 """Targets: which of an agent's takes a user's message now, out of what the registry says and what was heard of them."""
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import NamedTuple
 
 from twofold_chassis.refusals import FailedPrecondition, Reason, Unavailable
@@ -53,7 +52,8 @@ class Targets:
     def __init__(self, outcomes: Outcomes, policy: UrlPolicy, *, database_s: Callable[[float], float]) -> None:
         self._outcomes = outcomes
         self._database_s = database_s
-        self._problem = lru_cache(_URLS_MAX)(policy.problem)  # the same few URLs, message after message
+        self._policy = policy
+        self._judged: dict[str, tuple[Home | None, str | None]] = {}
 
     def choose(
         self, agent: AgentKey, route: Route, user_id: str, home: Home | None, now: float, *, peek: bool = False
@@ -63,6 +63,9 @@ class Targets:
         Who only peeks sends none. Refuses with AgentNotReady, UrlForbidden.
         """
         wanted = preferred(route.takers(), agent, user_id)
+        if not self._outcomes.failing and all(target.seen is None for target in wanted):
+            self._require_allowed(agent, wanted[0], home)
+            return Choice(wanted[0], TargetState.READY, None)
         states = [self._state(_key(agent, route, target), target, now) for target in wanted]
         # Somebody else's word that a target fails is worth less than another target, and more than nothing.
         for is_last_resort in (False, True):
@@ -128,6 +131,17 @@ class Targets:
                 return TargetState.READY, False
         return state, False
 
+    def _problem(self, url: str, home: Home | None) -> str | None:
+        """Why the URL may not be used; judged once for the same URL and home, which come message after message."""
+        judged = self._judged.get(url)
+        if judged is not None and judged[0] == home:
+            return judged[1]
+        if len(self._judged) >= _URLS_MAX:
+            self._judged.clear()
+        problem = self._policy.problem(url, home)
+        self._judged[url] = (home, problem)
+        return problem
+
     def _cold_start_s(self, key: TargetKey, route: Route) -> float:
         heard = self._outcomes.find(key)
         if heard is not None and heard.cold_start_s is not None:
@@ -136,7 +150,7 @@ class Targets:
 
     def _require_allowed(self, agent: AgentKey, target: Target, home: Home | None) -> None:
         problem = self._problem(target.url, home)
-        if problem:
+        if problem is not None:
             raise UrlForbidden(
                 f"the URL of agent {agent.agent_id!r} is not allowed: {problem}",
                 agent_id=agent.agent_id,
