@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -10,10 +11,11 @@ from hypothesis import strategies as st
 
 from tests.router.scripted import delta, finish, usage
 from twofold_memory.wire import messages as memory_wire
-from twofold_router import wire_peers
+from twofold_memory.wire import turns as memory_turns
+from twofold_router import wire_memory
 from twofold_router.agent_protocol import EventStream, Hearing, request_body
 from twofold_router.agents import AgentFailed, Answer, Limits, Message, Prompt, ToolCall, Usage
-from twofold_router.conversations import Exchange, TurnKey
+from twofold_router.conversations import Debt, Exchange, Hold, TurnKey
 
 STREAM = b': hello\r\ndata: {"a":\r\ndata: 1}\r\n\r\nevent: x\ndata:two\n\nid: 3\rdata: three\r\rdata: last'
 
@@ -172,8 +174,14 @@ def test_text_and_tool_calls_share_one_bound() -> None:
 def kept(answer: Answer) -> None:
     """Memory's own reading of the exchange that holds this answer; it refuses what breaks its rules."""
     key = TurnKey("w" * 255, "t" * 255, "o" * 250)
-    exchange = Exchange(key, "u" * 255, "a" * 255, "x" * 2**20, answer, Usage(10**12, 10**12))
-    memory_wire.exchange(wire_peers.invoked_request(exchange))
+    words = (Message("user", "x" * 2**20),)
+    exchange = Exchange(key, "u" * 255, "a" * 255, words, answer, Usage(10**12, 10**12))
+    memory_wire.exchange(wire_memory.invoked_request(exchange))
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    debt = Debt("o" * 250 + "/0", "u" * 255, "a" * 255, at, Usage(10**12, 10**12))
+    memory_turns.commit(wire_memory.commit_request(Hold(key, 1), answer, debt))
+    memory_turns.abort(wire_memory.abort_request(Hold(key, 1), answer.text or "", "agent_failed", "a" * 255, debt))
+    memory_turns.heartbeat(wire_memory.heartbeat_request(Hold(key, 1), "a" * 255, answer.text or "", 15.0))
 
 
 ids = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)

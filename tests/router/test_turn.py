@@ -1,6 +1,7 @@
 """Run, when all goes well: what the agent is given, what the caller gets, what is kept and counted."""
 
 import asyncio
+from datetime import UTC
 
 import grpc
 import pytest
@@ -41,7 +42,7 @@ async def test_a_turn_is_answered_kept_and_counted(
     event = registry.events[ws, "op/0"]
     assert (event.user_id, event.agent_id, event.thread_id) == ("ada", "agent", "t")
     assert (event.messages, event.input_tokens, event.output_tokens) == (1, 7, 3)
-    assert event.event_time == memory.messages[ws, "t"][0].create_time
+    assert event.event_time.ToDatetime(tzinfo=UTC) <= memory.messages[ws, "t"][0].create_time.ToDatetime(tzinfo=UTC)
 
 
 async def test_pieces_reach_the_caller_before_the_answer_is_complete(
@@ -70,7 +71,6 @@ async def test_an_operation_without_an_id_gets_one(client: Client, memory: FakeM
         *[first.started.operation_id] * 2,
         *[second.started.operation_id] * 2,
     ]
-    assert not memory.calls.of("GetTurn")  # it cannot have been there before
 
 
 async def test_instructions_and_context_come_as_one_system_message(
@@ -182,6 +182,7 @@ async def test_tool_calls_of_the_agent_are_kept_with_its_message(
     agents.agent("agent", calling)
     turn = await client.turn(ws, thread_id="t")
     assert (turn.deltas, turn.completed.finish_reason) == ([], "tool_calls")
+    assert turn.calls == [message_pb2.ToolCall(id="c1", type="function", name="weather", arguments='{"x": 1}')]
     kept = memory.messages[ws, "t"][1]
     assert not kept.HasField("content")
     assert list(kept.tool_calls) == [message_pb2.ToolCall(id="c1", type="function", name="weather", arguments='{"x": 1}')]
@@ -220,8 +221,9 @@ async def test_one_connection_serves_turn_after_turn(client: Client, agents: Scr
 
 async def test_the_peers_know_who_calls(client: Client, registry: FakeRegistry, memory: FakeMemory, ws: str) -> None:
     await client.turn(ws, thread_id="t", operation_id="op")
-    seen = registry.calls.seen + memory.calls.seen
-    assert {rpc for rpc, *_ in seen} == {"Check", "GetAgent", "Invoking", "GetTurn", "Invoked", "RecordUsage"}
+    ours = {"Check", "GetAgent", "BeginTurn", "Invoking", "CommitTurn", "RecordUsage"}
+    seen = [call for call in registry.calls.seen + memory.calls.seen if call[0] in ours]
+    assert {rpc for rpc, *_ in seen} == ours
     assert {(actor, request_id) for _, _, actor, request_id in seen} == {("tester", "request-1")}
 
 

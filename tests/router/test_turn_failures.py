@@ -1,4 +1,4 @@
-"""Run, when something fails: each with its own status, and nothing kept."""
+"""Run, when something fails: each with its own status, the words kept, and what was consumed counted."""
 
 import asyncio
 import socket
@@ -11,14 +11,31 @@ from aiohttp import web
 from tests.router.conftest import Client, Start, refused
 from tests.router.fakes import ConversationUnknown, FakeMemory, FakeRegistry
 from tests.router.scripted import Heard, ScriptedAgents, delta, finish, sse
+from twofold.memory.v1 import conversation_pb2, message_pb2
 from twofold_chassis.refusals import InvalidField, StoreUnavailable
 
 Code = grpc.StatusCode
 Script = Callable[[Heard], Awaitable[web.StreamResponse]]
 
 
-def nothing_kept(memory: FakeMemory, registry: FakeRegistry) -> bool:
-    return not memory.calls.of("Invoked") and not registry.calls.of("RecordUsage")
+def said(memory: FakeMemory, ws: str, thread_id: str = "t") -> list[tuple[str, bool]]:
+    """What stands in the conversation, and whether it is marked as cut off."""
+    return [
+        (message.content, message.status == message_pb2.MESSAGE_STATUS_INTERRUPTED)
+        for message in memory.messages.get((ws, thread_id), [])
+    ]
+
+
+def words_kept(memory: FakeMemory, registry: FakeRegistry, ws: str) -> bool:
+    """Whether the turn is closed with the user's words alone, and nothing is counted."""
+    interrupted = {(thread_id, turn_id) for _, thread_id, turn_id in memory.open_turns.interrupted}
+    return said(memory, ws) == [("you", False)] and len(interrupted) == 1 and not registry.events
+
+
+def let_go(memory: FakeMemory, registry: FakeRegistry, ws: str) -> bool:
+    """Whether the turn is open still, and anybody's, and nothing is counted."""
+    open_turn = memory.open_turns.open[ws, "t"]
+    return not open_turn.alive and not memory.messages.get((ws, "t")) and not registry.events
 
 
 async def test_who_may_not_use_the_agent_does_not_reach_it(client: Client, agents: ScriptedAgents, ws: str) -> None:
@@ -32,8 +49,8 @@ async def test_anothers_conversation_is_not_there(
 ) -> None:
     registry.grant(ws, "bob", "agent")
     await client.turn(ws, thread_id="t", operation_id="op")
-    # Neither anew nor as a replay, and not even that the operation_id was used in it.
-    for operation_id, message in (("op", "you"), ("op", "other"), ("op-2", "you"), ("", "you")):
+    # (An operation_id of another user's is one of its own, for the limits of the workspace: REASON_REQUEST_REUSED.)
+    for operation_id, message in (("op-2", "you"), ("op-3", "other"), ("", "you")):
         with refused(Code.NOT_FOUND, "REASON_CONVERSATION_UNKNOWN"):
             await client.turn(ws, message, user_id="bob", thread_id="t", operation_id=operation_id)
     assert len(agents.heard) == 1
@@ -56,7 +73,7 @@ async def test_without_memory_there_is_no_turn(start: Start, agents: ScriptedAge
     assert not agents.heard
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://no-such-host.invalid", "https://127.0.0.1:1"])
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://no-such-host.svc.cluster.local", "https://127.0.0.1:1"])
 async def test_an_agent_that_cannot_be_dialled_is_unreachable(
     client: Client, registry: FakeRegistry, memory: FakeMemory, ws: str, url: str
 ) -> None:
@@ -64,7 +81,8 @@ async def test_an_agent_that_cannot_be_dialled_is_unreachable(
     with refused(Code.UNAVAILABLE, "REASON_AGENT_UNREACHABLE") as told:
         await client.turn(ws, thread_id="t")
     assert b"RetryInfo" in told.details
-    assert nothing_kept(memory, registry)
+    assert told.metadata["outcome"] == "OPEN"
+    assert let_go(memory, registry, ws)
 
 
 async def test_an_agent_that_does_not_take_the_call_is_unreachable(start: Start, registry: FakeRegistry, ws: str) -> None:
@@ -94,8 +112,9 @@ async def test_an_http_error_of_the_agent_is_named_by_its_status_and_never_by_it
         await client.turn(ws, thread_id="t")
     assert str(status) in told.message
     assert b"secret" not in told.details
+    assert told.metadata["outcome"] == "INTERRUPTED"
     assert len(agents.heard) == 1
-    assert nothing_kept(memory, registry)
+    assert words_kept(memory, registry, ws)
 
 
 async def bad_json(heard: Heard) -> web.StreamResponse:
@@ -181,9 +200,23 @@ async def test_an_agent_that_breaks_the_protocol_has_failed(
 ) -> None:
     agents.agent("agent", script)
     with refused(Code.UNAVAILABLE, "REASON_AGENT_FAILED") as told:
-        await client.turn(ws, thread_id="t")
+        await client.turn(ws, thread_id="t", operation_id="op")
     assert b"secret" not in told.details
-    assert nothing_kept(memory, registry)
+    assert told.metadata["outcome"] == "INTERRUPTED"
+    partial = said(memory, ws)[1:]
+    if script in (bad_json, cut, ends_early):
+        # What there was is kept, marked, and counted: "you" and "Hel" are a token each.
+        assert partial == [("Hel", True)]
+        assert memory.messages[ws, "t"][1].metadata["interrupted_by"] == "agent_failed"
+        assert memory.usages[ws, "t", "op"] == conversation_pb2.TurnUsage(input_tokens=1, output_tokens=1)
+        event = registry.events[ws, "op/0"]
+        assert (event.messages, event.input_tokens, event.output_tokens) == (1, 1, 1)
+    elif script is three_mebibytes:
+        (text, is_marked), kept_bytes = partial[0], 2**20 - 4096
+        assert (len(text), is_marked) == (kept_bytes, True)
+        assert registry.events[ws, "op/0"].output_tokens == 2**20 // 4
+    else:
+        assert words_kept(memory, registry, ws)
 
 
 async def hangs_before_headers(heard: Heard) -> web.StreamResponse:
@@ -216,11 +249,12 @@ async def test_an_agent_that_says_nothing_in_time_is_hung_up_on(
     script: Script,
 ) -> None:
     registry.publish(ws, "agent", agents.agent("agent", script), first_token_timeout=0.2)
-    with refused(Code.DEADLINE_EXCEEDED, "REASON_AGENT_TIMEOUT"):
+    with refused(Code.DEADLINE_EXCEEDED, "REASON_AGENT_TIMEOUT") as told:
         await client.turn(ws, thread_id="t")
     async with asyncio.timeout(5):
         await agents.heard[-1].hung_up.wait()
-    assert nothing_kept(memory, registry)
+    assert told.metadata["outcome"] == "INTERRUPTED"
+    assert words_kept(memory, registry, ws)
 
 
 async def test_an_agent_that_does_not_come_to_an_end_is_hung_up_on(
@@ -234,8 +268,11 @@ async def test_an_agent_that_does_not_come_to_an_end_is_hung_up_on(
 
     registry.publish(ws, "agent", agents.agent("agent", endless), first_token_timeout=0.2, turn_timeout=0.5)
     with refused(Code.DEADLINE_EXCEEDED, "REASON_AGENT_TIMEOUT"):
-        await client.turn(ws, thread_id="t")
-    assert nothing_kept(memory, registry)
+        await client.turn(ws, thread_id="t", operation_id="op")
+    (_, _), (text, is_marked) = said(memory, ws)
+    assert (text.replace("again ", ""), is_marked) == ("", True)
+    assert memory.messages[ws, "t"][1].metadata["interrupted_by"] == "agent_timeout"
+    assert registry.events[ws, "op/0"].output_tokens == -(-len(text) // 4)
 
 
 async def test_an_agent_may_take_longer_than_its_first_token_may(
@@ -268,7 +305,9 @@ async def test_a_caller_that_goes_away_takes_the_request_to_the_agent_with_it(
     running.cancel()
     async with asyncio.timeout(5):
         await agents.heard[-1].hung_up.wait()
-    assert nothing_kept(memory, registry)
+    await memory.calls.came("AbortTurn")
+    await registry.calls.came("RecordUsage")
+    assert said(memory, ws) == [("you", False), ("Hel", True)]
 
 
 async def test_the_callers_deadline_ends_the_request_to_the_agent(client: Client, agents: ScriptedAgents, ws: str) -> None:
@@ -283,10 +322,11 @@ async def test_the_callers_deadline_ends_the_request_to_the_agent(client: Client
 async def test_a_conversation_that_is_deleted_meanwhile_fails_the_turn(
     client: Client, memory: FakeMemory, registry: FakeRegistry, ws: str
 ) -> None:
-    memory.calls.refuse("Invoked", ConversationUnknown("gone"))
+    for rpc in ("CommitTurn", "AbortTurn"):
+        memory.calls.refuse(rpc, ConversationUnknown("gone"))
     with refused(Code.NOT_FOUND, "REASON_CONVERSATION_UNKNOWN"):
-        await client.turn(ws, thread_id="t")
-    assert not registry.events
+        await client.turn(ws, thread_id="t", operation_id="op")
+    assert registry.events[ws, "op/0"].output_tokens == 3  # what was used is owed
 
 
 def calling(**call: object) -> Script:
@@ -327,14 +367,15 @@ async def test_what_memory_would_not_keep_is_no_answer(
     agents.agent("agent", script)
     with refused(Code.UNAVAILABLE, "REASON_AGENT_FAILED"):
         await client.turn(ws, thread_id="t")
-    assert nothing_kept(memory, registry)
+    assert words_kept(memory, registry, ws)
 
 
 async def test_a_memory_that_is_stricter_than_the_router_knows_does_not_blame_the_caller(
     client: Client, memory: FakeMemory, registry: FakeRegistry, ws: str
 ) -> None:
-    memory.calls.refuse("Invoked", InvalidField("response_messages[0].content", "must be polite"))
+    memory.calls.refuse("CommitTurn", InvalidField("response_messages[0].content", "must be polite"))
     with refused(Code.UNAVAILABLE, "REASON_AGENT_FAILED") as told:
-        await client.turn(ws, thread_id="t")
+        await client.turn(ws, thread_id="t", operation_id="op")
     assert "must be polite" in told.message
-    assert not registry.events
+    assert said(memory, ws) == [("you", False), ("Hello, you.", True)]
+    assert registry.events[ws, "op/0"].output_tokens == 3

@@ -64,12 +64,13 @@ async def test_a_turn_whose_usage_was_not_recorded_succeeds_and_says_so_and_its_
     assert list(registry.events) == [(ws, "op/0")]
 
 
-async def test_an_operation_that_is_repeated_without_a_thread_is_counted_once(
+async def test_an_operation_that_is_repeated_without_a_thread_is_answered_and_counted_once(
     client: Client, registry: FakeRegistry, agents: ScriptedAgents, ws: str
 ) -> None:
     for _ in range(2):
-        assert (await client.turn(ws, operation_id="op")).completed.usage_recorded
-    assert len(agents.heard) == 2
+        turn = await client.turn(ws, operation_id="op")
+        assert (turn.text, turn.completed.usage_recorded) == ("Hello, you.", True)
+    assert len(agents.heard) == 1
     assert list(registry.events) == [(ws, "op/0")]
 
 
@@ -104,69 +105,70 @@ async def test_a_replay_needs_permission_like_any_turn(client: Client, registry:
 async def test_an_answered_turn_is_kept_and_counted_though_its_caller_has_gone(
     client: Client, registry: FakeRegistry, memory: FakeMemory, agents: ScriptedAgents, ws: str
 ) -> None:
-    memory.calls.gates["Invoked"] = gate = asyncio.Event()
+    memory.calls.gates["CommitTurn"] = gate = asyncio.Event()
     running = client.run(ws, thread_id="t", operation_id="op")
-    events = aiter(running)
-    while (await anext(events)).delta.text != "you.":
-        pass
-    await memory.calls.came("Invoked")
+    events, text = aiter(running), ""
+    while text != "Hello, you.":
+        text += (await anext(events)).delta.text
+    await memory.calls.came("CommitTurn")
     running.cancel()
     await asyncio.sleep(0.1)
     gate.set()
     await until_recorded(registry)
     assert [message.content for message in memory.messages[ws, "t"]] == ["you", "Hello, you."]
-    assert (await client.turn(ws, thread_id="t", operation_id="op")).started.replayed
+    assert (await client.turn(ws, thread_id="t", operation_id="op")).text == "Hello, you."
     assert len(agents.heard) == 1
 
 
 async def test_a_retry_waits_for_a_first_call_that_is_still_being_kept(
     client: Client, memory: FakeMemory, agents: ScriptedAgents, ws: str
 ) -> None:
-    memory.calls.gates["Invoked"] = gate = asyncio.Event()
+    memory.calls.gates["CommitTurn"] = gate = asyncio.Event()
     first = asyncio.create_task(client.turn(ws, thread_id="t", operation_id="op"))
-    await memory.calls.came("Invoked")
+    await memory.calls.came("CommitTurn")
     first.cancel()
-    retry = asyncio.create_task(client.turn(ws, thread_id="t", operation_id="op"))
-    await memory.calls.came("Invoking", 2)
-    await asyncio.sleep(0.1)
+    retry = client.run(ws, thread_id="t", operation_id="op")
+    events = aiter(retry)
+    assert (await anext(events)).started.operation_id == "op"  # it has joined what is being kept
     gate.set()
-    assert (await retry).started.replayed
+    told = [event async for event in events]
+    assert (told[0].delta.text, told[-1].completed.last_seq) == ("Hello, you.", 2)
     assert len(agents.heard) == 1
 
 
 async def test_the_callers_deadline_does_not_bound_the_keeping(
     client: Client, registry: FakeRegistry, memory: FakeMemory, ws: str
 ) -> None:
-    memory.calls.gates["Invoked"] = gate = asyncio.Event()
+    memory.calls.gates["CommitTurn"] = gate = asyncio.Event()
     with pytest.raises(grpc.aio.AioRpcError):
         [event async for event in client.run(ws, thread_id="t", timeout=0.5)]
     await asyncio.sleep(0.3)
     gate.set()
     await until_recorded(registry)
-    assert len(memory.calls.of("Invoked")) == 1
+    assert len(memory.calls.of("CommitTurn")) == 1
     assert len(memory.messages[ws, "t"]) == 2
 
 
 async def test_a_router_that_ends_keeps_what_was_answered_first(
     start: Start, registry: FakeRegistry, memory: FakeMemory, ws: str
 ) -> None:
-    memory.calls.gates["Invoked"] = gate = asyncio.Event()
+    memory.calls.gates["CommitTurn"] = gate = asyncio.Event()
     async with start(drain_s=0.1) as ending:
         running = asyncio.create_task(ending.turn(ws, thread_id="t"))
-        await memory.calls.came("Invoked")
+        await memory.calls.came("CommitTurn")
         asyncio.get_running_loop().call_later(0.6, gate.set)
     await asyncio.gather(running, return_exceptions=True)
-    assert len(memory.messages[ws, "t"]) == 2
+    assert [message.status for message in memory.messages[ws, "t"]] == [0, 0]
     assert len(registry.events) == 1
 
 
 async def test_a_memory_that_is_away_for_a_moment_does_not_lose_an_answered_turn(
     client: Client, memory: FakeMemory, agents: ScriptedAgents, ws: str
 ) -> None:
-    memory.calls.refuse("Invoked", StoreUnavailable("restarting"), times=2)
+    memory.calls.refuse("CommitTurn", StoreUnavailable("restarting"), times=2)
     turn = await client.turn(ws, thread_id="t", operation_id="op")
     assert turn.completed.last_seq == 2
-    requests = memory.calls.of("Invoked")
+    requests = memory.calls.of("CommitTurn")
     assert len(requests) == 3
     assert requests[0] == requests[2]
     assert len(agents.heard) == 1
@@ -175,7 +177,7 @@ async def test_a_memory_that_is_away_for_a_moment_does_not_lose_an_answered_turn
 async def test_a_memory_that_keeps_but_answers_too_late_leaves_the_outcome_open_and_a_retry_tells(
     start: Start, registry: FakeRegistry, memory: FakeMemory, agents: ScriptedAgents, ws: str
 ) -> None:
-    memory.calls.late["Invoked"] = late = asyncio.Event()
+    memory.calls.late["CommitTurn"] = late = asyncio.Event()
     async with start(keep_s=0.8) as hurried:
         with refused(Code.UNAVAILABLE, "REASON_PEER_UNAVAILABLE") as told:
             await hurried.turn(ws, thread_id="t", operation_id="op")
@@ -191,11 +193,11 @@ async def test_a_memory_that_keeps_but_answers_too_late_leaves_the_outcome_open_
 async def test_one_answer_that_does_not_come_leaves_time_to_ask_again_and_to_count(
     start: Start, registry: FakeRegistry, memory: FakeMemory, ws: str
 ) -> None:
-    memory.calls.late["Invoked"] = asyncio.Event()
+    memory.calls.late["CommitTurn"] = asyncio.Event()
 
     async def answer_from_the_second_time_on() -> None:
-        await memory.calls.came("Invoked", 2)
-        memory.calls.late["Invoked"].set()
+        await memory.calls.came("CommitTurn", 2)
+        memory.calls.late["CommitTurn"].set()
 
     answering = asyncio.create_task(answer_from_the_second_time_on())
     async with start(keep_s=3.0) as hurried:
@@ -211,7 +213,7 @@ async def test_one_answer_that_does_not_come_leaves_time_to_ask_again_and_to_cou
 async def test_a_memory_that_is_busy_for_a_moment_does_not_lose_an_answered_turn(
     client: Client, memory: FakeMemory, ws: str, refusal: Refusal
 ) -> None:
-    memory.calls.refuse("Invoked", refusal)
+    memory.calls.refuse("CommitTurn", refusal)
     assert (await client.turn(ws, thread_id="t")).completed.last_seq == 2
 
 
@@ -231,14 +233,15 @@ async def test_a_memory_that_is_busy_for_a_moment_does_not_lose_an_answered_turn
 async def test_an_answer_that_cannot_be_kept_says_whether_it_may_have_been(
     start: Start, memory: FakeMemory, ws: str, refusals: list[Refusal], reason: str, outcome: str
 ) -> None:
-    memory.calls.refusals["Invoked"] = [*refusals, *refusals[-1:] * 4]
+    for rpc in ("CommitTurn", "Invoked"):  # nor does the journal take it
+        memory.calls.refusals[rpc] = [*refusals, *refusals[-1:] * 4]
     async with start(keep_s=2.0) as hurried:
         with refused(Code.UNAVAILABLE, reason) as told:
             await hurried.turn(ws, thread_id="t")
     assert told.metadata["outcome"] == outcome
 
 
-async def test_an_operation_that_is_on_its_way_is_not_begun_again(
+async def test_an_operation_that_is_on_its_way_is_joined_by_the_same_call_and_refused_to_another(
     client: Client, memory: FakeMemory, agents: ScriptedAgents, ws: str
 ) -> None:
     told = asyncio.Event()
@@ -249,18 +252,17 @@ async def test_an_operation_that_is_on_its_way_is_not_begun_again(
 
     agents.agent("agent", waiting)
     first = asyncio.create_task(client.turn(ws, thread_id="t", operation_id="op"))
-    await memory.calls.came("GetTurn")
-    with refused(Code.ABORTED, "REASON_BUSY") as busy:
-        await client.turn(ws, thread_id="t", operation_id="op")
-    assert "still on its way" in busy.message
-    assert b"RetryInfo" in busy.details
+    await memory.calls.came("BeginTurn")
+    second = asyncio.create_task(client.turn(ws, thread_id="t", operation_id="op"))
+    with refused(Code.ALREADY_EXISTS, "REASON_REQUEST_REUSED"):
+        await client.turn(ws, "other", thread_id="t", operation_id="op")
     told.set()
-    assert not (await first).started.replayed
+    assert [(await turn).text for turn in (first, second)] == ["once", "once"]
     assert (await client.turn(ws, thread_id="t", operation_id="op")).started.replayed
-    assert len(agents.heard) == 1
+    assert (len(agents.heard), len(memory.calls.of("CommitTurn"))) == (1, 1)
 
 
-async def test_operations_that_are_another_or_another_users_or_not_kept_do_not_wait_for_each_other(
+async def test_operations_that_are_others_do_not_wait_for_each_other(
     client: Client, registry: FakeRegistry, agents: ScriptedAgents, ws: str
 ) -> None:
     registry.grant(ws, "bob", "agent")
@@ -274,24 +276,25 @@ async def test_operations_that_are_another_or_another_users_or_not_kept_do_not_w
     async with asyncio.timeout(20):
         await asyncio.gather(
             client.turn(ws, thread_id="t", operation_id="op"),
-            client.turn(ws, thread_id="t", operation_id="op-2"),
-            client.turn(ws, operation_id="op"),
-            client.turn(ws, operation_id="op", user_id="bob"),
+            client.turn(ws, thread_id="t-2", operation_id="op-2"),
+            client.turn(ws, operation_id="op-3"),
+            client.turn(ws, operation_id="op-4", user_id="bob"),
         )
 
 
-async def test_a_failed_turn_frees_its_operation(
-    client: Client, registry: FakeRegistry, agents: ScriptedAgents, ws: str
+async def test_a_turn_whose_agent_was_not_reached_is_gone_on_with_under_the_same_operation(
+    client: Client, registry: FakeRegistry, memory: FakeMemory, agents: ScriptedAgents, ws: str
 ) -> None:
-    registry.publish(ws, "agent", "http://127.0.0.1:1")
+    registry.move(ws, "agent", "http://127.0.0.1:1")
     with refused(Code.UNAVAILABLE, "REASON_AGENT_UNREACHABLE"):
-        await client.turn(ws, thread_id="t", operation_id="op")
-    registry.publish(ws, "agent", agents.agent("agent"))
+        await client.turn(ws, thread_id="t", operation_id="op", min_revision_token=registry.token)
+    registry.move(ws, "agent", agents.agent("agent"))
     turn = await client.turn(ws, thread_id="t", operation_id="op", min_revision_token=registry.token)
-    assert turn.text == "Hello, you."
+    assert (turn.text, turn.started.replayed) == ("Hello, you.", False)
+    assert [message.content for message in memory.messages[ws, "t"]] == ["you", "Hello, you."]
 
 
-@pytest.mark.parametrize("rpc", ["Invoking", "GetTurn", "RecordUsage"])
+@pytest.mark.parametrize("rpc", ["BeginTurn", "Invoking", "CommitTurn", "RecordUsage"])
 async def test_a_peer_that_is_away_for_a_moment_is_asked_again(
     client: Client, registry: FakeRegistry, memory: FakeMemory, agents: ScriptedAgents, ws: str, rpc: str
 ) -> None:

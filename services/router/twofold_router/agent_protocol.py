@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 
 from twofold_chassis import fields
 from twofold_chassis.refusals import InvalidField
-from twofold_router.agents import AgentFailed, Answer, Message, Prompt, ToolCall, Usage
+from twofold_router.agents import AgentFailed, Answer, Message, Prompt, Tool, ToolCall, Usage
 
 _DONE = b"[DONE]"
 _TOKENS_MAX = 10**12
@@ -25,13 +25,15 @@ _FINISH_REASON_LENGTH_MAX = 64
 
 def request_body(prompt: Prompt) -> bytes:
     """The body of the request to an agent."""
-    body = {
+    body: dict[str, object] = {
         "model": prompt.model,
         "messages": [_message(message) for message in prompt.messages],
         "stream": True,
         "stream_options": {"include_usage": True},
         "user": prompt.user_id,
     }
+    if prompt.tools:
+        body["tools"] = [_tool(tool) for tool in prompt.tools]
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
 
 
@@ -47,6 +49,15 @@ def _message(message: Message) -> dict[str, object]:
     if message.tool_call_id is not None:
         said["tool_call_id"] = message.tool_call_id
     return said
+
+
+def _tool(tool: Tool) -> dict[str, object]:
+    function: dict[str, object] = {"name": tool.name}
+    if tool.description:
+        function["description"] = tool.description
+    if tool.parameters:
+        function["parameters"] = json.loads(tool.parameters)
+    return {"type": "function", "function": function}
 
 
 class EventStream:
@@ -123,6 +134,11 @@ class Hearing:
         self._finish_reason: str | None = None
         self._usage: Usage | None = None
         self.done = False
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the agent has said that it consumed."""
+        return self._usage
 
     @property
     def begun(self) -> bool:

@@ -55,6 +55,15 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that an agent may call; `parameters` is the text of a JSON object, or empty."""
+
+    name: str
+    description: str
+    parameters: str
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """What an agent is asked."""
 
@@ -64,6 +73,7 @@ class Prompt:
     user_id: str
     messages: tuple[Message, ...]
     limits: Limits
+    tools: tuple[Tool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +97,11 @@ class Answer:
 class Agents(Protocol):
     """The way to the agents."""
 
-    def answer(self, prompt: Prompt) -> AsyncGenerator[str | Answer, None]:
-        """Pieces of the answer's text as they come, and the whole Answer last.
+    def answer(self, prompt: Prompt) -> AsyncGenerator[str | Usage | Answer, None]:
+        """Pieces of the answer's text as they come, what it has consumed whenever the agent says so, the whole Answer last.
 
-        Closing the generator hangs up on the agent. Refuses with AgentUnreachable, AgentFailed or AgentTimeout.
+        Closing the generator hangs up on the agent. Refuses with AgentUnreachable or UrlForbidden (nothing was sent), with
+        AgentFailed or AgentTimeout.
         """
         ...
 

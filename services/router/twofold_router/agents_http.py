@@ -3,16 +3,25 @@
 import asyncio
 import contextlib
 import io
+import ipaddress
+import socket
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from typing import TypeVar
 
 import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.resolver import ThreadedResolver
+from yarl import URL
 
 from twofold_chassis import call
 from twofold_router import agent_protocol
 from twofold_router.agent_protocol import EventStream, Hearing
-from twofold_router.agents import AgentFailed, AgentTimeout, AgentUnreachable, Answer, Limits, Prompt
+from twofold_router.agents import AgentFailed, AgentTimeout, AgentUnreachable, Answer, Limits, Prompt, Usage
+from twofold_router.targets import UrlForbidden
+
+Judge = Callable[[str], str | None]
+"""Why an address may not be dialled; None if it may."""
 
 Value = TypeVar("Value")
 
@@ -27,11 +36,36 @@ _BODY_FACTOR = 8
 _STREAM_FACTOR = 256
 
 
+class JudgingResolver(AbstractResolver):
+    """Resolves names, and gives no address out that may not be dialled: what was judged is what is dialled."""
+
+    def __init__(self, judge: Judge, resolver: AbstractResolver | None = None) -> None:
+        self._judge = judge
+        self._resolver = resolver or ThreadedResolver()
+
+    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[ResolveResult]:
+        found = await self._resolver.resolve(host, port, family)
+        for address in found:  # one is enough: whoever answers for the name chooses the order
+            _require_allowed(self._judge, address["host"])
+        return found
+
+    async def close(self) -> None:
+        await self._resolver.close()
+
+
+def _require_allowed(judge: Judge, ip: str) -> None:
+    problem = judge(ip)
+    if problem:
+        raise UrlForbidden(f"the agent's host has an address that {problem}")
+
+
 @contextlib.asynccontextmanager
-async def http_session(*, connect_timeout_s: float) -> AsyncIterator[aiohttp.ClientSession]:
+async def http_session(
+    *, connect_timeout_s: float, judge: Judge, resolver: AbstractResolver | None = None
+) -> AsyncIterator[aiohttp.ClientSession]:
     """The one session for all agents: no cookies (they would travel between tenants), no proxies of the environment."""
     session = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S),
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S, resolver=JudgingResolver(judge, resolver)),
         timeout=aiohttp.ClientTimeout(total=None, connect=connect_timeout_s, sock_connect=connect_timeout_s),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
@@ -44,24 +78,30 @@ async def http_session(*, connect_timeout_s: float) -> AsyncIterator[aiohttp.Cli
 class HttpAgents:
     """Agents that speak the chat completions protocol, streamed or in one piece."""
 
-    def __init__(self, session: aiohttp.ClientSession, *, answer_bytes_max: int) -> None:
+    def __init__(self, session: aiohttp.ClientSession, *, judge: Judge, answer_bytes_max: int) -> None:
         self._session = session
+        self._judge = judge
+        self._tails: set[asyncio.Task[None]] = set()
         self._answer_bytes_max = answer_bytes_max
 
-    async def answer(self, prompt: Prompt) -> AsyncGenerator[str | Answer, None]:
-        """Pieces of the answer's text as they come, and the whole Answer last."""
+    async def answer(self, prompt: Prompt) -> AsyncGenerator[str | Usage | Answer, None]:
+        """Pieces of the answer's text as they come, what it consumed whenever the agent says so, the Answer last."""
         patience = _Patience(prompt.limits)
+        self._require_literal_allowed(prompt.url)
         with _refusing():
-            response = await patience.wait(self._post(prompt))
+            response, answered = await patience.wait(self._post(prompt)), False
             try:
                 hearing = Hearing(answer_bytes_max=self._answer_bytes_max)
-                async with contextlib.aclosing(self._texts(response, hearing, patience)) as texts:
-                    async for text in texts:
-                        yield text
-                yield hearing.answer()
-                await _finish(response)
+                async with contextlib.aclosing(self._pieces(response, hearing, patience)) as pieces:
+                    async for piece in pieces:
+                        yield piece
+                answer, answered = hearing.answer(), True
+                yield answer
             finally:
-                response.close()  # hangs up, unless everything has been read
+                if answered:
+                    self._let_go(response)
+                else:
+                    response.close()  # hangs up
 
     async def _post(self, prompt: Prompt) -> aiohttp.ClientResponse:
         return await self._session.post(
@@ -76,9 +116,20 @@ class HttpAgents:
             allow_redirects=False,
         )
 
-    async def _texts(
+    def _let_go(self, response: aiohttp.ClientResponse) -> None:
+        """Nobody waits for what comes behind an answer."""
+        task = asyncio.create_task(_finish(response))
+        self._tails.add(task)
+        task.add_done_callback(self._tails.discard)
+
+    def _require_literal_allowed(self, url: str) -> None:
+        """An address that stands in the URL is not resolved, so it is judged here."""
+        with contextlib.suppress(ValueError):
+            _require_allowed(self._judge, str(ipaddress.ip_address(URL(url).host or "")))
+
+    async def _pieces(
         self, response: aiohttp.ClientResponse, hearing: Hearing, patience: "_Patience"
-    ) -> AsyncGenerator[str, None]:
+    ) -> AsyncGenerator[str | Usage, None]:
         kind = _kind(response)
         if kind == _JSON:
             if text := hearing.whole(await self._whole(response, patience)):
@@ -89,8 +140,11 @@ class HttpAgents:
         while not hearing.done and not body.ended:
             chunk = await body.chunk()
             for event in stream.end() if body.ended else stream.feed(chunk):
+                known = hearing.usage
                 if text := hearing.event(event):
                     yield text
+                if hearing.usage is not known and hearing.usage is not None:
+                    yield hearing.usage
                 if hearing.done:
                     break
             if hearing.begun:
@@ -158,9 +212,12 @@ def _kind(response: aiohttp.ClientResponse) -> str:
 
 
 async def _finish(response: aiohttp.ClientResponse) -> None:
-    with contextlib.suppress(TimeoutError, aiohttp.ClientError):
-        async with asyncio.timeout(_TAIL_S):
-            await response.content.readany()
+    try:
+        with contextlib.suppress(TimeoutError, aiohttp.ClientError):
+            async with asyncio.timeout(_TAIL_S):
+                await response.content.readany()
+    finally:
+        response.close()  # hangs up, unless everything has been read
 
 
 @contextlib.contextmanager

@@ -6,14 +6,13 @@ from collections.abc import AsyncIterator
 
 from prometheus_client import CollectorRegistry
 
-from twofold.router.v1 import limit_pb2, limit_pb2_grpc, routing_pb2, routing_pb2_grpc, turn_pb2, turn_pb2_grpc
+from twofold.router.v1 import limit_pb2, limit_pb2_grpc, routing_pb2, routing_pb2_grpc
 from twofold_chassis import fields
 from twofold_chassis.clocks import boot_s
 from twofold_chassis.redis import open_link
 from twofold_chassis.redis_channels import RedisChannels
 from twofold_chassis.server import Face, Running, serving
 from twofold_router import channels
-from twofold_router.agents_http import HttpAgents, http_session
 from twofold_router.cache import redis_permissions, redis_routes, redis_terms
 from twofold_router.copies import Copies, Limiter
 from twofold_router.counting import Limits
@@ -21,16 +20,14 @@ from twofold_router.eventing import eventing
 from twofold_router.explaining import Explainer
 from twofold_router.explaining_redis import redis_state
 from twofold_router.following import Follower
-from twofold_router.keeping import Keeping
 from twofold_router.knowledge import Knowledge
 from twofold_router.limit_service import LimitService
-from twofold_router.limits_redis import RedisCounters, RedisFilling
-from twofold_router.memory import MemoryConversations
+from twofold_router.limits_redis import RedisCounters, RedisFilling, own_clock
 from twofold_router.metrics import Metrics
 from twofold_router.outcomes import Outcomes
 from twofold_router.outcomes_redis import RedisBoard
 from twofold_router.rebuilds import Rebuilds
-from twofold_router.registry import RegistryAgents, RegistryLedger, RegistryObservations, RegistryPermissions
+from twofold_router.registry import RegistryAgents, RegistryObservations, RegistryPermissions
 from twofold_router.registry_terms import RegistryTerms
 from twofold_router.registry_windows import RegistryWindows
 from twofold_router.reporting import Reporting
@@ -41,15 +38,11 @@ from twofold_router.settings import Settings
 from twofold_router.shares import Shares
 from twofold_router.standing import Standing
 from twofold_router.targets import Targets
-from twofold_router.turn_service import TurnService
-from twofold_router.turns import Turns
+from twofold_router.turning import turning
 
 _ROUTING = routing_pb2.DESCRIPTOR.services_by_name["RoutingService"].full_name
 _LIMITS = limit_pb2.DESCRIPTOR.services_by_name["LimitService"].full_name
-_TURNS = turn_pb2.DESCRIPTOR.services_by_name["TurnService"].full_name
 
-# Of the time for an answered turn: the rest is for recording its usage, however long keeping it took.
-_KEEP_SHARE = 0.75
 # For how long a check of health waits for the first word: a router that starts beside its registry serves at once.
 _FIRST_WORD_S = 0.5
 
@@ -67,9 +60,6 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
         stack.push_async_callback(redis_channels.close)
         registry = await stack.enter_async_context(channels.channel(options.registry_target, channels.REGISTRY))
         memory = await stack.enter_async_context(channels.channel(options.memory_target, channels.MEMORY))
-        session = await stack.enter_async_context(http_session(connect_timeout_s=options.connect_timeout_s))
-        keeping = Keeping(limit_s=options.keep_s)
-        stack.push_async_callback(keeping.drain)
 
         timeout_s = options.peer_timeout_s
         me = {"router_id": fields.new_id(), "incarnation": fields.new_id()}
@@ -102,7 +92,8 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
             copies_max=options.copies_max,
             read_s=timeout_s,
         )
-        counters = RedisCounters(link, cells=options.limit_cells, own_clock=not options.redis_time)
+        now_ms = {} if options.redis_time else {"now_ms": own_clock()}
+        counters = RedisCounters(link, cells=options.limit_cells, **now_ms)
         rebuilds = Rebuilds(
             RedisFilling(link, counters, cells=options.limit_cells),
             RegistryWindows(registry, timeout_s=timeout_s),
@@ -152,14 +143,18 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
             )
         )
         told = await stack.enter_async_context(eventing(link, redis_channels, options, metrics.events))
-        turns = Turns(
-            resolver,
-            MemoryConversations(memory, timeout_s=timeout_s, keep_s=_KEEP_SHARE * options.keep_s),
-            HttpAgents(session, answer_bytes_max=options.answer_bytes_max),
-            RegistryLedger(registry, timeout_s=timeout_s),
-            keeping,
-            metrics,
-            turns_max=options.turns_max,
+        turns = await stack.enter_async_context(
+            turning(
+                registry,
+                memory,
+                resolver,
+                limits,
+                reporting,
+                told.events,
+                options,
+                metrics.turns,
+                router_id=me["router_id"],
+            )
         )
         faces = [
             Face(
@@ -172,7 +167,7 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
                 LimitService(limits, Standing(knowledge, terms, limits)),
                 limit_pb2_grpc.add_LimitServiceServicer_to_server,
             ),
-            Face(_TURNS, TurnService(turns), turn_pb2_grpc.add_TurnServiceServicer_to_server),
+            turns,
             told.face,
             held,
         ]

@@ -1,10 +1,12 @@
 """The ledger: what a turn used, recorded once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
 from twofold_router.agents import Usage
+from twofold_router.conversations import TurnKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +22,17 @@ class UsageEvent:
     usage: Usage
 
 
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """An event that the ledger may not know yet. `turn` is where memory keeps it; None if nobody else does."""
+
+    event: UsageEvent
+    turn: TurnKey | None
+
+
 class Ledger(Protocol):
     """The owner of the usage."""
 
-    async def record(self, event: UsageEvent) -> None:
-        """Records the event; the same one again counts once."""
+    async def record(self, workspace_id: str, events: Sequence[UsageEvent]) -> None:
+        """Records the events of a workspace, all or none; the same once more count once."""
         ...

@@ -90,9 +90,11 @@ class RegistryLedger:
         self._stub = usage_pb2_grpc.UsageServiceStub(channel)
         self._timeout_s = timeout_s
 
-    async def record(self, event: UsageEvent) -> None:
-        """Records the event; the same one again counts once."""
-        request = usage_pb2.RecordUsageRequest(workspace_id=event.workspace_id, events=[wire.usage_event(event)])
+    async def record(self, workspace_id: str, events: Sequence[UsageEvent]) -> None:
+        """Records the events of a workspace, all or none; the same once more count once."""
+        request = usage_pb2.RecordUsageRequest(
+            workspace_id=workspace_id, events=[wire.usage_event(event) for event in events]
+        )
         asked = self._stub.RecordUsage(request, timeout=peers.timeout_s(self._timeout_s), metadata=peers.metadata())
         await peers.asked(_PEER, asked)
 

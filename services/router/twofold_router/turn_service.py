@@ -25,3 +25,15 @@ class TurnService(turn_pb2_grpc.TurnServiceServicer):
         async with aclosing(self._turns.run(ask)) as events:
             async for event in events:
                 yield wire.run_response(event)
+
+    async def Attach(
+        self, request: turn_pb2.AttachRequest, context: "Context"
+    ) -> AsyncGenerator[turn_pb2.AttachResponse, None]:
+        name, thread_id, offset = wire.attached(request)
+        async with aclosing(self._turns.attach(name, thread_id, offset)) as events:
+            async for event in events:
+                yield wire.attach_response(event)
+
+    async def CancelTurn(self, request: turn_pb2.CancelTurnRequest, context: "Context") -> turn_pb2.CancelTurnResponse:
+        name, thread_id = wire.cancelled(request)
+        return turn_pb2.CancelTurnResponse(cancelled=await self._turns.cancel(name, thread_id))

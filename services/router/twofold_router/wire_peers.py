@@ -1,16 +1,11 @@
-"""Proto ↔ domain for what the router asks of the registry and of memory. Pure."""
+"""Proto ↔ domain for what the router asks of the registry. Pure."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
-from twofold.memory.v1 import context_pb2, conversation_pb2, message_pb2
 from twofold.registry.v1 import agent_pb2, change_pb2, permission_pb2, usage_pb2
 from twofold_chassis import fields
 from twofold_chassis.revisions import revision_of
-from twofold_router.agents import Answer, Limits, Message, ToolCall, Usage
-from twofold_router.conversations import Context, Exchange, KeptTurn, Receipt, TurnKey, Wanted
+from twofold_router.agents import Limits
 from twofold_router.copies import Told
 from twofold_router.knowledge import (
     Place,
@@ -27,16 +22,6 @@ from twofold_router.ledger import UsageEvent
 from twofold_router.outcomes import TargetKey
 from twofold_router.permissions import Permission, Verdict
 from twofold_router.routes import AgentSettings, Observation, Route, Target, TargetState
-
-_MESSAGE_TOKENS_MAX = 1_000_000_000
-_FINISH_REASON = "finish_reason"  # kept as a label of the answer, so that a replay can say it again
-
-_ROLES = {
-    message_pb2.ROLE_SYSTEM: "system",
-    message_pb2.ROLE_USER: "user",
-    message_pb2.ROLE_ASSISTANT: "assistant",
-    message_pb2.ROLE_TOOL: "tool",
-}
 
 
 def opening(router: change_pb2.WatchRouter, known: Place) -> change_pb2.WatchOpen:
@@ -162,110 +147,3 @@ def usage_event(event: UsageEvent) -> usage_pb2.UsageEvent:
         input_tokens=event.usage.input_tokens,
         output_tokens=event.usage.output_tokens,
     )
-
-
-def invoking_request(wanted: Wanted) -> context_pb2.InvokingRequest:
-    """Which context a turn needs."""
-    return context_pb2.InvokingRequest(
-        workspace_id=wanted.workspace_id,
-        thread_id=wanted.thread_id or "",
-        user_id=wanted.user_id,
-        message_count_max=wanted.messages_max,
-        token_count_max=wanted.tokens_max,
-    )
-
-
-def context(response: context_pb2.InvokingResponse) -> Context:
-    """What is known before a turn."""
-    return Context(
-        messages=tuple(_said(message) for message in response.messages),
-        preferences=tuple((preference.key, preference.value) for preference in response.preferences),
-        summary=response.summary.text,
-        documents=tuple((document.title or document.document_id, document.url) for document in response.documents),
-        text=response.text,
-        source=response.source,
-        completeness=response.completeness,
-    )
-
-
-def get_turn_request(turn: TurnKey, user_id: str) -> conversation_pb2.GetTurnRequest:
-    """Which turn is looked for."""
-    return conversation_pb2.GetTurnRequest(
-        workspace_id=turn.workspace_id, thread_id=turn.thread_id, turn_id=turn.operation_id, user_id=user_id
-    )
-
-
-def invoked_request(exchange: Exchange) -> context_pb2.InvokedRequest:
-    """The exchange as memory takes it."""
-    question = message_pb2.Message(role=message_pb2.ROLE_USER, content=exchange.message)
-    return context_pb2.InvokedRequest(
-        workspace_id=exchange.turn.workspace_id,
-        thread_id=exchange.turn.thread_id,
-        user_id=exchange.user_id,
-        request_id=exchange.turn.operation_id,
-        request_messages=[question],
-        response_messages=[_answered(exchange.answer, exchange.agent_id)],
-        usage=conversation_pb2.TurnUsage(
-            input_tokens=exchange.usage.input_tokens, output_tokens=exchange.usage.output_tokens
-        ),
-    )
-
-
-def receipt(response: context_pb2.InvokedResponse) -> Receipt:
-    """That a turn is kept now."""
-    return Receipt(
-        first_seq=response.first_seq,
-        last_seq=response.last_seq,
-        create_time=_moment(response.create_time) if response.HasField("create_time") else None,
-        durability=response.durability,
-        thread_token=response.thread_token,
-    )
-
-
-def kept_turn(response: conversation_pb2.GetTurnResponse) -> KeptTurn:
-    """A turn that was kept before."""
-    first, last = response.messages[0], response.messages[-1]
-    return KeptTurn(
-        receipt=Receipt(
-            first_seq=first.seq,
-            last_seq=last.seq,
-            create_time=_moment(first.create_time),
-            durability=message_pb2.DURABILITY_COMMITTED,
-            thread_token=response.thread_token,
-        ),
-        message=first.content if first.role == message_pb2.ROLE_USER else None,
-        agent_id=last.author if last.role == message_pb2.ROLE_ASSISTANT else None,
-        text=last.content,
-        finish_reason=last.metadata.get(_FINISH_REASON, "stop"),
-        usage=Usage(response.usage.input_tokens, response.usage.output_tokens),
-    )
-
-
-def _said(message: message_pb2.Message) -> Message:
-    return Message(
-        role=_ROLES[message.role],
-        content=message.content if message.HasField("content") else None,
-        tool_calls=tuple(ToolCall(call.id, call.type, call.name, call.arguments) for call in message.tool_calls),
-        tool_call_id=message.tool_call_id or None,
-        name=message.name or None,
-    )
-
-
-def _answered(answer: Answer, agent_id: str) -> message_pb2.Message:
-    message = message_pb2.Message(
-        role=message_pb2.ROLE_ASSISTANT,
-        content=answer.text,
-        tool_calls=[
-            message_pb2.ToolCall(id=call.id, type=call.type, name=call.name, arguments=call.arguments)
-            for call in answer.tool_calls
-        ],
-        author=agent_id,
-        metadata={_FINISH_REASON: answer.finish_reason},
-    )
-    if answer.usage is not None and answer.usage.output_tokens <= _MESSAGE_TOKENS_MAX:
-        message.token_count = answer.usage.output_tokens
-    return message
-
-
-def _moment(time: Timestamp) -> datetime:
-    return time.ToDatetime(tzinfo=UTC)
