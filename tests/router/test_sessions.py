@@ -11,7 +11,8 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tests.router.conftest import refused
-from tests.router.pods import Cloud, House, Pod, Sessions, a_cloud, a_ground, settled
+from tests.router.pods import Cloud, Pod, Sessions, a_cloud, a_ground, settled
+from tests.router.test_revocation import House
 from tests.waiting import until
 from twofold.errors.v1.reason_pb2 import Reason
 from twofold.pod import HeldSession, SessionRefused
@@ -21,6 +22,7 @@ from twofold_chassis.clocks import boot_s
 from twofold_cli.embedded.postgres import EmbeddedPostgres
 from twofold_cli.embedded.redis import EmbeddedRedis
 from twofold_router.session_commands import PodCommands
+from twofold_router.session_table import RedisTable
 
 Code = grpc.StatusCode
 L_S = 0.5
@@ -281,7 +283,7 @@ async def test_c1_no_session_is_opened_after_a_revoke_has_returned(cloud: Cloud)
         await until(lambda seen=seen: len(opened) > seen + 4)  # type: ignore[misc]
         await cloud.house.revoke(wait=wait)
         after = boot_s() + (0 if wait else L_S + 0.05)
-        while boot_s() < after + 0.1:
+        while boot_s() < after + 0.1:  # noqa: ASYNC110  (nothing is to happen)
             await asyncio.sleep(0.01)
         assert not [one for one in opened if one[0] > after]
     over = True
@@ -291,8 +293,6 @@ async def test_c1_no_session_is_opened_after_a_revoke_has_returned(cloud: Cloud)
 async def test_c1_a_revoke_between_the_check_and_the_table_opens_nothing(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from twofold_router.session_table import RedisTable
-
     router = await cloud.router()
     pod = await cloud.pod(router)
     place = RedisTable.open
@@ -359,6 +359,11 @@ async def test_users_and_pods_have_so_many_sessions_and_a_router_so_many_links(c
     async with talking(router, pb.PodHello(pod_id="gate-2")) as link:
         with refused(Code.RESOURCE_EXHAUSTED, "REASON_TOO_MANY"):
             await link.told()
+
+
+def an_open(cloud: Cloud, number: int) -> pb.PodOpen:
+    """Asks for session "s-<number>" for ada."""
+    return pb.PodOpen(call_id=number, workspace_id=cloud.ws, session_id=f"s-{number}", user_id="ada", agent_id="agent")
 
 
 class Talk:
@@ -456,12 +461,13 @@ async def test_thousands_of_opens_at_once_are_answered_each_once_and_the_link_li
 
         async def ask() -> None:
             for number in range(1, 2001):
-                one = {"call_id": number, "session_id": f"s-{number}", "user_id": "ada", "agent_id": "agent"}
-                await link.say(open=pb.PodOpen(workspace_id=cloud.ws, **one))
+                await link.say(open=an_open(cloud, number))
             await link.say(heartbeat=pb.PodHeartbeat(nonce=5, session_count=0))
 
         asking = asyncio.create_task(ask())
-        opened, shed, alive = set(), set(), False
+        opened: set[int] = set()
+        shed: set[int] = set()
+        alive = False
         while len(opened) + len(shed) < 2000 or not alive:
             told = await link.told()
             match told.WhichOneof("told"):

@@ -139,6 +139,7 @@ class Links:
         self._tasks: set[asyncio.Task[None]] = set()
         self._due = asyncio.Event()
         self._asked_at = boot_s()
+        self._fence = 0
         self._logger = structlog.get_logger("twofold.pods")
 
     # A link ---------------------------------------------------------------------------------------------------
@@ -235,7 +236,7 @@ class Links:
         match said:
             case Heartbeat():
                 link.heard_at = boot_s()
-                if link.beats < _BEATS_MAX:
+                if link.beats < _BEATS_MAX and not link.ended:
                     link.beats += 1
                     self._begin(self._beat(link, said))
             case Open():
@@ -417,7 +418,7 @@ class Links:
         # The first fence of an id that was never used needs no more than to be known before the table is asked: if that does
         # not answer, or is away, the session is announced under it.
         now_ms = _now_ms()
-        session = Session(said.key, said.user_id, said.agent_id, link.life, now_ms, now_ms, now_ms)
+        session = Session(said.key, said.user_id, said.agent_id, link.life, self._new_fence(now_ms), now_ms, now_ms)
         try:
             placed = await self._tried(link, session, take_over=said.take_over)
         except TableUnavailable:
@@ -427,6 +428,11 @@ class Links:
         if placed.refusal is not None:
             raise placed.refusal
         return session._replace(fence=placed.fence, opened_ms=placed.opened_ms), True
+
+    def _new_fence(self, now_ms: int) -> int:
+        """Higher than any before of this router, and, as far as clocks agree, of the others, whatever Redis has lost."""
+        self._fence = max(self._fence + 1, now_ms)
+        return self._fence
 
     async def _tried(self, link: Link, session: Session, *, take_over: bool) -> Placed:
         for _ in range(_ROUNDS_MAX):
