@@ -1,6 +1,7 @@
 """One message through all three rooms as they really are, on real Postgres and Redis, to an agent over HTTP."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tests.router.conftest import METADATA, Client, Turn, refused
+from tests.router.conftest import METADATA, Client, Turn, answered, refused
 from twofold.memory.v1 import conversation_pb2, conversation_pb2_grpc, message_pb2, preference_pb2, preference_pb2_grpc
 from twofold.registry.v1 import (
     agent_pb2,
@@ -39,7 +40,8 @@ from twofold_router.settings import RouterSettings, Settings
 
 Code = grpc.StatusCode
 # A machine that stands still for a second is no reason to ask the registry.
-LEASE_MS = 20_000
+LEASE_MS = 5_000
+INTERRUPTED = message_pb2.MESSAGE_STATUS_INTERRUPTED
 
 
 @dataclass
@@ -50,6 +52,13 @@ class House:
     registry: grpc.aio.Channel
     memory: grpc.aio.Channel
     workspace_id: str
+    settings: Settings
+    agent: DemoAgent
+
+    @contextlib.asynccontextmanager
+    async def another_router(self) -> AsyncIterator[Client]:
+        async with router(self.settings) as running, grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel:
+            yield Client(channel)
 
     async def grant(self, user_id: str, agent_id: str = "agent") -> bytes:
         grant = permission_pb2.AgentGrant(workspace_id=self.workspace_id, user_id=user_id, agent_id=agent_id)
@@ -104,7 +113,8 @@ async def furnish(channel: grpc.aio.Channel, workspace_id: str, url: str) -> Non
 async def house(database_settings: DatabaseSettings, own_redis: EmbeddedRedis, workspace_id: str) -> AsyncIterator[House]:
     redis = RedisSettings(host=own_redis.host, port=own_redis.port, password=own_redis.password, budget_ms=200)
     async with AsyncExitStack() as stack:
-        url = await stack.enter_async_context(serving(DemoAgent(allow_faults=True)))
+        agent = DemoAgent(allow_faults=True)
+        url = await stack.enter_async_context(serving(agent))
         store = RegistrySettings(port=0, allow_loopback_urls=True, lease_ms=LEASE_MS)
         rooms = (
             registry(RegistryRoom(database=database_settings, registry=store)),
@@ -119,11 +129,12 @@ async def house(database_settings: DatabaseSettings, own_redis: EmbeddedRedis, w
             silence_ms=LEASE_MS // 2,
             allow_loopback_urls=True,
         )
-        running = await stack.enter_async_context(router(Settings(redis=redis, router=options)))
+        settings = Settings(redis=redis, router=options)
+        running = await stack.enter_async_context(router(settings))
         targets.append(f"127.0.0.1:{running.port}")
         channels = [await stack.enter_async_context(grpc.aio.insecure_channel(target)) for target in targets]
         await furnish(channels[0], workspace_id, url)
-        yield House(Client(channels[2]), channels[0], channels[1], workspace_id)
+        yield House(Client(channels[2]), channels[0], channels[1], workspace_id, settings, agent)
 
 
 async def test_a_conversation_goes_through_all_three_rooms_and_survives_its_redis(
@@ -146,7 +157,8 @@ async def test_a_conversation_goes_through_all_three_rooms_and_survives_its_redi
     assert (second.started.context_messages, second.started.context_preferences) == (2, 1)
 
     await own_redis.kill()
-    third = await client.turn(ws, "Which language should I use?", thread_id="t")
+    # (Within the first lease of a router, it may let nothing pass by itself.)
+    third = await answered(lambda: client.turn(ws, "Which language should I use?", thread_id="t", operation_id="op-3"))
     assert third.text == "You prefer Python."
     assert third.started.context_source == message_pb2.READ_SOURCE_L2
     assert third.started.context_completeness == message_pb2.COMPLETENESS_COMMITTED_ONLY
@@ -192,28 +204,38 @@ async def test_the_rooms_refuse_together_as_each_does_alone(house: House) -> Non
     with refused(Code.NOT_FOUND, "REASON_CONVERSATION_UNKNOWN"):
         await client.turn(ws, "And mine?", user_id="boss", thread_id="t")
     for fault in ("http 500", "bad json", "cut"):
-        with refused(Code.UNAVAILABLE, "REASON_AGENT_FAILED"):
+        with refused(Code.UNAVAILABLE, "REASON_AGENT_FAILED") as told:
             await client.turn(ws, f"fault: {fault}", thread_id="t")
-    assert len(await house.messages("t")) == 2
+        assert told.metadata["outcome"] == "INTERRUPTED"
+    said = [(message.content, message.status == INTERRUPTED) for message in await house.messages("t")]
+    begun = next(text for text, _ in said[5:] if text.startswith("You said"))
+    assert said[2:] == [
+        ("fault: http 500", False),
+        ("fault: bad json", False),
+        (begun, True),
+        ("fault: cut", False),
+        (begun, True),
+    ]
 
 
 async def test_retries_that_cross_their_first_attempt_are_kept_and_counted_once(house: House) -> None:
     ws, client = house.workspace_id, house.client
     await house.grant("ada")
 
-    async def insistent() -> Turn:
+    async def insistent(router: Client) -> Turn:
         while True:
             try:
-                return await client.turn(ws, "Hello.", thread_id="t", operation_id="op")
+                return await router.turn(ws, "Hello.", thread_id="t", operation_id="op")
             except grpc.aio.AioRpcError as error:
-                if error.code() is not Code.ABORTED:
+                if error.code() not in (Code.ABORTED, Code.UNAVAILABLE):
                     raise
             await asyncio.sleep(0.02)
 
-    turns = await asyncio.gather(*(insistent() for _ in range(4)))
+    async with house.another_router() as other:
+        turns = await asyncio.gather(*(insistent((client, other)[number % 2]) for number in range(4)))
     assert {(turn.text, turn.completed.last_seq) for turn in turns} == {(turns[0].text, 2)}
-    assert [turn.started.replayed for turn in turns].count(False) == 1
     assert (await house.usage()).events == 1
+    assert house.agent.requests == 1
 
 
 async def test_a_revoke_that_waits_for_all_routers_is_known_to_them_when_it_returns(house: House) -> None:

@@ -90,7 +90,7 @@ class DemoAgent:
     def __init__(self, *, delay_s: float = 0.0, allow_faults: bool = False) -> None:
         self._delay_s = delay_s
         self._allow_faults = allow_faults
-        self._requests = 0
+        self.requests = 0
         self._hung_up = 0
 
     def application(self) -> web.Application:
@@ -101,10 +101,10 @@ class DemoAgent:
         return application
 
     async def _health(self, _: web.Request) -> web.Response:
-        return web.json_response({"status": "ok", "requests": self._requests, "hung_up": self._hung_up})
+        return web.json_response({"status": "ok", "requests": self.requests, "hung_up": self._hung_up})
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
-        self._requests += 1
+        self.requests += 1
         try:
             return await self._answered(request)
         except (asyncio.CancelledError, ConnectionResetError):
