@@ -120,6 +120,7 @@ class _Trouble:
 
     async def _process(self, parts: Sequence[Registry] | Sequence[Router], fault: Fault, what: str) -> None:
         for part in parts:
+            self._history.kills += what != "stop" and isinstance(part, Router)
             match what:
                 case "stop":
                     part.process.pause()
@@ -141,7 +142,7 @@ class _Trouble:
     # Stores ----------------------------------------------------------------------------------------------------
 
     async def _redis(self, fault: Fault, what: str) -> None:
-        server = self._servers.redis
+        server, since = self._servers.redis, boot_s()
         match what:
             case "stop":
                 server.pause()
@@ -155,6 +156,8 @@ class _Trouble:
                 await (server.kill() if what == "kill" else self._servers.put_back(server))
                 await asyncio.sleep(fault.seconds * fault.dose)
                 await server.start()
+        if what not in ("stop", "copy"):
+            self._history.losses.append((since, boot_s()))
 
     async def _postgres(self, fault: Fault, what: str) -> None:
         server = self._servers.postgres

@@ -144,6 +144,9 @@ class History:
     answers: list[Answer] = field(default_factory=list)
     aways: list[Away] = field(default_factory=list)
     restarts: list[tuple[float, float]] = field(default_factory=list)
+    # When Redis lost data, and how often a router lost what only it knew.
+    losses: list[tuple[float, float]] = field(default_factory=list)
+    kills: int = 0
     stuck: list[str] = field(default_factory=list)
     # When the last fault had been healed.
     calm: float = FOREVER

@@ -9,6 +9,7 @@ _KNOWLEDGE = "twofold_router/knowledge.py"
 _COPIES = "twofold_router/copies.py"
 _RESOLUTION = "twofold_router/resolution.py"
 _FOLLOWING = "twofold_router/following.py"
+_LIMITS = "twofold_router/limits_redis.py"
 
 _RESTARTS = (("router kill", "router restart"), ("postgres compact",))
 _DEAF = (("stream hole", "stream answers held", "stream requests held"),)
@@ -172,5 +173,34 @@ MUTANTS = (
         ),
         tracks=(("postgres copy", "postgres restore"),),
         appetite=_BUSY,
+    ),
+    Mutant(
+        "refused-is-counted",
+        "an operation that a limit refuses is counted all the same",
+        (
+            Patch(
+                "twofold_router/lua/count_operation.lua",
+                "local counted = answer[1] == 'COUNTED'\n",
+                "local counted = answer[1] ~= 'PEEKED'\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "check-then-increment",
+        "how a limit stands is looked at first, and counted a moment later",
+        (
+            Patch(
+                _LIMITS,
+                "        reply = await self._run(_COUNT, operation, arguments)\n",
+                "        if not peeks:\n"
+                "            looked = await self._run(_COUNT, operation, [arguments[0], 'PEEK', *arguments[2:]])\n"
+                "            await asyncio.sleep(0.2)\n"
+                "            told = zip(looked[2::3], arguments[8::6], arguments[9::6], strict=True)\n"
+                "            if all(not amount or used + cost <= amount for used, amount, cost in told):\n"
+                "                arguments[10::6] = [1] * len(arguments[10::6])\n"
+                "        reply = await self._run(_COUNT, operation, arguments)\n",
+            ),
+        ),
+        appetite=Appetite(spenders=16),
     ),
 )

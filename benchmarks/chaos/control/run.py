@@ -11,10 +11,11 @@ from typing import Any
 import grpc
 
 from benchmarks.chaos.clients import OPTIONS
-from benchmarks.chaos.control import faults
+from benchmarks.chaos.control import faults, spenders
 from benchmarks.chaos.control.callers import Caller
 from benchmarks.chaos.control.history import History, Token, Told
 from benchmarks.chaos.control.judge import Judgement, judge
+from benchmarks.chaos.control.spending import Spending, judge_spending
 from benchmarks.chaos.control.world import World
 from benchmarks.chaos.control.writers import PAIRS, Appetite, Registries, Writer, furnish
 from benchmarks.chaos.schedules import Plan
@@ -61,8 +62,12 @@ async def run(world: World, plan: Plan, *, appetite: Appetite | None = None) -> 
         async def opened(target: str) -> grpc.aio.Channel:
             return await undo.enter_async_context(grpc.aio.insecure_channel(target, options=OPTIONS))
 
-        registries = [Registries(await opened(registry.process.target)) for registry in world.registries]
+        to_registries = [await opened(registry.process.target) for registry in world.registries]
+        to_routers = [await opened(router.process.target) for router in world.routers]
+        registries = [Registries(channel) for channel in to_registries]
+        spending, spenders_workspace = Spending(spenders.LIMIT, len(world.routers)), f"limits-{workspace}"
         await furnish(registries[0], workspace)
+        await spenders.furnish(to_registries[0], spenders_workspace)
         await world.servers.copy(world.servers.postgres)
         await world.servers.copy(world.servers.redis)
         await faults.open_era(world, history, workspace, PAIRS)
@@ -80,6 +85,10 @@ async def run(world: World, plan: Plan, *, appetite: Appetite | None = None) -> 
             for router in world.routers
             for _ in range(_CALLERS_EACH)
         ]
+        spending_ones = [
+            spenders.Spender(to_routers, to_registries, spending, drawn(), spenders_workspace)
+            for _ in range(hunger.spenders)
+        ]
         enough = asyncio.Event()
         written = asyncio.Event()
         asking = [asyncio.create_task(caller.run(enough)) for caller in callers]
@@ -87,18 +96,25 @@ async def run(world: World, plan: Plan, *, appetite: Appetite | None = None) -> 
             async with asyncio.TaskGroup() as group:
                 for writer in writers:
                     group.create_task(writer.run(written))
+                for spender in spending_ones:
+                    group.create_task(spender.run(written))
                 began = boot_s()
                 done = await faults.inflict(world, plan, history, workspace, PAIRS)
                 await asyncio.sleep(began + plan.seconds - boot_s())
                 written.set()
             answered_again_s = await _calmed(world, history)
+            spending.losses, spending.kills = history.losses, history.kills
+            await spending_ones[0].count()
         finally:
             enough.set()
             await asyncio.gather(*asking)
         await faults.close_era(world, history, workspace, PAIRS, last=True)
     history.aways = [*world.aways]
     world.aways.clear()
+    spending.forgettings = [(era.since, era.begun) for era in history.eras[1:]]
     judgement = await asyncio.to_thread(judge, history, world.times.lease)
+    judgement.violations += judge_spending(spending)
+    judgement.counts += spending.counts()
     return Result(plan, done.faults, _counts(history, judgement, world.times.lease), answered_again_s, judgement)
 
 

@@ -35,12 +35,13 @@ _TOKENS_MAX = 8
 
 @dataclass(frozen=True, slots=True)
 class Appetite:
-    """How often a writer does what; the rest of the time it grants."""
+    """How often a writer does what; the rest of the time it grants. `spenders`: how many use up limits."""
 
     revokes: float = 0.15
     waited: float = 0.2
     hides: float = 0.1
     ends: float = 0.15
+    spenders: int = 2
 
     def patient(self) -> "Appetite":
         """That of one who waits for nobody."""
