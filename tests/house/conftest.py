@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from twofold.memory.v1 import (
     tool_run_pb2,
 )
 from twofold.memory.v1 import turn_pb2 as memory_turn_pb2
+from twofold.pod import PodLink
 from twofold.registry.v1 import agent_pb2, billing_pb2, permission_pb2, user_pb2, workspace_pb2
 from twofold_chassis.settings import RedisSettings
 from twofold_cli.embedded.postgres import DatabaseUrls, EmbeddedPostgres
@@ -53,6 +55,7 @@ class House:
     targets: dict[str, str]
     database: DatabaseUrls
     channels: dict[str, grpc.aio.Channel]
+    pod: PodLink
 
     async def call(self, rpc: Rpc, request: Any) -> grpc.aio.AioRpcError | None:
         """Calls without any of the client's own habits; None if it went well."""
@@ -80,8 +83,9 @@ class House:
                 "SELECT format('%I.%I', table_schema, table_name) AS name FROM information_schema.tables"
                 " WHERE table_schema IN ('registry', 'memory') AND table_type = 'BASE TABLE'"
                 # These two the service fills and empties by itself, whenever it comes to it; in the third one the router
-                # of the house renews its registration and acknowledges what it has heard.
-                " AND table_name NOT IN ('search_entries', 'search_pending', 'watchers')"
+                # of the house renews its registration and acknowledges what it has heard; to the last it tells, some time
+                # later, what becomes of sessions.
+                " AND table_name NOT IN ('search_entries', 'search_pending', 'watchers', 'sessions')"
             )
             # (Likewise when a retention is looked at next.)
             query = "SELECT md5(coalesce(string_agg((to_jsonb(t) - 'due_at')::text, '' ORDER BY t::text), '')) FROM {} t"
@@ -127,6 +131,7 @@ async def house(postgres_server: EmbeddedPostgres, redis_settings: RedisSettings
                         lease_ms=60_000,
                         silence_ms=60_000,
                         allow_loopback_urls=True,
+                        pod_lease_ms=600_000,
                     ),
                 )
             )
@@ -139,7 +144,14 @@ async def house(postgres_server: EmbeddedPostgres, redis_settings: RedisSettings
         client = await stack.enter_async_context(
             Twofold(registry=targets["registry"], memory=targets["memory"], router=targets["router"], actor="house")
         )
-        yield House(client, targets, urls, channels)
+        pod = await stack.enter_async_context(
+            PodLink([targets["router"]], pod_id=World.pod_id, delivered=_ignored, closed=_ignored)
+        )
+        yield House(client, targets, urls, channels, pod)
+
+
+async def _ignored(*_: object) -> None:
+    """What a pod is told."""
 
 
 @pytest.fixture
@@ -189,6 +201,11 @@ async def world(house: House) -> World:
     await _erased(client, world)
     await _records(client, world)
     await _dead_letter(house, world)
+    held = [
+        await house.pod.open(world.workspace_id, user_id=world.user_id, agent_id=world.agent_id, timeout_s=CALL_S)
+        for _ in range(2)
+    ]
+    world = dataclasses.replace(world, session_id=held[0].session_id, closing_session_id=held[1].session_id)
     await client.open_turns.BeginTurn(
         memory_turn_pb2.BeginTurnRequest(
             workspace_id=world.workspace_id,

@@ -46,6 +46,7 @@ from twofold.registry.v1 import (
 )
 from twofold.router.v1 import event_pb2 as event_pb2_of_router
 from twofold.router.v1 import limit_pb2, routing_pb2, turn_pb2
+from twofold.router.v1 import session_pb2 as session_pb2_of_router
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,10 @@ class World:
     dead_payload_hash: str = "ab" * 32
     # One that has an invoice.
     closed_month: str = "2020-02"
+    pod_id: str = "gate-of-the-house"
+    # Sessions that the pod holds; the second one may be closed.
+    session_id: str = ""
+    closing_session_id: str = ""
 
     @property
     def deleted_workspace_id(self) -> str:
@@ -1046,6 +1051,40 @@ _ROUTER: dict[str, Callable[[World], ProtoMessage]] = {
             )
         ],
     ),
+    "SessionService.PodLink": lambda world: session_pb2_of_router.PodLinkRequest(
+        # The registry knows no such life, so it is fenced.
+        hello=session_pb2_of_router.PodHello(
+            pod_id="gate-of-nobody",
+            incarnation=pod_pb2.PodIncarnation(epoch=1, number=1),
+            address="10.0.0.7:8080",
+            request_id=world.request_id,
+        )
+    ),
+    "SessionService.GetSession": lambda world: session_pb2_of_router.GetSessionRequest(
+        workspace_id=world.workspace_id, session_id=world.session_id
+    ),
+    "SessionService.ListSessions": lambda world: session_pb2_of_router.ListSessionsRequest(
+        workspace_id=world.workspace_id,
+        user_id=world.user_id,
+        agent_id=world.agent_id,
+        pod_id=world.pod_id,
+        page_size=10,
+    ),
+    "SessionService.CountSessions": lambda world: session_pb2_of_router.CountSessionsRequest(
+        workspace_id=world.workspace_id, user_id=world.user_id, agent_id=world.agent_id, pod_id=world.pod_id
+    ),
+    "SessionService.CloseSession": lambda world: session_pb2_of_router.CloseSessionRequest(
+        workspace_id=world.workspace_id,
+        session_id=world.closing_session_id,
+        reason=session_pb2.SESSION_CLOSE_REASON_IDLE,
+    ),
+    "SessionService.SendToSession": lambda world: session_pb2_of_router.SendToSessionRequest(
+        workspace_id=world.workspace_id, session_id=world.session_id, message_id="m-1", payload=b"Good morning"
+    ),
+    "SessionService.DrainPod": lambda world: session_pb2_of_router.DrainPodRequest(
+        pod_id=world.pod_id, reason="a new version"
+    ),
+    "SessionService.ListLinkedPods": lambda world: session_pb2_of_router.ListLinkedPodsRequest(page_size=10),
     "EventService.Publish": lambda world: event_pb2_of_router.PublishRequest(
         workspace_id=world.workspace_id,
         agent_id=world.agent_id,
@@ -1078,6 +1117,20 @@ _ROUTER: dict[str, Callable[[World], ProtoMessage]] = {
         operation_id="op-1",
         message="What is the time?",
         instructions="Be brief.",
+        tools=[turn_pb2.Tool(name="clock", description="Says what time it is.", parameters_json='{"type": "object"}')],
+        keep_running=True,
+        turn_policy=memory_turn_pb2.TurnPolicy.TURN_POLICY_QUEUE,
+        queue_wait=Duration(seconds=5),
+    ),
+    "TurnService.Attach": lambda world: turn_pb2.AttachRequest(
+        workspace_id=world.workspace_id,
+        user_id=world.user_id,
+        operation_id=world.turn_id,
+        thread_id=world.thread_id,
+        text_offset=0,
+    ),
+    "TurnService.CancelTurn": lambda world: turn_pb2.CancelTurnRequest(
+        workspace_id=world.workspace_id, user_id=world.user_id, operation_id=world.turn_id, thread_id=world.thread_id
     ),
 }
 

@@ -562,9 +562,23 @@ FIELDS: Mapping[str, Rule] = {
     "router.v1.SubscribeOpen.credits": Whole(0, 1_000_000),
     "router.v1.ListEventsRequest.log_epoch": NAME,
     "router.v1.ListEventsRequest.after_offset": Whole(0, 2**53),
+    "router.v1.PodHello.address": NAME,
+    "router.v1.PodHello.session_count": Whole(0, 100_000),
+    "router.v1.CloseSessionRequest.fence": Whole(0),
+    "router.v1.SendToSessionRequest.payload": Blob(64 * KIB),
+    "router.v1.DrainPodRequest.reason": NAME,
     "router.v1.RunRequest.operation_id": Line(250),
     "router.v1.RunRequest.message": Text(MIB),
     "router.v1.RunRequest.instructions": Text(64 * KIB),
+    "router.v1.RunRequest.tools": Many(128),
+    "router.v1.RunRequest.tool_results": Many(128),
+    "router.v1.RunRequest.queue_wait": Span(900),
+    "router.v1.Tool.name": Formed(["", "a b", "é", "a.b"], 64),
+    "router.v1.Tool.description": Text(16 * KIB),
+    "router.v1.Tool.parameters_json": Written(64 * KIB, ["{", "[]", "1", "NaN", "{} x"]),
+    "router.v1.AttachRequest.operation_id": Line(250),
+    "router.v1.AttachRequest.text_offset": Whole(0, MIB),
+    "router.v1.CancelTurnRequest.operation_id": Line(250),
 }
 
 _BY_NAME: Mapping[str, Rule] = {"etag": Etag(), "page_token": PageToken(), "page_size": Whole(0, 500), "update_mask": Mask()}

@@ -157,10 +157,26 @@ async def test_a_pod_is_asked_to_drain_wherever_its_link_is(cloud: Cloud) -> Non
     router, other = await cloud.router(), await cloud.router()
     pods = [await cloud.pod(router, pod_id="gate-1"), await cloud.pod(other, pod_id="gate-2")]
     for pod, name in zip(pods, ("gate-1", "gate-2"), strict=True):
-        await router.stub.DrainPod(pb.DrainPodRequest(pod_id=name, reason="a new version"))
+        assert (await router.stub.DrainPod(pb.DrainPodRequest(pod_id=name, reason="a new version"))).told
         await until(lambda pod=pod: pod.drained == ["a new version"])  # type: ignore[misc]
     with refused(Code.NOT_FOUND, "REASON_POD_UNKNOWN"):
         await router.stub.DrainPod(pb.DrainPodRequest(pod_id="gate-3"))
+
+
+async def test_a_pod_that_ends_its_side_has_its_answers_and_its_sessions_until_its_lease_ends(cloud: Cloud) -> None:
+    router = await cloud.router()
+    async with talking(router, pb.PodHello(pod_id="gate-1")) as link:
+        await link.say(open=an_open(cloud, 1))
+        await link.call.done_writing()
+        assert [(await link.told()).WhichOneof("told") for _ in range(2)] == ["welcome", "opened"]
+        with pytest.raises(EOFError):
+            await link.told()
+    assert await router.ids() == {"s-1"}
+    sent = await router.send(b"x", session_id="s-1")
+    assert (sent.sessions, sent.sent) == (1, 0)
+    assert not (await router.stub.DrainPod(pb.DrainPodRequest(pod_id="gate-1"))).told
+    assert not await router.close("s-1")
+    assert await router.ids() == set()
 
 
 async def test_the_registry_is_told_what_became_of_sessions(cloud: Cloud) -> None:

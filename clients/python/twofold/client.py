@@ -36,6 +36,7 @@ from twofold.registry.v1.workspace_pb2_grpc import WorkspaceServiceStub
 from twofold.router.v1.event_pb2_grpc import EventServiceStub
 from twofold.router.v1.limit_pb2_grpc import LimitServiceStub
 from twofold.router.v1.routing_pb2_grpc import RoutingServiceStub
+from twofold.router.v1.session_pb2_grpc import SessionServiceStub
 from twofold.router.v1.turn_pb2_grpc import TurnServiceStub
 
 REGISTRY = "127.0.0.1:50051"
@@ -88,10 +89,16 @@ _ROUTER_CONFIG = channels.service_config(
         "twofold.router.v1.RoutingService",
         "twofold.router.v1.LimitService",
         "twofold.router.v1.EventService",
+        "twofold.router.v1.SessionService",
         "twofold.router.v1.TurnService",
     ],
-    # A turn calls an agent, which may do things in the world: whether it runs again is for its caller to decide.
-    once=[("twofold.router.v1.TurnService", "Run")],
+    # A turn calls an agent, which may do things in the world: whether it runs again is for its caller to decide. What is
+    # sent to sessions is sent at most once.
+    once=[
+        ("twofold.router.v1.TurnService", "Run"),
+        ("twofold.router.v1.SessionService", "SendToSession"),
+        ("twofold.router.v1.SessionService", "PodLink"),
+    ],
 )
 
 
@@ -156,6 +163,8 @@ class Twofold:
     limits: LimitServiceStub
     # What happens at agents, as it happens; `events` is the log of a conversation.
     agent_events: EventServiceStub
+    # What pods hold now; a pod itself has `twofold.pod.PodLink`.
+    sessions: SessionServiceStub
     turns: TurnServiceStub
 
     async def __aenter__(self) -> Self:
@@ -191,6 +200,7 @@ class Twofold:
         self.routing = RoutingServiceStub(router)
         self.limits = LimitServiceStub(router)
         self.agent_events = EventServiceStub(router)
+        self.sessions = SessionServiceStub(router)
         self.turns = TurnServiceStub(router)
         return self
 

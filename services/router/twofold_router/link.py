@@ -33,6 +33,8 @@ class Link:
         self.calls = 0
         """Its opens, touches and closes that are under way."""
         self.beats = 0
+        self.tasks: set[asyncio.Task[None]] = set()
+        """What is done for it just now."""
         self.mismatches = 0
         self.again: list[HeldSession] | None = None
         """What it has announced since it was asked for all its sessions again."""
@@ -125,6 +127,10 @@ class Link:
     def fence(self, reason: str) -> None:
         """The pod's life is over: the link ends behind that."""
         self.tell(Fenced(reason))
+        self.finish()
+
+    def finish(self) -> None:
+        """Ends the link behind what waits."""
         self._ended = True
         self._woken.set()
 

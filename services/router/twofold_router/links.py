@@ -191,7 +191,6 @@ class Links:
         life = PodLife(hello.pod_id, hello.incarnation)
         (state,) = await self._registrar.states([life])
         if state is not PodState.LIVE:
-            await self._bury(life)
             raise PodFenced(f"the registry says that this life of the pod is {state.value}")
         return life
 
@@ -223,7 +222,9 @@ class Links:
                 if link.ended:
                     return
                 self._take(link, one)
-            link.end()
+            if link.tasks:  # what was asked is answered
+                await asyncio.wait(link.tasks)
+            link.finish()
         except Refusal as refusal:
             link.end(refusal)
         except Exception as error:  # a defect of ours: the link must not stay open and deaf
@@ -238,7 +239,7 @@ class Links:
                 link.heard_at = boot_s()
                 if link.beats < _BEATS_MAX and not link.ended:
                     link.beats += 1
-                    self._begin(self._beat(link, said))
+                    self._begin(link, self._beat(link, said))
             case Open():
                 self._answer(link, said.call_id, self._open(link, said))
             case Touch():
@@ -254,7 +255,7 @@ class Links:
                     raise InvalidField("announce", "is sent behind hello, and when it is asked for")
                 link.again += said.sessions
             case Leave():
-                self._begin(self._leave(link))
+                self._begin(link, self._leave(link))
 
     def _answer(self, link: Link, call_id: int, work: Coroutine[Any, Any, Told | None]) -> None:
         if link.calls >= _CALLS_MAX:
@@ -263,7 +264,7 @@ class Links:
             link.tell(Refused(call_id, busy))
             return
         link.calls += 1
-        self._begin(self._answered(link, call_id, work))
+        self._begin(link, self._answered(link, call_id, work))
 
     async def _answered(self, link: Link, call_id: int, work: Coroutine[Any, Any, Told | None]) -> None:
         try:
@@ -275,13 +276,14 @@ class Links:
         finally:
             link.calls -= 1
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+    def _begin(self, link: Link, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
-        self._tasks.add(task)
+        for tasks in (self._tasks, link.tasks):
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
         task.add_done_callback(self._done)
 
     def _done(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._logger.error("what a pod asked for failed", exc_info=error)
 

@@ -362,7 +362,11 @@ class Sweeper:
 
     async def _clear_up(self, life: PodLife) -> None:
         # A pod that registered anew is dead in its former life, one that has left or is not known any more may not be yet.
-        await self._registrar.mark_dead(life, LEASE_ENDED)
+        try:
+            await self._registrar.mark_dead(life, LEASE_ENDED)
+        except InvalidArgument:  # nobody was ever given that life, so nobody held anything in it
+            await self._leases.forget(life)
+            return
         for workspace_id in await self._leases.workspaces(life):
             after = ""
             while True:

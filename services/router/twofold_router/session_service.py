@@ -48,8 +48,7 @@ class SessionService(SessionServiceServicer):
         return wire.send_response(await self._sessions.send_all(to, message))
 
     async def DrainPod(self, request: pb.DrainPodRequest, _: Context) -> pb.DrainPodResponse:
-        await self._sessions.drain(*wire.drain(request))
-        return pb.DrainPodResponse()
+        return pb.DrainPodResponse(told=await self._sessions.drain(*wire.drain(request)))
 
     async def ListLinkedPods(self, request: pb.ListLinkedPodsRequest, _: Context) -> pb.ListLinkedPodsResponse:
         after, size = wire.pods_page(request)

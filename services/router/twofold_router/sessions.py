@@ -278,14 +278,13 @@ class Sessions:
         sending = (self._told(self._to_pod.send(*one, message), otherwise=0) for one in by_router.items())
         return Sent(len(sessions), sum(await asyncio.gather(*sending)))
 
-    async def drain(self, pod_id: str, reason: str) -> None:
-        """Asks a pod to let its sessions go. Raises PodUnknown, PeerUnavailable, TableUnavailable."""
+    async def drain(self, pod_id: str, reason: str) -> bool:
+        """Asks a pod to let its sessions go; True if its link was told. Raises PodUnknown, TableUnavailable."""
         if await self._to_pod.drain(self._router_id, pod_id, reason):
-            return
+            return True
         for pod in await self._leases.linked(pod_id):
-            if await self._to_pod.drain(pod.router_id, pod_id, reason):
-                return
-        raise PodUnknown(f"pod {pod_id!r} has no link", pod_id=pod_id)
+            return await self._told(self._to_pod.drain(pod.router_id, pod_id, reason), otherwise=False)
+        raise PodUnknown(f"pod {pod_id!r} has neither a link nor a lease", pod_id=pod_id)
 
     async def pods(self) -> list[LinkedPod]:
         """The pods that have a lease, by id."""

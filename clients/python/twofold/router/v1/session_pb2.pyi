@@ -1205,12 +1205,17 @@ class DrainPodResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    TOLD_FIELD_NUMBER: _builtins.int
+    told: _builtins.bool
+    """Whether a router has given the word to the pod's link. If not, the pod has lost its link, or its router does not answer: ask again."""
     def __init__(
         self,
+        *,
+        told: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["told", b"told"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -102,7 +102,8 @@ class SessionServiceServicer:
 
         A pod that has lost its link opens another, to any router, with hello, its incarnation and its sessions. A link without a
         heartbeat for lease_duration is ended. When its router shuts down, the link ends with UNAVAILABLE (REASON_DRAINING). When the
-        pod ends its side, so does the router; its sessions stay until the lease has run out, unless the pod has sent leave.
+        pod ends its side, the router answers what was asked and ends its own; the pod's sessions stay until its lease has run out,
+        unless it has sent leave.
         Errors: INVALID_ARGUMENT (REASON_INVALID_FIELD), UNAVAILABLE (REASON_PEER_UNAVAILABLE: the registry cannot say whether the pod
         is alive; REASON_DRAINING), RESOURCE_EXHAUSTED (REASON_TOO_MANY: links of this router, or sessions of the pod), ABORTED
         (REASON_SESSION_LOST: the pod has opened another link).
@@ -159,8 +160,7 @@ class SessionServiceServicer:
 
     def DrainPod(self, request, context):
         """DrainPod asks a pod to take no more clients and to let its sessions go. It is asked, not forced.
-        Errors: NOT_FOUND (REASON_POD_UNKNOWN: it has no link), UNAVAILABLE (REASON_REDIS_UNAVAILABLE; REASON_PEER_UNAVAILABLE: the
-        router that has its link does not answer).
+        Errors: NOT_FOUND (REASON_POD_UNKNOWN: it has neither a link nor a lease), UNAVAILABLE (REASON_REDIS_UNAVAILABLE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,7 +41,8 @@ class SessionServiceStub:
 
     A pod that has lost its link opens another, to any router, with hello, its incarnation and its sessions. A link without a
     heartbeat for lease_duration is ended. When its router shuts down, the link ends with UNAVAILABLE (REASON_DRAINING). When the
-    pod ends its side, so does the router; its sessions stay until the lease has run out, unless the pod has sent leave.
+    pod ends its side, the router answers what was asked and ends its own; the pod's sessions stay until its lease has run out,
+    unless it has sent leave.
     Errors: INVALID_ARGUMENT (REASON_INVALID_FIELD), UNAVAILABLE (REASON_PEER_UNAVAILABLE: the registry cannot say whether the pod
     is alive; REASON_DRAINING), RESOURCE_EXHAUSTED (REASON_TOO_MANY: links of this router, or sessions of the pod), ABORTED
     (REASON_SESSION_LOST: the pod has opened another link).
@@ -74,8 +75,7 @@ class SessionServiceStub:
     """
     DrainPod: _aio.UnaryUnaryMultiCallable[_session_pb2.DrainPodRequest, _session_pb2.DrainPodResponse]
     """DrainPod asks a pod to take no more clients and to let its sessions go. It is asked, not forced.
-    Errors: NOT_FOUND (REASON_POD_UNKNOWN: it has no link), UNAVAILABLE (REASON_REDIS_UNAVAILABLE; REASON_PEER_UNAVAILABLE: the
-    router that has its link does not answer).
+    Errors: NOT_FOUND (REASON_POD_UNKNOWN: it has neither a link nor a lease), UNAVAILABLE (REASON_REDIS_UNAVAILABLE).
     """
     ListLinkedPods: _aio.UnaryUnaryMultiCallable[_session_pb2.ListLinkedPodsRequest, _session_pb2.ListLinkedPodsResponse]
     """ListLinkedPods returns the pods that have a lease, by id ascending.
@@ -108,7 +108,8 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
 
         A pod that has lost its link opens another, to any router, with hello, its incarnation and its sessions. A link without a
         heartbeat for lease_duration is ended. When its router shuts down, the link ends with UNAVAILABLE (REASON_DRAINING). When the
-        pod ends its side, so does the router; its sessions stay until the lease has run out, unless the pod has sent leave.
+        pod ends its side, the router answers what was asked and ends its own; the pod's sessions stay until its lease has run out,
+        unless it has sent leave.
         Errors: INVALID_ARGUMENT (REASON_INVALID_FIELD), UNAVAILABLE (REASON_PEER_UNAVAILABLE: the registry cannot say whether the pod
         is alive; REASON_DRAINING), RESOURCE_EXHAUSTED (REASON_TOO_MANY: links of this router, or sessions of the pod), ABORTED
         (REASON_SESSION_LOST: the pod has opened another link).
@@ -177,8 +178,7 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_session_pb2.DrainPodRequest, _abc.Awaitable[_session_pb2.DrainPodResponse]],
     ) -> _abc.Awaitable[_session_pb2.DrainPodResponse]:
         """DrainPod asks a pod to take no more clients and to let its sessions go. It is asked, not forced.
-        Errors: NOT_FOUND (REASON_POD_UNKNOWN: it has no link), UNAVAILABLE (REASON_REDIS_UNAVAILABLE; REASON_PEER_UNAVAILABLE: the
-        router that has its link does not answer).
+        Errors: NOT_FOUND (REASON_POD_UNKNOWN: it has neither a link nor a lease), UNAVAILABLE (REASON_REDIS_UNAVAILABLE).
         """
 
     @_abc_1.abstractmethod
