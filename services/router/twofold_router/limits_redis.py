@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 
@@ -44,13 +44,12 @@ _TOLD = [
 
 
 class RedisCounters:
-    """Counters of all workspaces. `cells`: into how many a span is cut; `own_clock`: scripts may not ask for the time."""
+    """Counters of all workspaces. `cells`: into how many a span is cut; `now_ms`: what scripts are told of the time."""
 
-    def __init__(self, link: RedisLink, *, cells: int, own_clock: bool = False) -> None:
+    def __init__(self, link: RedisLink, *, cells: int, now_ms: Callable[[], int | str] = lambda: "") -> None:
         self._link = link
         self._cells = cells
-        self._own_clock = own_clock
-        self._newest_ms = 0
+        self.now_ms = now_ms
         # Which generation counts, as far as is known here: the script tells if another one does.
         self._generations: OrderedDict[str, str] = OrderedDict()
 
@@ -79,13 +78,6 @@ class RedisCounters:
 
     async def release(self, operation: Operation) -> None:
         await self._change(operation, "RELEASE", None)
-
-    def now_ms(self) -> int | str:
-        """What scripts are told of the time: nothing if they may ask; else our clock, which is never told to step back."""
-        if not self._own_clock:
-            return ""
-        self._newest_ms = max(self._newest_ms, time.time_ns() // 1_000_000)
-        return self._newest_ms
 
     async def _change(self, operation: Operation, how: str, at_s: float | None) -> Reply:
         at_ms = "" if at_s is None else round(at_s * 1000)
@@ -122,6 +114,18 @@ class RedisCounters:
         self._generations.move_to_end(workspace_id)
         if len(self._generations) > _GENERATIONS_MAX:
             self._generations.popitem(last=False)
+
+
+def own_clock() -> Callable[[], int]:
+    """This machine's clock in milliseconds, where scripts may not ask for the time: it never goes back."""
+    newest_ms = 0
+
+    def now_ms() -> int:
+        nonlocal newest_ms
+        newest_ms = max(newest_ms, time.time_ns() // 1_000_000)
+        return newest_ms
+
+    return now_ms
 
 
 class RedisFilling:
@@ -208,5 +212,5 @@ def _whose(pair: PairKey) -> str:
 def _first_tally(record: bytes) -> Tally:
     """As it was answered the first time; nothing more is known of one that the registry told of."""
     _, _, at_ms, *told = record.split()
-    marks = [Mark(int(used), 0, int(free)) for _, _, used, free in (mark.split(b":") for mark in told)]
+    marks = [Mark(int(used), int(retry), int(free)) for _, _, used, retry, free in (mark.split(b":") for mark in told)]
     return Tally(Outcome.DUPLICATE, int(at_ms), marks or [Mark(0, 0, 0)] * len(METERS))

@@ -245,8 +245,8 @@ class Resolver:
             cold = [index for index, each in enumerate(facts) if each is None]
             if cold:
                 known = await asyncio.gather(*(read(questions[index]) for index in cold))
-                for index, each in zip(cold, known, strict=True):
-                    facts[index] = each
+                for index, told in zip(cold, known, strict=True):
+                    facts[index] = told
             now = boot_s()  # one look for all, and nothing is awaited behind it
             answers = [
                 self._answered(question, facts[index], now, counted.get(index)) for index, question in enumerate(questions)

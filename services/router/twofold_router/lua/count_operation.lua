@@ -8,7 +8,7 @@
 --       {"PEEKED" | "REFUSED" | "COUNTED", now, and for each limit: used, when to try again in ms (0: now, -1: never), when all
 --       of it is free again in ms}
 -- A marker is run_id:cells:generation. A record is "R", or "S" once it is settled, then ARGV 4, the time, and for each limit
--- cell:cost:used:free again.
+-- cell:cost:used:try again:free again.
 -- A counter's field holds its cells that are not empty, newest first, as "number:count number:count": cell n covers
 -- [n, n + 1) · span / cells. The oldest one that reaches into the span counts in full.
 local marker, mine = redis.call('GET', KEYS[1]) or '', ARGV[1] .. ':' .. ARGV[2] .. ':'
@@ -84,7 +84,9 @@ for _, meter in ipairs(meters) do
     end
     local free = numbers[1] and (numbers[1] + cells + 1) * meter.width or now
     answer[#answer + 1], answer[#answer + 2], answer[#answer + 3] = meter.used, meter.retry, free
-    record[#record + 1] = string.format('%.0f:%.0f:%.0f:%.0f', meter.newest, meter.cost, meter.used, free)
+    record[#record + 1] = string.format(
+        '%.0f:%.0f:%.0f:%.0f:%.0f', meter.newest, meter.cost, meter.used, meter.retry, free
+    )
 end
 if counted then
     for key, lives_ms in pairs(lives) do

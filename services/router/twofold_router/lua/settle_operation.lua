@@ -46,7 +46,7 @@ for at = 10, #ARGV, 4 do
         change = -(tonumber(reserved) or 0)
     end
     if adds then
-        added[#added + 1] = string.format('%.0f:%s:0:0', math.floor(math.min(at_ms, now) / width), ARGV[at + 3])
+        added[#added + 1] = string.format('%.0f:%s:0:0:0', math.floor(math.min(at_ms, now) / width), ARGV[at + 3])
     end
     if change ~= 0 then
         local newest, numbers, counts = math.floor(now / width), {}, {}
