@@ -327,10 +327,10 @@ class Links:
         except PeerUnavailable:
             return False
         if state is not PodState.LIVE:
-            await self._fence(link, state)
+            await self._end_life(link, state)
         return state is PodState.LIVE
 
-    async def _fence(self, link: Link, state: PodState) -> None:
+    async def _end_life(self, link: Link, state: PodState) -> None:
         link.fence(f"the registry says that this life of the pod is {state.value}")
         await self._bury(link.life)
 
@@ -692,7 +692,7 @@ class Links:
             states = await self._registrar.states([link.life for link in some])
             for link, state in zip(some, states, strict=True):
                 if state is not PodState.LIVE:
-                    await self._fence(link, state)
+                    await self._end_life(link, state)
 
     async def settle(self) -> None:
         """Waits for what is under way, and removes what is still to be removed, if Redis is there."""
