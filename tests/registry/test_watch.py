@@ -440,6 +440,7 @@ async def test_bad_commands_are_refused_by_field(api: Registry) -> None:
         "ack": [[opening(), acked(epoch=1, revision=1)]],
         "leave": [[opening(), change_pb2.WatchRequest(leave=change_pb2.WatchLeave())]],
         "ack.epoch": [[named(router_id="bad-commands", incarnation="1"), acked(revision=1)]],
+        "ack.revision": [[named(router_id="bad-commands", incarnation="1"), acked(epoch=1, revision=-1)]],
         "open.place.epoch": [[at(revision=1)]],
         "open.place.revision": [[at(epoch=1, revision=-1)]],
         "open.router.router_id": [[named(incarnation="1")]],
@@ -448,6 +449,9 @@ async def test_bad_commands_are_refused_by_field(api: Registry) -> None:
         for told in requests:
             with invalid(field):
                 await answers(*told)
+
+    empty = change_pb2.WatchRouter(router_id="of-an-empty-registry", incarnation="1")
+    await answers(opening(router=empty, until_caught_up=True), acked(epoch=1, revision=0))
 
 
 async def test_as_many_watch_at_a_process_as_may(database_settings: DatabaseSettings) -> None:

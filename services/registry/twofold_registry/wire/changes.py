@@ -68,7 +68,9 @@ def _command(request: pb.WatchRequest, order: Open) -> Command:
         raise InvalidField(told, "is for routers: open.router was not given")
     if told == "leave":
         return Leave()
-    return Ack(_number(request.ack.epoch, "ack.epoch"), _number(request.ack.revision, "ack.revision"))
+    # An empty registry has revision 0.
+    revision = fields.whole(request.ack.revision, "ack.revision", least=0, most=_NUMBER_MAX)
+    return Ack(_number(request.ack.epoch, "ack.epoch"), revision)
 
 
 def told(one: Told) -> pb.WatchResponse:

@@ -278,7 +278,7 @@ class WatchAck(_message.Message):
     epoch: _builtins.int
     """The epoch. Required."""
     revision: _builtins.int
-    """The revision. Required."""
+    """The revision; 0 or more."""
     def __init__(
         self,
         *,
