@@ -43,6 +43,7 @@ from twofold.router.v1.turn_pb2 import RunRequest, RunResponse
 _PAGE = Path(__file__).with_name("page.html")
 _FRAME_BYTES_MAX = 64 * 1024
 _FRAMES_MAX = 256
+_UNANSWERED_MAX = 4
 _HELLO_S = 10.0
 _SENDING_S = 10.0
 _ALIVE_S = 20.0
@@ -77,6 +78,7 @@ class _Client:
         self.who = who
         self.session: HeldSession | None = None
         self.turn: asyncio.Task[None] | None = None
+        self.unanswered = 0
         self._frames: asyncio.Queue[Frame | None] = asyncio.Queue(_FRAMES_MAX)
 
     def tell(self, **frame: Any) -> None:
@@ -209,10 +211,11 @@ class Pod:
             except (ValueError, KeyError, TypeError):
                 await client.socket.close(code=1002, message=b"a frame that nobody knows")
                 return
-            if client.turn is None or client.turn.done():
-                client.turn = asyncio.create_task(self._turn(client, operation, text))
-            else:
+            if client.unanswered >= _UNANSWERED_MAX:
                 client.tell(type="failed", operation=operation, message="One message at a time.", again=False)
+                continue
+            client.unanswered += 1
+            client.turn = asyncio.create_task(self._turn(client, operation, text, behind=client.turn))
 
     async def _gone(self, client: _Client) -> None:
         if client.turn is not None:
@@ -225,7 +228,9 @@ class Pod:
 
     # A turn ---------------------------------------------------------------------------------------------------
 
-    async def _turn(self, client: _Client, operation: str, text: str) -> None:
+    async def _turn(self, client: _Client, operation: str, text: str, *, behind: asyncio.Task[None] | None) -> None:
+        if behind is not None:
+            await asyncio.wait([behind])
         workspace, user, agent, thread = client.who
         request = RunRequest(
             workspace_id=workspace,
@@ -247,6 +252,8 @@ class Pod:
             client.tell(
                 type="failed", operation=operation, reason=reason, message=message, again=again, retry_after_s=after_s
             )
+        finally:
+            client.unanswered -= 1
 
     # What the router says -------------------------------------------------------------------------------------
 

@@ -47,7 +47,7 @@ class Tab:
 
     async def js(self, expression: str) -> Any:
         """The value of a JavaScript expression in the page."""
-        told = await self._browser.ask("Runtime.evaluate", self._session, expression=expression, returnByValue=True)
+        told = await self._evaluated(expression)
         assert "exceptionDetails" not in told, told
         return told["result"].get("value")
 
@@ -55,9 +55,13 @@ class Tab:
         """Returns once the expression is true in the page."""
 
         async def is_so() -> bool:
-            return bool(await self.js(expression))
+            told = await self._evaluated(expression)  # it may fail while the page is not there yet
+            return told["result"].get("value") is True
 
         await until(is_so, expression)
+
+    async def _evaluated(self, expression: str) -> Any:
+        return await self._browser.ask("Runtime.evaluate", self._session, expression=expression, returnByValue=True)
 
     async def picture(self, path: Path) -> None:
         """What it looks like, as PNG."""
