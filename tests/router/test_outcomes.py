@@ -435,7 +435,7 @@ async def test_the_registry_hears_what_it_does_not_know_once() -> None:
     for _ in range(3):
         router.hear(Outcome.DIAL_FAILED)
         await router.reporting.spread_once()
-    assert router.registry.told == [(key(), TargetState.FAILING, "could not be dialled 1 times in a row")]
+    assert router.registry.told == [(key(), TargetState.FAILING, "could not be dialled (failures in a row: 1)")]
     assert router.counted == [Outcome.DIAL_FAILED] * 3
 
 

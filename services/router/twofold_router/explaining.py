@@ -221,8 +221,8 @@ def _summary(question: Question, decision: Resolution | Refusal, lease: Lease) -
 
 def _lease_words(knowledge: Knowledge, now: float) -> str:
     stream = knowledge.stream
-    told = "changes are heard" if stream.is_open else f"changes are not heard ({stream.trouble})"
-    lasting = f"{told} since {max(0.0, now - stream.since):.1f} s"
+    told = "changes are heard" if stream.is_open else f"changes are not heard, because {stream.trouble}"
+    lasting = f"for {max(0.0, now - stream.since):.1f} s {told}"
     if not knowledge.is_known:
         return f"Copies may not be answered from: the registry has given no word yet; {lasting}."
     if knowledge.has_lease(now):

@@ -206,6 +206,8 @@ def _say_soon(said: "asyncio.Queue[change_pb2.WatchRequest]", request: change_pb
 
 
 def _told(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return "the registry is silent"
     return error.message if isinstance(error, Refusal) else f"{type(error).__name__}: {error}"
 
 

@@ -103,7 +103,7 @@ class Targets:
             return None
         heard = self._outcomes.find(key)
         if state is TargetState.FAILING:
-            message = f"could not be dialled {heard.failures} times in a row" if heard else ""
+            message = f"could not be dialled (failures in a row: {heard.failures})" if heard else ""
         else:
             message = "" if heard is None or heard.cold_start_s is None else f"started within {heard.cold_start_s:.1f} s"
         return Observation(state, self._database_s(now), message)
@@ -197,7 +197,7 @@ def _why(
     if heard is not None and heard.rests(now):
         return (
             False,
-            f"it could not be dialled ({heard.failures} times in a row); tried again in {heard.rests_until - now:.1f} s",
+            f"it could not be dialled (failures in a row: {heard.failures}); tried again in {heard.rests_until - now:.1f} s",
         )
     if heard is not None and heard.failures:
         return True, "it could not be dialled, and may be tried again"
