@@ -16,7 +16,7 @@ from twofold.router.v1.routing_pb2_grpc import RoutingServiceStub
 from twofold_chassis.clocks import boot_s
 
 # Who waits long for one answer sees few: most do not.
-CALLS_S = (0.15, 0.15, 0.5, 3.0)
+CALLS_S = (0.1, 0.1, 0.1, 0.3, 0.3, 2.5)
 # Nobody is stopped for so long: who then has no answer was forgotten.
 _STUCK_S = 20.0
 _THINKING_S = (0.0, 0.03)

@@ -75,7 +75,7 @@ MUTANTS = (
         ),
         tracks=_FADING,
         slower=3.0,
-        appetite=_BUSY,
+        appetite=Appetite(revokes=0.4, hides=0, writers=1, waiters=0, thinking_s=0.8),
     ),
     Mutant(
         "no-look-before-the-reply",
@@ -202,5 +202,16 @@ MUTANTS = (
             ),
         ),
         appetite=Appetite(spenders=16),
+    ),
+    Mutant(
+        "lost-offset-not-announced",
+        "events that the log has dropped are left out without a word",
+        (
+            Patch(
+                "twofold_router/events.py",
+                "            told.append(Gap(epoch, offset + 1, run[0].offset - 1))\n",
+                "            pass\n",
+            ),
+        ),
     ),
 )

@@ -13,8 +13,10 @@ import grpc
 from benchmarks.chaos.clients import OPTIONS
 from benchmarks.chaos.control import faults, spenders
 from benchmarks.chaos.control.callers import Caller
+from benchmarks.chaos.control.eventing import Eventing, judge_events
 from benchmarks.chaos.control.history import History, Token, Told
 from benchmarks.chaos.control.judge import Judgement, judge
+from benchmarks.chaos.control.listeners import Listener, Publisher, hear_the_last
 from benchmarks.chaos.control.spending import Spending, judge_spending
 from benchmarks.chaos.control.world import World
 from benchmarks.chaos.control.writers import PAIRS, Appetite, Registries, Writer, furnish
@@ -22,9 +24,7 @@ from benchmarks.chaos.schedules import Plan
 from twofold_chassis.clocks import boot_s
 
 _WAITERS = 2
-_WAITERS = 2
-_WRITERS = 3
-_CALLERS_EACH = 3
+_CALLERS_EACH = 4
 _CALM_S = 30.0
 
 
@@ -78,7 +78,7 @@ async def run(world: World, plan: Plan, *, appetite: Appetite | None = None) -> 
 
         # Who waits for all routers writes little meanwhile: the others never do.
         hunger = appetite or Appetite()
-        hungers = [hunger] * _WAITERS + [hunger.patient()] * _WRITERS
+        hungers = [hunger] * hunger.waiters + [hunger.patient()] * hunger.writers
         writers = [Writer(registries, history, drawn(), workspace, tokens, one) for one in hungers]
         callers = [
             Caller(router.number, await opened(router.process.target), history, drawn(), workspace, tokens)
@@ -89,13 +89,22 @@ async def run(world: World, plan: Plan, *, appetite: Appetite | None = None) -> 
             spenders.Spender(to_routers, to_registries, spending, drawn(), spenders_workspace)
             for _ in range(hunger.spenders)
         ]
-        enough = asyncio.Event()
+        eventing = Eventing()
+        publisher = Publisher(to_routers, eventing, drawn(), workspace)
+        listeners = [
+            Listener(router.number, channel, eventing, drawn(), workspace, slow=slow)
+            for router, channel in zip(world.routers, to_routers, strict=True)
+            for slow in (False, True)
+        ]
+        enough, heard = asyncio.Event(), asyncio.Event()
         written = asyncio.Event()
         asking = [asyncio.create_task(caller.run(enough)) for caller in callers]
+        listening = [asyncio.create_task(listener.run(heard)) for listener in listeners]
         try:
             async with asyncio.TaskGroup() as group:
                 for writer in writers:
                     group.create_task(writer.run(written))
+                group.create_task(publisher.run(written))
                 for spender in spending_ones:
                     group.create_task(spender.run(written))
                 began = boot_s()
@@ -105,9 +114,13 @@ async def run(world: World, plan: Plan, *, appetite: Appetite | None = None) -> 
             answered_again_s = await _calmed(world, history)
             spending.losses, spending.kills = history.losses, history.kills
             await spending_ones[0].count()
+            await hear_the_last(publisher, listeners, eventing, heard)
         finally:
             enough.set()
+            for task in listening:
+                task.cancel()
             await asyncio.gather(*asking)
+            await asyncio.gather(*listening, return_exceptions=True)
         await faults.close_era(world, history, workspace, PAIRS, last=True)
     history.aways = [*world.aways]
     world.aways.clear()
@@ -115,6 +128,8 @@ async def run(world: World, plan: Plan, *, appetite: Appetite | None = None) -> 
     judgement = await asyncio.to_thread(judge, history, world.times.lease)
     judgement.violations += judge_spending(spending)
     judgement.counts += spending.counts()
+    judgement.violations += judge_events(eventing)
+    judgement.counts += eventing.counts()
     return Result(plan, done.faults, _counts(history, judgement, world.times.lease), answered_again_s, judgement)
 
 

@@ -355,6 +355,8 @@ def _environment(servers: Servers, urls: DatabaseUrls, limits: Times, code: Path
         "ROUTER__PEER_TIMEOUT_S": f"{limits.lease:g}",
         "ROUTER__MEMORY_TARGET": "127.0.0.1:1",
         "ROUTER__DRAIN_S": "1",
+        # As few as may be, so that there are gaps.
+        "ROUTER__EVENT_LOG_ENTRIES_MAX": "500",
         "LOG__LEVEL": "warning",
     }
 

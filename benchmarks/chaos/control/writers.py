@@ -26,7 +26,6 @@ AGENTS = ("one", "two")
 NOBODY, NOTHING = "nobody", "nothing"
 PAIRS = [Pair(user, agent) for user in (*MEMBERS, ADMIN, NOBODY) for agent in (*AGENTS, NOTHING)]
 _GRANTABLE = [Pair(user, agent) for user in MEMBERS for agent in AGENTS]
-_THINKING_S = (0.01, 0.15)
 _ENDS_S = (0.5, 4.0)
 _HIDDEN_S = (0.05, 0.8)
 _CALL_S = 4.0
@@ -35,13 +34,20 @@ _TOKENS_MAX = 8
 
 @dataclass(frozen=True, slots=True)
 class Appetite:
-    """How often a writer does what; the rest of the time it grants. `spenders`: how many use up limits."""
+    """How often a writer does what; the rest of the time it grants.
+
+    `writers`: how many never wait for all routers, `waiters`: who does at times, `spenders`: who uses up limits.
+    `thinking_s`: for how long a writer does nothing at most.
+    """
 
     revokes: float = 0.15
     waited: float = 0.2
     hides: float = 0.1
     ends: float = 0.15
+    writers: int = 3
+    waiters: int = 2
     spenders: int = 2
+    thinking_s: float = 0.15
 
     def patient(self) -> "Appetite":
         """That of one who waits for nobody."""
@@ -98,7 +104,7 @@ class Writer:
         """Writes until it is enough; what it hid is shown again."""
         while not enough.is_set():
             await self._write()
-            await asyncio.sleep(self._chance.uniform(*_THINKING_S))
+            await asyncio.sleep(self._chance.uniform(0, self._appetite.thinking_s))
 
     async def _write(self) -> None:
         drawn, appetite = self._chance.random(), self._appetite
