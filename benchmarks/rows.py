@@ -284,6 +284,14 @@ def otherwise(id_: str, before: dict[str, float], after: dict[str, float], wante
     return round(sum(others.values()))
 
 
+def resident_mib(pid: int) -> float:
+    """Resident memory of a process (Linux)."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return round(int(line.split()[1]) / 1024, 1)
+    raise RuntimeError(f"process {pid} has no resident memory")
+
+
 def cpu_s_of(pid: int) -> float:
     """Processor time of a process (Linux)."""
     after_name = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -14,7 +13,7 @@ from benchmarks.comparing import MANY
 from benchmarks.load import Load
 from benchmarks.operations import THREADS
 from benchmarks.places import Place
-from benchmarks.rows import Figure, Json
+from benchmarks.rows import Figure, Json, resident_mib
 from benchmarks.words import WINDOW
 from twofold.memory.v1 import message_pb2
 
@@ -107,14 +106,6 @@ async def _table_bytes(place: Place) -> dict[str, int]:
         return {table: await connection.fetchval("SELECT pg_total_relation_size($1::regclass)", table) for table in _TABLES}
     finally:
         await connection.close()
-
-
-def resident_mib(pid: int) -> float:
-    """Resident memory of a process (Linux)."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return round(int(line.split()[1]) / _KIB, 1)
-    raise RuntimeError(f"process {pid} has no resident memory")
 
 
 @contextlib.asynccontextmanager
