@@ -588,6 +588,29 @@ async def test_c4_what_the_stream_has_passed_costs_no_question(house: House) -> 
     assert len(house.checks) <= asked + 2
 
 
+# What is heard of targets ----------------------------------------------------------------------------------------------
+
+
+async def test_what_one_router_hears_of_a_target_is_known_to_the_other_and_to_the_registry(house: House) -> None:
+    one, two = await house.router(), await house.router()
+    for client in (one, two):
+        await answered(functools.partial(client.resolve, house.ws, user_id="root"))
+    failed = routing_pb2.Outcome(agent_id="agent", generation=1, outcome=routing_pb2.TARGET_OUTCOME_DIAL_FAILED)
+
+    async def other_has_heard() -> bool:
+        await one.report(house.ws, failed)  # it rests for a second only: until it is heard there it fails again
+        (target,) = (await two.explain(house.ws, user_id="root")).targets
+        return target.dial_failures > 0
+
+    async def registry_has_heard() -> bool:
+        request = agent_pb2.GetAgentRequest(workspace_id=house.ws, agent_id="agent")
+        seen = (await house.api.agents.GetAgent(request)).agent.observations
+        return [(one.target, one.state, one.generation) for one in seen] == [("", agent_pb2.OBSERVED_STATE_FAILING, 1)]
+
+    await until(other_has_heard)
+    await until(registry_has_heard)
+
+
 # C5 --------------------------------------------------------------------------------------------------------------------
 
 

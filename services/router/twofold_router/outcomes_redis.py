@@ -20,8 +20,9 @@ class RedisBoard:
         self._link = link
 
     async def swap(self, failing: Sequence[Told], reached: Sequence[TargetKey]) -> Sequence[Told] | None:
-        arguments: list[str | int] = [_RESTS_MAX, len(failing)]
-        for told in failing:
+        new = failing[:_RESTS_MAX]
+        arguments: list[str | int] = [_RESTS_MAX, len(new)]
+        for told in new:
             arguments += [_field(told.key), max(1, int(told.rest_s * 1000)), told.failures]
         arguments += [_field(key) for key in reached]
         reply: Any = await losable(self._link.run(_SWAP, [keys.rests()], arguments), otherwise=None)
