@@ -15,7 +15,7 @@ from twofold_router.agents import Limits as AgentLimits
 from twofold_router.copies import Copies, Limiter, Source, Told, Truth, Unstamped
 from twofold_router.counting import Limits
 from twofold_router.knowledge import Knowledge, Place, Stamp, Thing, agent_thing, permission_thing, plan_thing
-from twofold_router.limits import CountersAway, Mark, Operation, Settled, Tally
+from twofold_router.limits import Claim, CountersAway, LimitReached, LimitsUnknown, Mark, Operation, Settled, Tally
 from twofold_router.limits import Outcome as LimitOutcome
 from twofold_router.outcomes import Outcomes
 from twofold_router.permissions import NotPermitted, PairKey, Permission, Verdict
@@ -23,7 +23,7 @@ from twofold_router.resolution import AgentGone, AgentNotPublished, Question, Re
 from twofold_router.routes import AgentKey, AgentSettings, AgentUnknown, Route
 from twofold_router.shares import Shares
 from twofold_router.targets import Targets
-from twofold_router.terms import Limit, Terms, TermsKey
+from twofold_router.terms import CapReached, Limit, LimitKind, Terms, TermsKey
 
 EPOCH, LEASE_S = 7, 600.0
 AGENT = AgentKey("ws", "agent")
@@ -291,3 +291,91 @@ async def test_what_never_stands_still_is_not_known(room: Room) -> None:
     room.permissions.during = room.revoke
     with pytest.raises(PeerUnavailable):
         await room.resolver.resolve(ADA)
+
+
+# What is counted between two looks.
+
+HOURLY = Limit(LimitKind.USER_HOUR_MESSAGES, 5)
+COUNTED_ADA = ADA._replace(claim=Claim("op"))
+
+
+async def test_without_limits_and_without_an_id_nobody_is_asked(room: Room) -> None:
+    await room.resolver.resolve(ADA)
+    await room.resolver.resolve_all([ADA, ADA])
+    assert not room.counters.asked
+
+
+async def test_c1_what_is_revoked_while_it_is_counted_is_denied_and_taken_back(room: Room) -> None:
+    room.counters.during = room.revoke
+    with pytest.raises(NotPermitted):
+        await room.resolver.resolve(COUNTED_ADA)
+    assert (room.counters.asked, room.counters.taken) == (["count", "release"], set())
+
+
+async def test_what_is_denied_and_cannot_be_taken_back_is_not_denied(room: Room) -> None:
+    room.counters.during, room.counters.is_away = room.revoke, True
+    with pytest.raises(LimitsUnknown):
+        await room.resolver.resolve(COUNTED_ADA)
+
+
+async def test_what_was_answered_before_stays_counted_when_a_repeat_is_denied(room: Room) -> None:
+    await room.resolver.resolve(COUNTED_ADA)
+    room.counters.during = room.revoke
+    with pytest.raises(NotPermitted):
+        await room.resolver.resolve(COUNTED_ADA)
+    assert (room.counters.asked, room.counters.taken) == (["count", "count"], {"op"})
+
+
+async def test_a_cap_that_is_reached_while_it_is_counted_takes_it_back(room: Room) -> None:
+    def cap() -> None:
+        room.terms.value = terms(HOURLY, capped_month="1970-01")
+        room.knowledge.changed(11, 11, [plan_thing("ws")])
+
+    room.counters.during = cap
+    with pytest.raises(CapReached):
+        await room.resolver.resolve(COUNTED_ADA)
+    assert not room.counters.taken
+
+
+async def test_a_route_that_changes_while_it_is_counted_is_answered_as_it_is_and_counted_once(room: Room) -> None:
+    def move() -> None:
+        room.routes.value = route(url="http://b")
+        room.knowledge.changed(11, 11, [agent_thing("ws", "agent")])
+
+    room.counters.during = move
+    answer = await room.resolver.resolve(COUNTED_ADA)
+    assert (answer.url, room.counters.asked) == ("http://b", ["count"])
+    assert (answer.counted.operation_id, answer.counted.is_duplicate) == ("op", False)
+
+
+async def test_a_limit_that_is_changed_counts_for_the_next(room: Room) -> None:
+    await room.resolver.resolve(ADA)
+    room.terms.value = terms(HOURLY)
+    room.knowledge.changed(11, 11, [plan_thing("ws")])
+    room.counters.refuses = True
+    with pytest.raises(LimitReached) as told:
+        await room.resolver.resolve(ADA)
+    assert told.value.retry_after_s == 60.0
+
+
+async def test_of_a_batch_what_is_revoked_while_it_is_counted_is_taken_back_and_the_rest_is_answered(room: Room) -> None:
+    bob = Question(AGENT, "bob", claim=Claim("bobs"))
+    room.counters.during = room.revoke
+    denied, denied_too, answer = await room.resolver.resolve_all([COUNTED_ADA, ADA, bob])
+    assert isinstance(denied, NotPermitted)
+    assert isinstance(denied_too, NotPermitted)  # nothing was counted for it, and it is looked at last all the same
+    assert isinstance(answer, Resolution)
+    assert room.counters.taken == {"bobs"}
+
+
+async def test_what_answers_rest_on_is_noted_once_for_each_answer_denials_among_them(room: Room) -> None:
+    await room.resolver.resolve(COUNTED_ADA)
+    assert room.counted == [Source.REGISTRY] * 3
+    room.counted.clear()
+    await room.resolver.resolve_all([ADA, COUNTED_ADA])
+    assert room.counted == [Source.PROCESS] * 6
+    room.counted.clear()
+    room.revoke()
+    with pytest.raises(NotPermitted):
+        await room.resolver.resolve(ADA)
+    assert room.counted == [Source.REGISTRY]

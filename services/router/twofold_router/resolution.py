@@ -146,17 +146,19 @@ class Resolver:
             if isinstance(facts, Facts) and isinstance(answer, Resolution) and self._asks_limits(questions[index], facts)
         }
         if not counting:
+            self._note_all(known)
             return answers
         told = await asyncio.gather(
             *(self._tried_to_count(questions[index], operation, known[index]) for index, operation in counting.items())
         )
         counted = dict(zip(counting, told, strict=True))
         try:
-            _, answers = await self._all_answered_from(questions, known, counted)
+            known, answers = await self._all_answered_from(questions, known, counted)
         except HistoryChanged:
             answers = [_cannot_tell()] * len(questions)
             await self._take_all_back(questions, counting, counted, answers)
             raise
+        self._note_all(known)
         return await self._take_all_back(questions, counting, counted, answers)
 
     async def check(self, question: Question) -> Ruling:
@@ -254,9 +256,6 @@ class Resolver:
             if None not in answers:
                 break
             facts = [each if answer is not None else None for each, answer in zip(facts, answers, strict=True)]
-        for each in facts:
-            if isinstance(each, Facts):
-                self._note(each)
         return facts, [_cannot_tell() if answer is None else answer for answer in answers]
 
     # What is counted -----------------------------------------------------------------------------------------
@@ -352,6 +351,11 @@ class Resolver:
             self._routes.answered(facts.route)
             if facts.terms is not None:
                 self._terms.answered(facts.terms)
+
+    def _note_all(self, known: Sequence[Facts | Refusal | None]) -> None:
+        for facts in known:
+            if isinstance(facts, Facts):
+                self._note(facts)
 
     def _require_history(self, least: Revision | None) -> None:
         if least is not None and least.epoch < self._knowledge.place.epoch:
