@@ -209,6 +209,26 @@ async def test_c10_what_is_dead_says_nothing_any_more(cloud: Cloud) -> None:
     assert second.holds(taken)
 
 
+async def test_c10_a_pod_that_others_have_declared_dead_is_fenced_although_it_sends_heartbeats(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    router = await cloud.router(pod_lease_ms=2000)
+    for forgets in (True, False):  # learnt when Redis has forgotten the pod, or by asking now and then
+        pod = await cloud.pod(router, pod_id=f"gate-{forgets}")
+        session = await cloud.open(pod)
+        life = pod.incarnation
+        assert life is not None
+        incarnation = pod_pb2.PodIncarnation(epoch=life[0], number=life[1])
+        request = pod_pb2.MarkPodDeadRequest(pod_id=f"gate-{forgets}", incarnation=incarnation, reason="by hand")
+        await cloud.house.api.pods.MarkPodDead(request)
+        if forgets:
+            await cloud.asked("FLUSHALL")
+        else:
+            monkeypatch.setattr("twofold_router.links._ASKED_EACH_S", 0)
+        await pod.hears(session, "FENCED")
+        await until(lambda pod=pod, life=life: pod.incarnation not in (None, life))  # type: ignore[misc]
+
+
 async def test_c10_an_older_life_of_a_pod_is_fenced_by_the_newer_one(cloud: Cloud) -> None:
     router, other = await cloud.router(), await cloud.router()
     async with talking(router, pb.PodHello(pod_id="gate-1")) as first, talking(other, pb.PodHello(pod_id="gate-1")) as then:
