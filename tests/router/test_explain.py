@@ -12,7 +12,7 @@ from tests.router.conftest import Client, Start, answered, refused
 from tests.router.fakes import FakeRegistry, registry_server
 from tests.waiting import until
 from twofold.registry.v1 import agent_pb2, permission_pb2
-from twofold.router.v1 import routing_pb2
+from twofold.router.v1 import limit_pb2, routing_pb2
 from twofold_chassis.refusals import Overloaded, Reason, StoreUnavailable
 from twofold_chassis.revisions import Revision
 from twofold_chassis.settings import RedisSettings
@@ -218,6 +218,17 @@ async def test_without_redis_it_says_so_and_why(start: Start, client: Client, ws
             return (await without.explain(ws)).redis.believed_gone
 
         await until(is_believed_gone)
+
+
+async def test_without_redis_limits_are_not_told_and_refuse_nothing(
+    start: Start, client: Client, registry: FakeRegistry, ws: str
+) -> None:
+    registry.limit(ws, user_hour_messages=1)
+    async with start(redis=RedisSettings(port=1)) as without:
+        told = await without.explain(ws)
+        assert told.decision.answer.url
+        assert told.decision.answer.limits_source == limit_pb2.LIMITS_SOURCE_NONE
+        assert "How the limits stand cannot be told" in told.summary
 
 
 async def test_each_target_is_told_of_with_what_was_heard_and_seen_of_it(

@@ -14,6 +14,7 @@ from twofold_chassis.refusals import PeerUnavailable, Reason, Refusal
 from twofold_chassis.revisions import Revision
 from twofold_router.copies import Copies, Source
 from twofold_router.knowledge import Knowledge, Place, Stamp, StreamState, Thing
+from twofold_router.limits import Counted, LimitsSource
 from twofold_router.permissions import PairKey, Permission, Verdict
 from twofold_router.resolution import Question, Resolution, Resolver
 from twofold_router.routes import AgentKey, Route
@@ -125,9 +126,10 @@ class Explainer:
         home = None if terms is None else terms.home
         views = [] if route is None else self._targets.views(agent, route, question.user_id, home, now)
         generation = 0 if route is None else route.generation
-        return Explanation(
-            _summary(question, decision, lease), decision, facts, lease, self._redis(), generation, views, now
-        )
+        summary = _summary(question, decision, lease)
+        if terms is not None and terms.limits and isinstance(decision, Resolution):
+            summary += _limits_words(decision.counted)
+        return Explanation(summary, decision, facts, lease, self._redis(), generation, views, now)
 
     async def _decide(self, question: Question) -> Resolution | Refusal:
         within_s = min(_DECIDE_S, _SHARE * call.current().left_s())
@@ -211,7 +213,7 @@ def _summary(question: Question, decision: Resolution | Refusal, lease: Lease) -
         target = f" (target {decision.target.name!r})" if decision.target.name else ""
         ground = "a grant" if decision.ruling.verdict is Verdict.GRANT else "the user's role"
         where = f"messages go to {decision.target.url}{target}, which is {decision.choice.state.value}"
-        return f"Allowed for {who}, by {ground}: {where}.{_full(decision)}"
+        return f"Allowed for {who}, by {ground}: {where}."
     reason = Reason.Name(decision.reason)
     again = "" if decision.retry_after_s is None else f" Ask again in {decision.retry_after_s:.1f} s."
     if isinstance(decision, PeerUnavailable) and not lease.holds:
@@ -262,8 +264,10 @@ def _route_words(route: Route | None) -> str:
     return f"{state}, generation {route.generation}: {where}"
 
 
-def _full(decision: Resolution) -> str:
-    full = [limit for limit in decision.counted.limits if limit.would_refuse and not limit.is_shadow]
+def _limits_words(counted: Counted) -> str:
+    if counted.source is LimitsSource.NONE:
+        return " How the limits stand cannot be told: messages pass within this router's own share of them."
+    full = [limit for limit in counted.limits if limit.would_refuse and not limit.is_shadow]
     named = ", ".join(f"{limit.kind.value} ({limit.used} of {limit.amount} used)" for limit in full)
     return f" But limits are reached: {named}." if full else ""
 

@@ -11,7 +11,7 @@ from twofold_chassis.revisions import Revision
 from twofold_router.copies import Copies, Held, Source
 from twofold_router.counting import Limits
 from twofold_router.knowledge import Knowledge, Stamp
-from twofold_router.limits import UNCOUNTED, Claim, Counted, LimitsSource, Operation
+from twofold_router.limits import UNCOUNTED, Claim, Counted, LimitsSource, LimitsUnknown, Operation
 from twofold_router.permissions import NotPermitted, PairKey, Permission, Verdict
 from twofold_router.routes import AgentKey, AgentUnknown, Route, Target
 from twofold_router.targets import Choice, Targets
@@ -120,7 +120,7 @@ class Resolver:
     async def resolve(self, question: Question, *, peek: bool = False) -> Resolution:
         """Refuses with NotPermitted, AgentUnknown (to who may know), AgentGone, AgentNotPublished, AgentNotReady,
         UrlForbidden, CapReached, LimitReached, RequestReused, or as the registry. Who only peeks sends no message and counts
-        nothing, and no limit refuses.
+        nothing, and no limit refuses, also if it cannot be told how the limits stand.
 
         Where it cannot be known, with PeerUnavailable or LimitsUnknown: never with any of the others.
         """
@@ -130,7 +130,12 @@ class Resolver:
         if not self._asks_limits(question, facts):
             return answer
         operation = _operation(question)
-        counted = await self._counted(question, operation, facts)
+        try:
+            counted = await self._counted(question, operation, facts)
+        except LimitsUnknown:
+            if not peek:
+                raise
+            counted = UNCOUNTED
         try:
             return (await self._answered_from(question, facts, counted))[1]
         except Refusal:
