@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from twofold_chassis.redis import RedisLink
 from twofold_chassis.settings import RedisSettings
+from twofold_router import keys
 from twofold_router.pods import Kept, Placed
 from twofold_router.session_table import RedisTable
 from twofold_router.sessions import Incarnation, PodLife, Session, SessionKey, Wanted
@@ -49,6 +50,7 @@ class World:
         self.dead: list[tuple[PodLife, list[Session]]] = []
         self.former: list[Session] = []
         self.fences: dict[str, int] = {}
+        self.owners: dict[str, str] = {}
         self.count = 0
 
     def pod(self, number: int) -> PodLife:
@@ -68,6 +70,7 @@ class World:
         session_id = session.key.session_id
         assert placed.fence > self.fences.get(session_id, 0)
         self.fences[session_id] = placed.fence
+        self.owners.setdefault(session_id, session.user_id)
         self.held[session.life][session_id] = session._replace(fence=placed.fence, opened_ms=placed.opened_ms)
         holders = [life for life, held in self.held.items() if session_id in held]
         assert holders == [session.life]
@@ -121,7 +124,7 @@ class World:
             session = Session(SessionKey(self.ws, session_id), user_id, "agent", life, 1, 1, 1)
             placed = await self.placed(session, take_over=True)
             if placed.refusal is None:
-                assert user_id != "nobody"
+                assert user_id == self.owners[session_id]
                 self.holds(session, placed)
                 return
 
@@ -166,10 +169,11 @@ class World:
         if self.former:
             session = self.former[number % len(self.former)]
             before = await self.listed()
-            assert await self.table.touch(session, 1) is not Kept.KEPT or before == await self.listed()
+            if session.life in self.held:  # else it may be that nobody has cleared up after it yet
+                assert await self.table.touch(session, 1) is not Kept.KEPT
+                assert not await self.table.give_up(session)
             await self.table.close(session, by_others=False)
-            others = {one for one in before if one[1] != session.life}
-            assert others <= await self.listed()
+            assert before - {(session.key.session_id, session.life, session.fence)} <= await self.listed()
 
     # What there is ---------------------------------------------------------------------------------------------
 
@@ -185,10 +189,13 @@ class World:
             await self.announce(number)
         expected = {(one.key.session_id, life, one.fence) for life, held in self.held.items() for one in held.values()}
         assert await self.listed() == expected
+        generation = await self.generation()
+        assert await self.link.call("ZCARD", keys.all_sessions(self.ws, generation)) == len(expected)
         for user_id in ("user-0", "user-1"):
             found, _ = await self.table.scan(Wanted(self.ws, user_id=user_id), "", 500)
             owned = {one.key.session_id for held in self.held.values() for one in held.values() if one.user_id == user_id}
             assert {one.key.session_id for one in found} == owned
+            assert await self.link.call("ZCARD", keys.user_sessions(self.ws, generation, user_id)) == len(owned)
         await self.lose(0)
 
 

@@ -24,8 +24,6 @@ class Link:
         self.heard_at = boot_s()
         self.good_until = float("-inf")
         """Until when nobody can have ended its lease, as far as Redis has told."""
-        self.enrolled = False
-        """Whether its lease is in the table, as far as is known."""
         self.announced: dict[str, str] = {}
         """By workspace: the generation of its table that has all sessions of this link."""
         self.refreshed_at: dict[str, float] = {}

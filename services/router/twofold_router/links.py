@@ -146,8 +146,6 @@ class Links:
 
     async def serve(self, hello: Hello, said: AsyncIterator[Said]) -> AsyncGenerator[Told, None]:
         """A pod's link, until one of both ends it. Raises TooManyLinks, TooManySessions, PeerUnavailable, Draining."""
-        if len(self._links) >= self._bounds.links_max:
-            raise TooManyLinks(f"this router has links to {self._bounds.links_max} pods", retry_after_s=1.0)
         if hello.session_count > self._bounds.per_pod_max:
             raise TooManySessions(f"a pod may hold {self._bounds.per_pod_max} sessions")
         held = await call.unless_draining(_announced(said, hello.session_count))
@@ -162,8 +160,8 @@ class Links:
             for one in held:
                 self._put(link, _session(one, life), known=False)
                 self._opened(_session(one, life))
-            with suppress(TableUnavailable):
-                await self._enroll(link)
+            if not link.ended and not await self._enroll(link) and not link.ended:
+                raise PeerUnavailable("nobody can say whether the pod is alive", retry_after_s=1.0, peer="registry")
             link.tell(
                 Welcome(
                     self._router_id,
@@ -196,6 +194,8 @@ class Links:
 
     def _joined(self, life: PodLife, address: str) -> Link:
         other = self._links.get(life.pod_id)
+        if other is None and len(self._links) >= self._bounds.links_max:
+            raise TooManyLinks(f"this router has links to {self._bounds.links_max} pods", retry_after_s=1.0)
         if other is not None and other.life > life:
             raise PodFenced("the pod has begun another life")
         if other is not None:
@@ -311,14 +311,24 @@ class Links:
                 link.fence("the pod has begun another life")
                 return False
         except TableUnavailable:
-            link.enrolled = False
             return await self._is_alive(link)
         # Nobody can have ended its lease while that ran: then it is the table that has forgotten.
-        if not await self._is_alive(link) and (link.ended or boot_s() >= link.good_until):
-            return False
-        with suppress(TableUnavailable):
-            await self._enroll(link)
-        return not link.ended
+        was_good_until = link.good_until
+        return await self._enroll(link) or (boot_s() < was_good_until and not link.ended)
+
+    async def _enroll(self, link: Link) -> bool:
+        """The pod has its link here, and a lease, if it is alive."""
+        try:
+            if not await self._leases.hello(link.life, link.address):
+                link.fence("the pod has begun another life")
+                return False
+            link.good_until = boot_s() + self._bounds.lease_s
+            link.announced.clear()
+            self._due.set()
+        except TableUnavailable:
+            pass  # the registry's word is enough, and the next heartbeat tries again
+        # Behind the table: whoever has it said that the pod is dead takes the lease away again after that.
+        return await self._is_alive(link)
 
     async def _is_alive(self, link: Link) -> bool:
         """Whether the registry says so; if it says that the pod is dead, its life is over."""
@@ -555,16 +565,6 @@ class Links:
 
     # What is told to the table --------------------------------------------------------------------------------
 
-    async def _enroll(self, link: Link) -> None:
-        """The pod has its link here, and a lease. Raises TableUnavailable."""
-        if not await self._leases.hello(link.life, link.address):
-            link.fence("the pod has begun another life")
-            return
-        link.enrolled = True
-        link.good_until = boot_s() + self._bounds.lease_s
-        link.announced.clear()
-        self._due.set()
-
     async def _generation(self, link: Link, workspace_id: str) -> str:
         """The generation of the workspace's table, with all that this link holds in it. Raises TableUnavailable."""
         if workspace_id in link.announced:
@@ -644,9 +644,6 @@ class Links:
                 link.end(SessionLost("no heartbeat for a lease", pod_id=link.life.pod_id))
         try:
             await self._remove_closed()
-            for link in list(self._links.values()):
-                if not link.enrolled and not link.ended:
-                    await self._enroll(link)
             await self._follow_tables()
         finally:
             if boot_s() - self._asked_at > _ASKED_EACH_S:

@@ -5,6 +5,7 @@ is not trusted with the verdict: it forgets.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from enum import Enum
 from typing import NamedTuple, Protocol
 
@@ -353,7 +354,7 @@ class Sweeper:
         for life in await self._leases.overdue():
             # Looked at again: the heartbeat may have come while others were cleared up after.
             if life in await self._leases.overdue(life.pod_id):
-                await self._registrar.mark_dead(life, LEASE_ENDED)
+                await self._mark_dead(life)
                 await self._leases.end(life)
                 self._died()
                 self._logger.warning("a pod is dead", pod_id=life.pod_id, incarnation=life.incarnation.number)
@@ -362,11 +363,7 @@ class Sweeper:
 
     async def _clear_up(self, life: PodLife) -> None:
         # A pod that registered anew is dead in its former life, one that has left or is not known any more may not be yet.
-        try:
-            await self._registrar.mark_dead(life, LEASE_ENDED)
-        except InvalidArgument:  # nobody was ever given that life, so nobody held anything in it
-            await self._leases.forget(life)
-            return
+        await self._mark_dead(life)
         for workspace_id in await self._leases.workspaces(life):
             after = ""
             while True:
@@ -377,6 +374,10 @@ class Sweeper:
                 if not after:
                     break
         await self._leases.forget(life)
+
+    async def _mark_dead(self, life: PodLife) -> None:
+        with suppress(InvalidArgument):  # the registry never gave that life to anybody: it will not say that it is alive
+            await self._registrar.mark_dead(life, LEASE_ENDED)
 
 
 class Closes(Protocol):
