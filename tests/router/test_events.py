@@ -8,8 +8,9 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.router.conftest import refused
+from tests.router.conftest import METADATA, Client, refused
 from tests.router.event_serving import Router, Subscriber, events_router, of, said
 from tests.waiting import until
 from twofold.router.v1 import event_pb2, event_pb2_grpc
@@ -319,3 +320,21 @@ async def test_what_is_counted_of_events_can_be_scraped(redis_settings: RedisSet
         assert router.count("events_delivered_total") == 1
         await until(lambda: router.count("event_probes_total", outcome="heard") > 0)
         assert router.count("event_deaf") == 0
+
+
+async def test_the_whole_router_serves_events_and_says_in_its_health_whether_they_come_at_once(
+    client: Client, ws: str
+) -> None:
+    events = event_pb2_grpc.EventServiceStub(client.channel)
+    call: Any = events.Subscribe(metadata=METADATA)
+    await call.write(said(open={"workspace_id": ws, "agents": [of("a", oldest=True)]}))
+    assert (await call.read()).subscribed.agent_id == "a"
+    published = [event_pb2.AgentEvent(type="x")]
+    await events.Publish(event_pb2.PublishRequest(workspace_id=ws, agent_id="a", events=published), metadata=METADATA)
+    while not (told := await call.read()).HasField("events"):
+        pass
+    assert [event.type for event in told.events.events] == ["x"]
+    call.cancel()
+    check = health_pb2_grpc.HealthStub(client.channel).Check  # type: ignore[attr-defined]  # its types know no methods
+    answer = await check(health_pb2.HealthCheckRequest(service="twofold.router.v1.EventService"))
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING

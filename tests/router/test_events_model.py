@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.waiting import until
 from twofold.router.v1 import event_pb2
 from twofold_chassis.redis import RedisLink
 from twofold_chassis.settings import RedisSettings
@@ -210,7 +211,8 @@ class World:
         self.tails = Tails(self.logs, self.bus, poll_s=600)
         self._streams = EventStreams(self.tails, Uncounted(), streams_max=10, heartbeat_s=0.001)
         self.truth: dict[tuple[LogKey, str, int], str] = {}
-        self.requests: list[tuple[LogKey, list[NewEvent], str, Appended]] = []
+        self.requests: list[tuple[LogKey, list[NewEvent], str]] = []
+        self.published: dict[tuple[str, str], Appended] = {}
         self.copies: list[Copy] = []
         self.processes = 0
         self.ear = Ear(self)
@@ -234,23 +236,27 @@ class World:
             for offset, event in enumerate(events, appended.first):
                 assert (log, appended.epoch, offset) not in self.truth, "an offset of an epoch was given twice"
                 self.truth[log, appended.epoch, offset] = event.type
-            self.requests.append((log, events, request_id, appended))
+            self.requests.append((log, events, request_id))
+            self.published[request_id, appended.epoch] = appended
             self.bus.waiting.append((log, Place(appended.epoch, appended.last)))
 
     async def again(self, number: int) -> None:
-        """The same request. While its epoch lasts it is known; behind a loss it publishes once more."""
+        """The same request. Within an epoch it publishes once, and behind a loss once more."""
         if not self.requests:
             return
-        log, events, request_id, before = self.requests[number % len(self.requests)]
+        log, events, request_id = self.requests[number % len(self.requests)]
         with contextlib.suppress(LogUnavailable):
             appended = await self.logs.append(log, events, request_id)
-            if appended.epoch == before.epoch:
-                assert appended == (*before[:3], True)
-            elif not appended.duplicate:
-                for offset, event in enumerate(events, appended.first):
-                    assert (log, appended.epoch, offset) not in self.truth
-                    self.truth[log, appended.epoch, offset] = event.type
-                self.bus.waiting.append((log, Place(appended.epoch, appended.last)))
+            before = self.published.get((request_id, appended.epoch))
+            if before is not None:
+                assert appended == before._replace(duplicate=True)
+                return
+            assert not appended.duplicate
+            self.published[request_id, appended.epoch] = appended
+            for offset, event in enumerate(events, appended.first):
+                assert (log, appended.epoch, offset) not in self.truth
+                self.truth[log, appended.epoch, offset] = event.type
+            self.bus.waiting.append((log, Place(appended.epoch, appended.last)))
 
     async def nudge(self, number: int) -> None:
         self.bus.deliver(number, again=number % 5 == 0)
@@ -420,10 +426,15 @@ class Gated:
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.confirmed = asyncio.Event()
+        self.nudged: Nudged | None = None
+        self.entries: list[Entry] = []
+        self.answers = asyncio.Event()
+        self.answers.set()
 
     async def listen(self, log: LogKey, nudged: Nudged, missed: Missed) -> None:
         self.asked.append("listen")
         await self.confirmed.wait()
+        self.nudged = nudged
         self.asked.append("confirmed")
 
     def leave(self, log: LogKey, nudged: Nudged) -> None:
@@ -434,8 +445,12 @@ class Gated:
         return Reading("e", 1, 0, [], True)
 
     async def follow(self, log: LogKey, place: Place) -> Reading:
+        """What there is when it is asked, and not when it answers."""
         self.asked.append("follow")
-        return Reading("e", 0, 0, [], True)
+        there = self.entries[place.offset :]
+        last = len(self.entries)
+        await self.answers.wait()
+        return Reading("e", 1, last, there, True)
 
     async def append(self, log: LogKey, events: Any, request_id: str | None) -> Appended:
         raise NotImplementedError
@@ -469,3 +484,28 @@ async def test_c11_a_log_is_read_only_after_its_channel_is_confirmed_and_once_fo
         told = await begins
         assert [type(one.told).__name__ for one in told[0]] == ["Subscribed", "CaughtUp"]
     assert world.asked == ["listen", "confirmed", *["head"] * 10, "follow", "leave"]
+
+
+async def test_c11_a_reading_that_was_under_way_when_a_nudge_came_is_not_the_answer_to_it() -> None:
+    world = Gated()
+    world.confirmed.set()
+    async with following(world, 2) as streams:
+        assert [type(one.told).__name__ for one in (await _next_of(streams))[0]] == ["Subscribed", "CaughtUp"]
+        assert world.nudged is not None
+        world.answers.clear()
+        world.entries.append(Entry(1, b"first"))
+        world.nudged(Place("e", 1))
+        goes_on = asyncio.create_task(_next_of(streams))
+        await until(lambda: world.asked.count("follow") == 2, "both read, and do so once")
+        world.entries.append(Entry(2, b"second"))
+        world.nudged(Place("e", 2))
+        world.answers.set()
+        for told in (await goes_on, await _next_of(streams)):
+            assert [one.told.entries[0].offset for one, *_ in told] in ([1, 1], [2, 2])
+        assert [cursor.place for stream in streams for cursor in stream._cursors.values()] == [Place("e", 2)] * 2
+        # What is long known is no news.
+        asked = len(world.asked)
+        for late in (Place("e", 1), Place("e", 2)):
+            world.nudged(late)
+        await asyncio.sleep(0)
+        assert len(world.asked) == asked
