@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from benchmarks.chaos.control import truth
 from benchmarks.chaos.control.history import Era, History, Pair
+from benchmarks.chaos.control.pods import Pods
 from benchmarks.chaos.control.world import Registry, Router, World
 from benchmarks.chaos.proxy import FaultProxy, Way
 from benchmarks.chaos.schedules import Fault, Plan
@@ -27,9 +28,9 @@ class Done:
     faults: list[tuple[str, int, float, float]] = field(default_factory=list)
 
 
-async def inflict(world: World, plan: Plan, history: History, workspace: str, pairs: Sequence[Pair]) -> Done:
+async def inflict(world: World, pods: Pods, plan: Plan, history: History, workspace: str, pairs: Sequence[Pair]) -> Done:
     """Does all of it; at the end everything is up and well."""
-    trouble = _Trouble(world, history, workspace, pairs)
+    trouble = _Trouble(world, pods, history, workspace, pairs)
     try:
         async with asyncio.TaskGroup() as group:
             for track in plan.tracks:
@@ -41,8 +42,9 @@ async def inflict(world: World, plan: Plan, history: History, workspace: str, pa
 
 
 class _Trouble:
-    def __init__(self, world: World, history: History, workspace: str, pairs: Sequence[Pair]) -> None:
+    def __init__(self, world: World, pods: Pods, history: History, workspace: str, pairs: Sequence[Pair]) -> None:
         self._world = world
+        self._pods = pods
         self._servers = world.servers
         self._history = history
         self._workspace = workspace
@@ -69,6 +71,10 @@ class _Trouble:
                 await self._postgres(fault, what)
             case "redis" | "stream" | "database", _:
                 await self._ways(self._chosen(target, fault), fault, what)
+            case "pod", "kill":
+                await self._pods.kill(fault.worker, fault.seconds * fault.dose)
+            case "pod", "stop":
+                await self._pods.stop(fault.worker, fault.seconds)
             case "router", _:
                 await self._process([self._world.routers[fault.worker % len(self._world.routers)]], fault, what)
             case "registry", _:

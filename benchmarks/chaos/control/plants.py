@@ -76,6 +76,7 @@ MUTANTS = (
         tracks=_FADING,
         slower=3.0,
         appetite=Appetite(revokes=0.4, hides=0, writers=1, waiters=0, thinking_s=0.8),
+        schedules_max=8,
     ),
     Mutant(
         "no-look-before-the-reply",
@@ -213,5 +214,17 @@ MUTANTS = (
                 "            pass\n",
             ),
         ),
+    ),
+    Mutant(
+        "get-then-delete",
+        "who holds a session is looked at, and the session is removed a moment later, whoever holds it then",
+        (
+            Patch(
+                "twofold_router/lua/session_close.lua",
+                "if held[1] ~= ARGV[4] or held[2] ~= ARGV[5] or held[3] ~= ARGV[6] or held[4] then\n",
+                "if not held[1] then\n",
+            ),
+        ),
+        kind="redis",
     ),
 )

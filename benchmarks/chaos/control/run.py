@@ -15,8 +15,10 @@ from benchmarks.chaos.control import faults, spenders
 from benchmarks.chaos.control.callers import Caller
 from benchmarks.chaos.control.eventing import Eventing, judge_events
 from benchmarks.chaos.control.history import History, Token, Told
+from benchmarks.chaos.control.holding import Holding, judge_sessions
 from benchmarks.chaos.control.judge import Judgement, judge
 from benchmarks.chaos.control.listeners import Listener, Publisher, hear_the_last
+from benchmarks.chaos.control.pods import raise_pods
 from benchmarks.chaos.control.spending import Spending, judge_spending
 from benchmarks.chaos.control.world import World
 from benchmarks.chaos.control.writers import PAIRS, Appetite, Registries, Writer, furnish
@@ -68,6 +70,10 @@ async def run(world: World, plan: Plan, *, appetite: Appetite | None = None) -> 
         spending, spenders_workspace = Spending(spenders.LIMIT, len(world.routers)), f"limits-{workspace}"
         await furnish(registries[0], workspace)
         await spenders.furnish(to_registries[0], spenders_workspace)
+        holding = Holding(world.times.pod_lease)
+        pods = await undo.enter_async_context(
+            raise_pods(world, holding, spenders_workspace, spenders.USERS[0], spenders.AGENT, world.folder / workspace)
+        )
         await world.servers.copy(world.servers.postgres)
         await world.servers.copy(world.servers.redis)
         await faults.open_era(world, history, workspace, PAIRS)
@@ -108,13 +114,16 @@ async def run(world: World, plan: Plan, *, appetite: Appetite | None = None) -> 
                 for spender in spending_ones:
                     group.create_task(spender.run(written))
                 began = boot_s()
-                done = await faults.inflict(world, plan, history, workspace, PAIRS)
+                group.create_task(pods.look(to_routers, drawn(), written))
+                done = await faults.inflict(world, pods, plan, history, workspace, PAIRS)
                 await asyncio.sleep(began + plan.seconds - boot_s())
                 written.set()
             answered_again_s = await _calmed(world, history)
             spending.losses, spending.kills = history.losses, history.kills
             await spending_ones[0].count()
             await hear_the_last(publisher, listeners, eventing, heard)
+            await pods.settle(to_routers)
+            pods.collect()
         finally:
             enough.set()
             for task in listening:
@@ -130,6 +139,8 @@ async def run(world: World, plan: Plan, *, appetite: Appetite | None = None) -> 
     judgement.counts += spending.counts()
     judgement.violations += judge_events(eventing)
     judgement.counts += eventing.counts()
+    judgement.violations += judge_sessions(holding)
+    judgement.counts += holding.counts()
     return Result(plan, done.faults, _counts(history, judgement, world.times.lease), answered_again_s, judgement)
 
 

@@ -18,13 +18,15 @@ REGISTRIES = ("registry stop", "registry kill", "registry restart", "all registr
 POSTGRES = ("postgres stop", "postgres kill", "postgres immediate", "postgres compact")
 PASTS = ("postgres copy", "postgres restore", "postgres restore")
 
+PODS = ("pod kill", "pod stop", "pod stop")
+
 # Faults on one track follow each other, faults of different tracks overlap.
 _TRACKS: Mapping[str, Sequence[tuple[Sequence[str], float]]] = {
     "calm": (),
-    "redis": ((REDIS, 0.5), (LOSSES, 0.5)),
-    "link": ((REDIS + STREAMS, 0.4), (STREAMS + DATABASES, 0.4), (("router stop",), 2.0)),
-    "crash": ((REDIS + STREAMS + DATABASES, 0.8), (ROUTERS, 1.0), (REGISTRIES, 1.5), (LOSSES + POSTGRES, 1.0)),
-    "past": ((REDIS + STREAMS + DATABASES, 1.0), (ROUTERS, 1.5), (PASTS + POSTGRES + LOSSES, 0.8)),
+    "redis": ((REDIS, 0.5), (LOSSES, 0.5), (PODS, 1.0)),
+    "link": ((REDIS + STREAMS, 0.4), (STREAMS + DATABASES, 0.4), (("router stop",), 2.0), (PODS, 1.5)),
+    "crash": ((REDIS + STREAMS + DATABASES, 0.8), (ROUTERS, 1.0), (REGISTRIES, 1.5), (LOSSES + POSTGRES, 1.0), (PODS, 1.0)),
+    "past": ((REDIS + STREAMS + DATABASES, 1.0), (ROUTERS, 1.5), (PASTS + POSTGRES + LOSSES, 0.8), (PODS, 1.5)),
 }
 # Most are short; of the others each lasts long enough that nobody's lease outlives it.
 _SHORT_S = (0.1, 1.3)

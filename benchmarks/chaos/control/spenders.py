@@ -25,7 +25,7 @@ from twofold_chassis.clocks import boot_s
 
 LIMIT = 60
 USERS = tuple(f"user-{number}" for number in range(12))
-_AGENT = "agent"
+AGENT = "agent"
 _CALLS_S = (0.3, 0.6, 2.0)
 _THINKING_S = (0.0, 0.04)
 # Whose turn it is, so that there is something to be let through all the time.
@@ -51,7 +51,7 @@ async def furnish(channel: grpc.aio.Channel, workspace: str) -> None:
         user = user_pb2.User(workspace_id=workspace, user_id=user_id, email=f"{user_id}@chaos.test")
         user.role = user_pb2.ROLE_ADMIN
         await UserServiceStub(channel).CreateUser(user_pb2.CreateUserRequest(user=user))
-    agent = agent_pb2.Agent(workspace_id=workspace, agent_id=_AGENT, display_name="Agent")
+    agent = agent_pb2.Agent(workspace_id=workspace, agent_id=AGENT, display_name="Agent")
     agent.url, agent.state = "http://agent.agents.svc.cluster.local", agent_pb2.AGENT_STATE_PUBLISHED
     await AgentServiceStub(channel).CreateAgent(agent_pb2.CreateAgentRequest(agent=agent))
 
@@ -121,7 +121,7 @@ class Spender:
     async def _resolve(self, operation: Operation, operation_id: str) -> routing_pb2.ResolveResponse | None:
         """One attempt: None if nobody knows what became of it, or it was refused."""
         request = routing_pb2.ResolveRequest(
-            workspace_id=self._workspace, user_id=operation.user, agent_id=_AGENT, operation_id=operation_id
+            workspace_id=self._workspace, user_id=operation.user, agent_id=AGENT, operation_id=operation_id
         )
         request.cost.messages, request.cost.tokens = operation.messages, 100
         try:
@@ -161,7 +161,7 @@ class Spender:
     async def _release(self, operation: Operation, operation_id: str) -> None:
         operation.may_be_released = True
         request = limit_pb2.ReleaseOperationRequest(
-            workspace_id=self._workspace, user_id=operation.user, agent_id=_AGENT, operation_id=operation_id
+            workspace_id=self._workspace, user_id=operation.user, agent_id=AGENT, operation_id=operation_id
         )
         for _ in range(_SETTLING_ATTEMPTS):
             with suppress(grpc.aio.AioRpcError):
@@ -173,7 +173,7 @@ class Spender:
 
     async def _record(self, operation: Operation, operation_id: str, count_time: Timestamp) -> bool:
         event = usage_pb2.UsageEvent(
-            event_id=f"{operation_id}/0", user_id=operation.user, agent_id=_AGENT, messages=operation.messages
+            event_id=f"{operation_id}/0", user_id=operation.user, agent_id=AGENT, messages=operation.messages
         )
         event.event_time.CopyFrom(count_time)
         request = usage_pb2.RecordUsageRequest(workspace_id=self._workspace, events=[event])
@@ -190,7 +190,7 @@ class Spender:
         request = limit_pb2.SettleOperationRequest(
             workspace_id=self._workspace,
             user_id=operation.user,
-            agent_id=_AGENT,
+            agent_id=AGENT,
             operation_id=operation_id,
             cost=limit_pb2.OperationCost(**cost),
             operation_time=count_time,

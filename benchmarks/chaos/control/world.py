@@ -29,6 +29,7 @@ from twofold_cli.stack_folder import ephemeral_folder
 SLOWER = 5
 REGISTRIES = 2
 ROUTERS = 3
+_POD_LEASE_S, _BEATS = 2.0, 0.3
 _LEASE_S, _PING_S, _SILENCE_S, _REDIS_S = 1.0, 0.25, 0.7, 0.05
 _START_S = 60.0
 _IMMEDIATE_S = 10.0
@@ -52,11 +53,14 @@ class Times(NamedTuple):
     ping: float
     silence: float
     redis: float
+    pod_lease: float
 
 
 def times(slower: float = SLOWER) -> Times:
     """So many times as long as usual."""
-    return Times(*(slower * usual for usual in (_LEASE_S, _PING_S, _SILENCE_S, _REDIS_S)))
+    lease, ping, silence, redis_s = (slower * usual for usual in (_LEASE_S, _PING_S, _SILENCE_S, _REDIS_S))
+    # Far shorter than usual, so that pods are found dead while a schedule lasts.
+    return Times(lease, ping, silence, redis_s, max(_POD_LEASE_S, lease))
 
 
 class Servers:
@@ -200,13 +204,22 @@ class World:
     """All of it, and which router can surely hear nothing of Postgres."""
 
     def __init__(
-        self, servers: Servers, urls: DatabaseUrls, registries: list[Registry], routers: list[Router], limits: Times
+        self,
+        servers: Servers,
+        urls: DatabaseUrls,
+        registries: list[Registry],
+        routers: list[Router],
+        limits: Times,
+        folder: Path,
+        environment: dict[str, str],
     ) -> None:
         self.servers = servers
         self.urls = urls
         self.registries = registries
         self.routers = routers
         self.times = limits
+        self.folder = folder
+        self.environment = environment
         self.aways: list[Away] = []
         self._down: set[object] = set()
         self._away_since: dict[int, float] = {}
@@ -332,7 +345,7 @@ async def raise_world(servers: Servers, database: str, limits: Times, *, code: P
         async with asyncio.TaskGroup() as group:
             for router in routers:
                 group.create_task(router.start())
-        yield World(servers, urls, registries, routers, limits)
+        yield World(servers, urls, registries, routers, limits, folder, environment)
 
 
 def _environment(servers: Servers, urls: DatabaseUrls, limits: Times, code: Path | None) -> dict[str, str]:
@@ -354,6 +367,8 @@ def _environment(servers: Servers, urls: DatabaseUrls, limits: Times, code: Path
         "ROUTER__SILENCE_MS": _ms(limits.silence),
         "ROUTER__PEER_TIMEOUT_S": f"{limits.lease:g}",
         "ROUTER__MEMORY_TARGET": "127.0.0.1:1",
+        "ROUTER__POD_LEASE_MS": _ms(limits.pod_lease),
+        "ROUTER__POD_HEARTBEAT_MS": _ms(limits.pod_lease * _BEATS),
         "ROUTER__DRAIN_S": "1",
         # As few as may be, so that there are gaps.
         "ROUTER__EVENT_LOG_ENTRIES_MAX": "500",

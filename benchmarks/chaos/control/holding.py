@@ -1,0 +1,113 @@
+"""What pods believed of the sessions that they hold, and what routers said of them, and the judgement of it. Pure.
+
+TWO: a pod served a session after another had been given it under a higher fence. FENCE: a fence did not rise. SNATCHED: a
+pod was told that a session is another's, which nobody had asked for. CLOSED: a session was closed under a fence that another
+holding had followed. GHOST: a session of a pod that was killed was listed, long after its lease. TABLE: when all was well
+again, the table was not what the pods hold.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from benchmarks.chaos.control.history import Violation
+
+# One second is promised; ten times as much decides.
+_GHOST_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One thing that a pod wrote down. `what`: opened, holds, tries, closing, lost; `sessions`: what it holds and serves."""
+
+    pod: str
+    what: str
+    at: float
+    session: str = ""
+    fence: int = 0
+    reason: str = ""
+    sessions: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """The table, as a router told it: sessions with their fences."""
+
+    sent: float
+    sessions: tuple[tuple[str, int], ...]
+
+
+@dataclass
+class Holding:
+    """Everything that one schedule saw. `kills` are pods and when, `closed` sessions, fences and when that was sent."""
+
+    lease_s: float
+    words: list[Word] = field(default_factory=list)
+    listed: list[Listed] = field(default_factory=list)
+    kills: list[tuple[str, float]] = field(default_factory=list)
+    closed: list[tuple[str, int, float]] = field(default_factory=list)
+    differs: str = ""
+
+    def counts(self) -> Counter[str]:
+        """What was seen, in numbers."""
+        told = Counter(f"pods: {word.what}" for word in self.words if word.what != "holds")
+        told["tables listed"], told["pods killed"] = len(self.listed), len(self.kills)
+        return told
+
+
+def judge_sessions(holding: Holding) -> Iterator[Violation]:
+    """What is wrong with it."""
+    opened: defaultdict[str, list[Word]] = defaultdict(list)
+    tried: defaultdict[str, list[Word]] = defaultdict(list)
+    for word in sorted(holding.words, key=lambda word: word.at):
+        if word.what == "opened":
+            opened[word.session].append(word)
+        elif word.what == "tries":
+            tried[word.session].append(word)
+    yield from _of_fences(opened, tried)
+    for word in holding.words:
+        if word.what == "holds":
+            for session, fence in word.sessions:
+                yield from _of_belief(word, session, fence, opened[session])
+        elif word.what == "lost" and word.reason == "TAKEN_OVER" and not _was_asked_for(word, tried[word.session]):
+            yield Violation("SNATCHED", -1, word.at, f"{word.pod} has lost {word.session} {word.fence} to nobody")
+    for session, fence, sent in holding.closed:
+        if any(other.fence > fence and other.at < sent for other in opened[session]):
+            yield Violation("CLOSED", -1, sent, f"{session} under {fence}, long another's")
+    yield from _of_ghosts(holding, opened)
+    if holding.differs:
+        yield Violation("TABLE", -1, 0.0, holding.differs)
+
+
+def _was_asked_for(lost: Word, tried: Sequence[Word]) -> bool:
+    """Whether another pod wanted it: that may have been given it without hearing of it."""
+    return any(other.pod != lost.pod and other.at < lost.at for other in tried)
+
+
+def _of_fences(opened: dict[str, list[Word]], tried: dict[str, list[Word]]) -> Iterator[Violation]:
+    for session, words in opened.items():
+        for word in words:
+            asked = max((other.at for other in tried[session] if other.pod == word.pod and other.at <= word.at), default=0.0)
+            before = [other.fence for other in words if other.at < asked]
+            if before and max(before) >= word.fence:
+                yield Violation("FENCE", -1, word.at, f"{session} is held under {word.fence}, after {max(before)}")
+
+
+def _of_belief(word: Word, session: str, fence: int, opened: Sequence[Word]) -> Iterator[Violation]:
+    for other in opened:
+        if other.fence > fence and other.pod != word.pod and other.at < word.at:
+            detail = f"{word.pod} serves {session} {fence}, {word.at - other.at:.3f} s after {other.pod} has {other.fence}"
+            yield Violation("TWO", -1, word.at, detail)
+
+
+def _of_ghosts(holding: Holding, opened: dict[str, list[Word]]) -> Iterator[Violation]:
+    holders = {(session, word.fence): word for session, words in opened.items() for word in words}
+    for listed in holding.listed:
+        for key in listed.sessions:
+            holder = holders.get(key)
+            if holder is None:
+                continue
+            for pod, at in holding.kills:
+                late_s = listed.sent - at - holding.lease_s - _GHOST_S
+                if pod == holder.pod and holder.at < at and late_s > 0:
+                    yield Violation("GHOST", -1, listed.sent, f"{key} of {pod}, killed {listed.sent - at:.1f} s before")
