@@ -28,9 +28,9 @@ from twofold_cli.embedded.postgres import EmbeddedPostgres
 from twofold_cli.embedded.redis import EmbeddedRedis
 from twofold_router import keys
 from twofold_router.links import Links
-from twofold_router.pods import Kept
+from twofold_router.pods import Beat, Kept
 from twofold_router.registry_pods import RegistryPods
-from twofold_router.session_table import RedisTable
+from twofold_router.session_table import RedisLeases, RedisTable
 from twofold_router.sessions import Incarnation, PodLife, Session, SessionHeld, SessionKey, SessionUnknown
 
 Code = grpc.StatusCode
@@ -530,3 +530,41 @@ async def test_the_table_refuses_what_is_held_or_unknown(cloud: Cloud, table: Re
         placed = await table.open(generation, other, take_over=True, per_user_max=100)
         assert isinstance(placed.refusal, refusal)
     assert (await table.open("another", first, take_over=False, per_user_max=100)).anew
+
+
+async def test_c10_what_another_redis_wrote_is_not_seen(cloud: Cloud, table: RedisTable) -> None:
+    """A snapshot of before, or the content of a former master, is of another process."""
+    leases = RedisLeases(table._link, router_id="router-1", lease_s=0.3)
+    first = await opened(table, a_session(cloud.ws, fence=5))
+    assert await leases.hello(first.life, "")
+    await until_overdue(leases, first.life)
+    generation = (await table.news(cloud.ws, 0)).generation
+    await cloud.asked("SET", keys.session_generation(cloud.ws), f"{'0' * 40}:{generation}")
+    await cloud.asked("HSET", keys.pod_leases(), "\tmarker", "0" * 40)
+    assert await table.touch(first, 5) is Kept.ANEW
+    assert await table.find(first.key) is None
+    assert (await leases.linked(), await leases.overdue()) == ([], [])
+    assert await leases.beat(first.life) is Beat.MISSING
+    assert await leases.hello(first.life._replace(pod_id="gate-2"), "")
+    assert await leases.beat(first.life) is Beat.MISSING  # the table was emptied
+
+
+async def until_overdue(leases: RedisLeases, life: PodLife) -> None:
+    """Returns once it is. Looks as often as routers do: who looks too seldom finds nobody for a lease."""
+    while life not in await leases.overdue():  # noqa: ASYNC110  (nothing else tells it)
+        await asyncio.sleep(0)
+
+
+async def test_c10_nobody_is_overdue_for_a_lease_after_a_while_in_which_nobody_could_look(
+    cloud: Cloud, table: RedisTable
+) -> None:
+    leases = RedisLeases(table._link, router_id="router-1", lease_s=0.3)
+    life = a_session(cloud.ws).life
+    assert await leases.hello(life, "")
+    await until_overdue(leases, life)
+    looked = int(await cloud.asked("HGET", keys.pod_leases(), "\tlooked"))
+    await cloud.asked("HSET", keys.pod_leases(), "\tlooked", looked - 60_000)
+    assert await leases.overdue() == []
+    assert await leases.overdue(life.pod_id) == []
+    await until_overdue(leases, life)
+    assert await leases.overdue(life.pod_id) == [life]
