@@ -96,20 +96,17 @@ class Tail:
         """Looks whether there is more than is known of."""
         self._drop_kept()
         self._news += 1
-        place, news = self.head, self._news
         try:
-            if not self._listens:
-                await self.listen()
-            if place is not None:
-                reading = await self._tails.logs.follow(self.log, place)
-                self._read_to(reading, news)
+            await self.listen()
+            if self.head is not None:
+                await self.step(self.head)
         except LogUnavailable:
             self._tails.failed()
             return
         self._wake_those_behind()
 
     def missed(self) -> None:
-        """Whatever was to be heard of it may have been missed."""
+        """Whatever was to be heard of it may have been missed: the log must be read, whatever is known of it."""
         self._news += 1
         for follower in tuple(self.followers):
             follower.wake()

@@ -145,9 +145,11 @@ class Probe:
     @contextlib.asynccontextmanager
     async def probing(self) -> AsyncIterator[None]:
         """Probes until the block ends."""
-        async with alongside(self._probe_on()):
-            yield
-        self._channels.unsubscribe(self._name, self._hear)
+        try:
+            async with alongside(self._probe_on()):
+                yield
+        finally:
+            self._channels.unsubscribe(self._name, self._hear)
 
     async def _probe_on(self) -> None:
         while True:
