@@ -138,11 +138,19 @@ def test_nothing_but_a_failure_to_dial_lets_a_target_rest(outcome: Outcome) -> N
     assert heard.failing == 0
 
 
-def test_an_answer_that_failed_says_nothing_of_whether_it_can_be_dialled() -> None:
+def test_an_answer_that_failed_says_nothing_of_whether_it_can_be_dialled_now() -> None:
     heard = outcomes()
     heard.hear(key(), Outcome.DIAL_FAILED, 10.0)
     heard.hear(key(), Outcome.ANSWER_FAILED, 10.1)
     assert not heard.admits(key(), 10.2)
+
+
+def test_a_trial_that_is_answered_badly_has_been_reached() -> None:
+    heard = outcomes()
+    heard.hear(key(), Outcome.DIAL_FAILED, 10.0)
+    assert heard.admits(key(), 11.0)
+    heard.hear(key(), Outcome.ANSWER_FAILED, 11.1)
+    assert [heard.admits(key(), 11.2) for _ in range(3)] == [True, True, True]
 
 
 @pytest.mark.parametrize("outcome", list(Outcome))
@@ -210,7 +218,12 @@ class Against(RuleBasedStateMachine):
 
     @rule(name=names, generation=generations)
     def answer_badly(self, name: str, generation: int) -> None:
-        self.heard.hear(key(name, generation), Outcome.ANSWER_FAILED, self.now)
+        at = key(name, generation)
+        self.heard.hear(at, Outcome.ANSWER_FAILED, self.now)
+        if at in self.tried:
+            self.failures.pop(at, None)
+            self.until.pop(at, None)
+            self.tried.discard(at)
 
     @rule(name=names, generation=generations)
     def send(self, name: str, generation: int) -> None:

@@ -89,8 +89,8 @@ class Outcomes:
 
     def hear(self, key: TargetKey, outcome: Outcome, now: float) -> None:
         """Takes in what became of a message."""
-        if outcome is Outcome.ANSWER_FAILED:
-            return  # it was reached, and somebody may have been at work there: no reason to ask another
+        if outcome is Outcome.ANSWER_FAILED and not self._is_on_trial(key):
+            return  # it was reached, but who knows when: that answer may have begun long before
         heard = self._entry(key)
         if outcome is Outcome.DIAL_FAILED:
             # Messages that had left before it rested say no more than the one that made it rest.
@@ -142,6 +142,10 @@ class Outcomes:
         heard = self._heard.get(key)
         if heard is not None and not heard.on_trial:
             heard.rests_until = min(heard.rests_until, now)
+
+    def _is_on_trial(self, key: TargetKey) -> bool:
+        heard = self._heard.get(key)
+        return heard is not None and heard.on_trial
 
     def _entry(self, key: TargetKey) -> Heard:
         heard = self._heard.setdefault(key, Heard())

@@ -137,7 +137,9 @@ class _TargetOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TargetO
     TARGET_OUTCOME_FIRST_BYTE: _TargetOutcome.ValueType  # 3
     """The first byte of its answer came."""
     TARGET_OUTCOME_ANSWER_FAILED: _TargetOutcome.ValueType  # 4
-    """It was reached, and answered with an error, not in time, or not to the end. It goes on taking messages."""
+    """It was reached, and answered with an error, not in time, or not to the end. It goes on taking messages; of the one message that
+    tried a target which could not be dialled, it says that it can be dialled again.
+    """
 
 class TargetOutcome(_TargetOutcome, metaclass=_TargetOutcomeEnumTypeWrapper):
     """TargetOutcome is what became of a message to a target."""
@@ -151,7 +153,9 @@ TARGET_OUTCOME_DIAL_FAILED: TargetOutcome.ValueType  # 2
 TARGET_OUTCOME_FIRST_BYTE: TargetOutcome.ValueType  # 3
 """The first byte of its answer came."""
 TARGET_OUTCOME_ANSWER_FAILED: TargetOutcome.ValueType  # 4
-"""It was reached, and answered with an error, not in time, or not to the end. It goes on taking messages."""
+"""It was reached, and answered with an error, not in time, or not to the end. It goes on taking messages; of the one message that
+tried a target which could not be dialled, it says that it can be dialled again.
+"""
 Global___TargetOutcome: _TypeAlias = TargetOutcome  # noqa: Y015
 
 class _ResolveMode:
