@@ -5,7 +5,7 @@ any span; and who is refused finds that more than limit − cost was used in a s
 """
 
 from collections.abc import Mapping, Sequence
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import NamedTuple, Protocol
 
 from twofold_chassis.refusals import Quota, QuotaExhausted, Reason, Unavailable
@@ -70,7 +70,7 @@ class Claim(NamedTuple):
     peeks: bool = False
 
 
-class LimitsSource(Enum):
+class LimitsSource(StrEnum):
     """What the limits were held against: everything that is counted, this router's share of them, or nothing."""
 
     COUNTED = "counted"

@@ -1,6 +1,6 @@
 """Permissions: what the registry says of a user and an agent."""
 
-from enum import Enum
+from enum import StrEnum
 from typing import NamedTuple
 
 from twofold_chassis.refusals import PermissionDenied
@@ -27,7 +27,7 @@ class PairKey(NamedTuple):
     agent_id: str
 
 
-class Verdict(Enum):
+class Verdict(StrEnum):
     """The registry's answer. The last two are told only to whom they may be told."""
 
     GRANT = "grant"

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -38,7 +38,7 @@ class AgentSettings:
     limits: Limits
 
 
-class TargetState(Enum):
+class TargetState(StrEnum):
     """What a target is about. The agent of one that is gone was declared so: it takes no messages, and never will."""
 
     READY = "ready"

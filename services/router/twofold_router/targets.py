@@ -35,6 +35,14 @@ class Choice(NamedTuple):
     cold_start_s: float | None
 
 
+class _Sole(NamedTuple):
+    """What is chosen for everybody while nothing speaks against it: most agents have one target."""
+
+    route: Route
+    home: Home | None
+    choice: Choice
+
+
 class View(NamedTuple):
     """What is known of a target. `takes`: whether a message may go there; `why` says it in words."""
 
@@ -54,6 +62,7 @@ class Targets:
         self._database_s = database_s
         self._policy = policy
         self._judged: dict[str, tuple[Home | None, str | None]] = {}
+        self._sole: dict[AgentKey, _Sole] = {}
 
     def choose(
         self, agent: AgentKey, route: Route, user_id: str, home: Home | None, now: float, *, peek: bool = False
@@ -62,10 +71,17 @@ class Targets:
 
         Who only peeks sends none. Refuses with AgentNotReady, UrlForbidden.
         """
+        if not self._outcomes.failing:
+            sole = self._sole.get(agent)
+            if sole is not None and sole.route is route and (sole.home is home or sole.home == home):
+                return sole.choice
         wanted = preferred(route.takers(), agent, user_id)
         if not self._outcomes.failing and all(target.seen is None for target in wanted):
             self._require_allowed(agent, wanted[0], home)
-            return Choice(wanted[0], TargetState.READY, None)
+            choice = Choice(wanted[0], TargetState.READY, None)
+            if len(wanted) == 1:
+                self._keep_sole(agent, _Sole(route, home, choice))
+            return choice
         states = [self._state(_key(agent, route, target), target, now) for target in wanted]
         # Somebody else's word that a target fails is worth less than another target, and more than nothing.
         for is_last_resort in (False, True):
@@ -141,6 +157,11 @@ class Targets:
         problem = self._policy.problem(url, home)
         self._judged[url] = (home, problem)
         return problem
+
+    def _keep_sole(self, agent: AgentKey, sole: _Sole) -> None:
+        if len(self._sole) >= _URLS_MAX:
+            self._sole.clear()
+        self._sole[agent] = sole
 
     def _cold_start_s(self, key: TargetKey, route: Route) -> float:
         heard = self._outcomes.find(key)
