@@ -174,7 +174,7 @@ async def test_one_that_costs_more_than_the_limit_is_refused_for_ever(
 @pytest.mark.parametrize("name", ["messages", "tokens", "micros"])
 @pytest.mark.parametrize("amount", [-1, 10**15 + 1, -(2**63), 2**63 - 1])
 async def test_costs_that_are_negative_or_huge_are_refused_by_name(client: Client, ws: str, name: str, amount: int) -> None:
-    cost = limit_pb2.OperationCost(**{name: amount})  # type: ignore[arg-type]
+    cost = limit_pb2.OperationCost(**{name: amount})
     with refused(Code.INVALID_ARGUMENT, "REASON_INVALID_FIELD") as told:
         await client.resolve(ws, cost=cost)
     assert f"cost.{name}" in told.message

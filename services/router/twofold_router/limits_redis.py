@@ -30,7 +30,7 @@ _COUNT = Script.load("twofold_router.lua", "count_operation")
 _SETTLE = Script.load("twofold_router.lua", "settle_operation")
 _BEGIN = Script.load("twofold_router.lua", "begin_rebuild")
 _COMMIT = Script.load("twofold_router.lua", "commit_rebuild")
-_CLAIM_MS = 5000
+_CLAIM_MS = 10_000
 _WRITES_AT_ONCE = 200
 _GENERATIONS_MAX = 100_000
 _KEYS = {Subject.USER: 3, Subject.AGENT: 4, Subject.WORKSPACE: 5}
@@ -136,8 +136,15 @@ class RedisFilling:
         self._counters = counters
         self._cells = cells
 
-    async def begin(self, workspace_id: str, generation: str) -> float | Begun:
-        arguments = (RUN_ID, self._cells, generation, _CLAIM_MS, self._counters.now_ms())
+    async def begin(self, workspace_id: str, generation: str, *, keeps: bool = False) -> float | Begun:
+        arguments = (
+            RUN_ID,
+            self._cells,
+            generation,
+            _CLAIM_MS,
+            self._counters.now_ms(),
+            "KEEP" if keeps else "BEGIN",
+        )
         reply = await _away(self._link.run(_BEGIN, [keys.marker(workspace_id)], arguments))
         if reply[0] == b"BEGUN":
             return int(reply[1]) / 1000

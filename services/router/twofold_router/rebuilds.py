@@ -10,7 +10,7 @@ import math
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
 
@@ -84,8 +84,8 @@ class Begun(Enum):
 class Filling(Protocol):
     """Where all routers count. Every method raises CountersAway."""
 
-    async def begin(self, workspace_id: str, generation: str) -> float | Begun:
-        """Claims the right for some seconds, again and again; returns what time it is there."""
+    async def begin(self, workspace_id: str, generation: str, *, keeps: bool = False) -> float | Begun:
+        """Claims the right for some seconds, or keeps it if it is not lost; returns what time it is there."""
         ...
 
     async def fill(
@@ -162,7 +162,7 @@ class Rebuilds:
             return begun is Begun.COMPLETE
 
         async def still() -> float:
-            now_s = await self._filling.begin(workspace_id, generation)
+            now_s = await self._filling.begin(workspace_id, generation, keeps=True)
             if isinstance(now_s, Begun):
                 raise CountersLost
             return now_s
@@ -171,7 +171,9 @@ class Rebuilds:
             # The operations first: one that is recorded between two readings may count once too much, never too little.
             for place, (subject, span_s) in enumerate(_SPANS):
                 now_s = await still()
-                counters, operations = await self._read(workspace_id, subject, span_s, now_s, tells_operations=place == 0)
+                counters, operations = await self._read(
+                    workspace_id, subject, span_s, now_s, still, tells_operations=place == 0
+                )
                 await still()
                 await self._filling.fill(workspace_id, generation, counters, operations)
         except CountersLost:
@@ -179,7 +181,14 @@ class Rebuilds:
         return await self._filling.commit(workspace_id, generation)
 
     async def _read(
-        self, workspace_id: str, subject: Subject, span_s: int, now_s: float, *, tells_operations: bool
+        self,
+        workspace_id: str,
+        subject: Subject,
+        span_s: int,
+        now_s: float,
+        still: Callable[[], Awaitable[float]],
+        *,
+        tells_operations: bool,
     ) -> tuple[list[Counter], Mapping[str, float]]:
         """What the meters of a span show, and the operations. What is too much to be told is asked for in coarser cells."""
         since_s = max(min(now_s, self._database_s()) - span_s, self._database_s() - _BACK_MAX_S)
@@ -189,19 +198,20 @@ class Rebuilds:
             tries += [tries[1]._replace(operations_s=seconds) for seconds in (*_OPERATIONS_S[1:], 0)]
         for span in tries:
             try:
-                window = await self._told(workspace_id, span)
+                window = await self._told(workspace_id, span, still)
             except WindowTooLarge:
                 continue
             return self._counters(window.used, span, span_s, now_s), window.operations
         self._logger.error("limits begin anew: too much was used to be told", workspace_id=workspace_id, span_s=span_s)
         return [], {}
 
-    async def _told(self, workspace_id: str, span: Span) -> Window:
+    async def _told(self, workspace_id: str, span: Span, still: Callable[[], Awaitable[float]]) -> Window:
         while True:
             try:
                 return await self._windows.read(workspace_id, span)
             except Overloaded:  # few windows are read at once there
                 await asyncio.sleep(_AGAIN_S)
+                await still()
 
     def _counters(self, used: Sequence[Used], span: Span, span_s: int, now_s: float) -> list[Counter]:
         width_s = span_s / self._cells
