@@ -19,7 +19,7 @@ from tests.router.pods import Cloud, Pod, Sessions, a_cloud, a_ground, settled
 from tests.router.test_revocation import House
 from tests.router.test_sessions import an_open, refuses, talking
 from tests.waiting import until
-from twofold.pod import SessionRefused
+from twofold.pod import HeldSession, SessionRefused
 from twofold.registry.v1 import pod_pb2, session_pb2
 from twofold.router.v1 import session_pb2 as pb
 from twofold_chassis.clocks import boot_s
@@ -272,6 +272,27 @@ async def test_c10_after_a_flush_the_table_equals_what_living_pods_hold(cloud: C
         assert {tuple(one) for one in pod.sessions.values()} <= {tuple(one) for one in sessions}
 
 
+async def test_c10_a_session_is_not_lost_to_a_table_that_it_is_not_announced_in_yet(cloud: Cloud) -> None:
+    """Somebody looks, and so begins the table anew, before the pod's next heartbeat announces what it holds."""
+    router = await cloud.router(pod_heartbeat_ms=1000)
+    pod = await cloud.pod(router)
+    session = await cloud.open(pod)
+    for _ in range(3):
+        await cloud.asked("FLUSHALL")
+        await router.ids()
+        await pod.touch(session)
+        assert pod.sessions
+    await until_listed(router, session)
+    assert not pod.over
+
+
+async def until_listed(router: Sessions, session: HeldSession) -> None:
+    async def listed() -> bool:
+        return session.session_id in await router.ids()
+
+    await until(listed)
+
+
 async def test_c10_a_redis_of_yesterday_shows_nobody_who_has_left_since(cloud: Cloud) -> None:
     router = await cloud.router()
     pod = await cloud.pod(router)
@@ -514,10 +535,11 @@ async def test_c10_who_takes_over_has_a_higher_fence_than_any_clock_gave(cloud: 
     assert await table.give_up(first)
     second = await opened(table, a_session(cloud.ws, "gate-2"), take_over=True)
     assert second.fence == ahead + 1
-    assert await table.touch(first, 5) is Kept.LOST
+    generation = (await table.news(cloud.ws, 0)).generation
+    assert await table.touch(generation, first, 5) is Kept.LOST
     assert not await table.give_up(first)
     assert not await table.end(first)
-    assert await table.touch(second, 5) is Kept.KEPT
+    assert await table.touch(generation, second, 5) is Kept.KEPT
 
 
 async def test_the_table_refuses_what_is_held_or_unknown(cloud: Cloud, table: RedisTable) -> None:
@@ -541,7 +563,7 @@ async def test_c10_what_another_redis_wrote_is_not_seen(cloud: Cloud, table: Red
     generation = (await table.news(cloud.ws, 0)).generation
     await cloud.asked("SET", keys.session_generation(cloud.ws), f"{'0' * 40}:{generation}")
     await cloud.asked("HSET", keys.pod_leases(), "\tmarker", "0" * 40)
-    assert await table.touch(first, 5) is Kept.ANEW
+    assert await table.touch(generation, first, 5) is Kept.ANEW
     assert await table.find(first.key) is None
     assert (await leases.linked(), await leases.overdue()) == ([], [])
     assert await leases.beat(first.life) is Beat.MISSING
@@ -568,3 +590,20 @@ async def test_c10_nobody_is_overdue_for_a_lease_after_a_while_in_which_nobody_c
     assert await leases.overdue(life.pod_id) == []
     await until_overdue(leases, life)
     assert await leases.overdue(life.pod_id) == [life]
+
+
+async def test_c10_what_a_dead_pod_held_is_taken_over_a_lease_after_the_verdict_and_not_before(
+    cloud: Cloud, table: RedisTable
+) -> None:
+    """Until then the pod may hold it by the registry's word from before the verdict, where Redis was away for its router."""
+    leased = RedisTable(table._link, lease_s=60)
+    first = await opened(leased, a_session(cloud.ws, fence=5))
+    assert await leased.end(first)
+    assert await leased.find(first.key) is None
+    generation = (await leased.news(cloud.ws, 0)).generation
+    second = a_session(cloud.ws, "gate-2")
+    assert isinstance((await leased.open(generation, second, take_over=True, per_user_max=9)).refusal, SessionHeld)
+    record = keys.session(cloud.ws, generation, "s-1")
+    free = int(await cloud.asked("HGET", record, "free"))
+    await cloud.asked("HSET", record, "free", free - 60_000)
+    assert (await opened(leased, second, take_over=True)).fence > first.fence
