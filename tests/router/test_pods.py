@@ -231,8 +231,10 @@ async def test_c10_a_pod_that_others_have_declared_dead_is_fenced_although_it_se
 
 async def test_c10_an_older_life_of_a_pod_is_fenced_by_the_newer_one(cloud: Cloud) -> None:
     router, other = await cloud.router(), await cloud.router()
-    async with talking(router, pb.PodHello(pod_id="gate-1")) as first, talking(other, pb.PodHello(pod_id="gate-1")) as then:
+    async with contextlib.AsyncExitStack() as links:
+        first = await links.enter_async_context(talking(router, pb.PodHello(pod_id="gate-1")))
         old = (await first.told()).welcome.incarnation
+        then = await links.enter_async_context(talking(other, pb.PodHello(pod_id="gate-1")))
         assert (await then.told()).welcome.incarnation.number > old.number
         await first.say(heartbeat=pb.PodHeartbeat(nonce=1))
         assert (await first.told()).HasField("fenced")

@@ -103,7 +103,7 @@ class World:
 
     async def touch(self, number: int) -> None:
         session = self.one_of(self.pod(number), number)
-        if session is not None and await self.table.touch(session, number) is Kept.LOST:
+        if session is not None and await self.table.touch(await self.generation(), session, number) is Kept.LOST:
             self.drops(session)
 
     async def give_up(self, number: int) -> None:
@@ -170,7 +170,7 @@ class World:
             session = self.former[number % len(self.former)]
             before = await self.listed()
             if session.life in self.held:  # else it may be that nobody has cleared up after it yet
-                assert await self.table.touch(session, 1) is not Kept.KEPT
+                assert await self.table.touch(await self.generation(), session, 1) is not Kept.KEPT
                 assert not await self.table.give_up(session)
             await self.table.close(session, by_others=False)
             assert before - {(session.key.session_id, session.life, session.fence)} <= await self.listed()

@@ -459,7 +459,8 @@ class Links:
         session = self._held(link, said.key, said.fence)
         now_ms = _now_ms()
         # What is not announced yet, or in a table that began anew, cannot be lost to anybody.
-        if said.key.workspace_id in link.announced and await self._table.touch(session, now_ms) is Kept.LOST:
+        generation = link.announced.get(said.key.workspace_id)
+        if generation is not None and await self._table.touch(generation, session, now_ms) is Kept.LOST:
             if link.holds(session):
                 self._drop(link, session)
             raise lost(said.key)

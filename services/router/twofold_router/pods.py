@@ -318,8 +318,8 @@ class PodTable(Table, Protocol):
         """Puts a session that is held into the table, unless it is held under a higher fence or was closed."""
         ...
 
-    async def touch(self, session: Session, now_ms: int) -> Kept:
-        """Notes that it is in use."""
+    async def touch(self, generation: str, session: Session, now_ms: int) -> Kept:
+        """Notes that it is in use. `generation`: of the table that it was put into: what it is not in has not lost it."""
         ...
 
     async def give_up(self, session: Session) -> bool:

@@ -165,8 +165,7 @@ class RedisTable:
         )
         return Kept(_text(await self._run(_ANNOUNCE, _names(generation, session), arguments)).lower())
 
-    async def touch(self, session: Session, now_ms: int) -> Kept:
-        generation = await self._known(session.key.workspace_id)
+    async def touch(self, generation: str, session: Session, now_ms: int) -> Kept:
         arguments = (RUN_ID, generation, *_holder(session), session.fence, now_ms)
         return Kept(_text(await self._run(_TOUCH, _names(generation, session)[:2], arguments)).lower())
 
