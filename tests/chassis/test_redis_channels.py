@@ -217,3 +217,42 @@ async def test_behind_sentinels_the_one_that_is_master_now_is_listened_to(server
             await until(lambda: ear.misses == 1)
             assert await replica.asked("PUBLISH", "c", "y") == 1
             await ear.hears(b"y")
+
+
+async def test_the_confirmation_of_a_former_subscription_says_nothing_of_the_newest() -> None:
+    """Between the two it was given up: what is published then is not heard."""
+    commands: asyncio.Queue[bytes] = asyncio.Queue()
+    answers: list[asyncio.StreamWriter] = []
+
+    async def redis(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answers.append(writer)
+        while command := await reader.read(1000):
+            if b"INFO" in command:
+                writer.write(b"$11\r\nrole:master\r\n")
+            for word in command.split():
+                if word in (b"SUBSCRIBE", b"UNSUBSCRIBE"):
+                    commands.put_nowait(word)
+        writer.close()
+
+    def confirm(word: bytes) -> None:
+        answers[-1].write(b"*3\r\n$%d\r\n%b\r\n$1\r\nc\r\n:1\r\n" % (len(word), word.lower()))
+
+    listening = await asyncio.start_server(redis, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    channels, first, second = RedisChannels(RedisSettings(port=port, budget_ms=5000)), Ear(), Ear()
+    giving_up = asyncio.create_task(channels.subscribe("c", first.heard))
+    assert await commands.get() == b"SUBSCRIBE"
+    giving_up.cancel()
+    subscribing = asyncio.create_task(channels.subscribe("c", second.heard))
+    assert [await commands.get() for _ in range(2)] == [b"UNSUBSCRIBE", b"SUBSCRIBE"]
+    confirm(b"SUBSCRIBE")
+    confirm(b"UNSUBSCRIBE")
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.1):  # enough for what is wrong, and what is right has all the time it wants
+            await asyncio.shield(subscribing)
+    assert not subscribing.done()
+    confirm(b"SUBSCRIBE")
+    await subscribing
+    assert second.told == []
+    await channels.close()
+    listening.close()

@@ -486,6 +486,10 @@ async def test_c11_a_log_is_read_only_after_its_channel_is_confirmed_and_once_fo
     assert world.asked == ["listen", "confirmed", *["head"] * 10, "follow", "leave"]
 
 
+def offsets_of(told: Any) -> list[int]:
+    return [entry.offset for one in told for entry in one.told.entries]
+
+
 async def test_c11_a_reading_that_was_under_way_when_a_nudge_came_is_not_the_answer_to_it() -> None:
     world = Gated()
     world.confirmed.set()
@@ -495,17 +499,21 @@ async def test_c11_a_reading_that_was_under_way_when_a_nudge_came_is_not_the_ans
         world.answers.clear()
         world.entries.append(Entry(1, b"first"))
         world.nudged(Place("e", 1))
-        goes_on = asyncio.create_task(_next_of(streams))
-        await until(lambda: world.asked.count("follow") == 2, "both read, and do so once")
+        one, other = streams
+        first = asyncio.create_task(one.next())
+        await until(lambda: world.asked.count("follow") == 2, "it is read")
         world.entries.append(Entry(2, b"second"))
         world.nudged(Place("e", 2))
+        late = asyncio.create_task(other.next())  # it stands where the other one stood, and comes behind the nudge
+        await until(lambda: world.asked.count("follow") == 3, "it is read again")
         world.answers.set()
-        for told in (await goes_on, await _next_of(streams)):
-            assert [one.told.entries[0].offset for one, *_ in told] in ([1, 1], [2, 2])
+        assert offsets_of(await first) == [1]
+        assert offsets_of(await late) == [1, 2]
+        assert offsets_of(await one.next()) == [2]
         assert [cursor.place for stream in streams for cursor in stream._cursors.values()] == [Place("e", 2)] * 2
         # What is long known is no news.
         asked = len(world.asked)
-        for late in (Place("e", 1), Place("e", 2)):
-            world.nudged(late)
+        for old in (Place("e", 1), Place("e", 2)):
+            world.nudged(old)
         await asyncio.sleep(0)
         assert len(world.asked) == asked
