@@ -331,11 +331,15 @@ async def test_c1_a_revoke_between_the_check_and_the_table_opens_nothing(
 # Redis is away ---------------------------------------------------------------------------------------------------------
 
 
-async def test_without_redis_sessions_are_opened_and_served_and_listed_once_it_is_back(cloud: Cloud) -> None:
-    router = await cloud.router()
+@pytest.mark.parametrize("redis", ["gone", "silent"])
+async def test_without_redis_sessions_are_opened_and_served_and_listed_once_it_is_back(cloud: Cloud, redis: str) -> None:
+    router = await cloud.router(redis=cloud.redis.model_copy(update={"budget_ms": 200}))
     pod = await cloud.pod(router)
     before = await cloud.open(pod)
-    await cloud.server.kill()
+    if redis == "gone":
+        await cloud.server.kill()
+    else:
+        cloud.server.pause()
     during = await cloud.open(pod)
     assert (await router.send(b"hello", session_id=during.session_id)).sent == 1
     await until(lambda: len(pod.got) == 1)
@@ -347,7 +351,10 @@ async def test_without_redis_sessions_are_opened_and_served_and_listed_once_it_i
         with refused(Code.UNAVAILABLE, "REASON_REDIS_UNAVAILABLE"):
             await asked
     await pod.close(before)
-    await cloud.server.start()
+    if redis == "gone":
+        await cloud.server.start()
+    else:  # what was sent to it is done now
+        cloud.server.resume()
 
     async def listed() -> bool:
         with contextlib.suppress(grpc.aio.AioRpcError):
@@ -497,6 +504,25 @@ async def test_thousands_of_opens_at_once_are_answered_each_once_and_the_link_li
         await asking
         assert opened | shed == set(range(1, 2001))
         assert await router.count() == len(opened)
+
+
+async def test_many_sessions_are_in_the_table_as_soon_as_they_are_opened(cloud: Cloud) -> None:
+    router = await cloud.router(user_sessions_max=10_000)
+    async with talking(router, pb.PodHello(pod_id="gate-1")) as link:
+        assert (await link.told()).HasField("welcome")
+        waiting = asyncio.Semaphore(200)
+
+        async def ask() -> None:
+            for number in range(1, 1001):
+                await waiting.acquire()
+                await link.say(open=an_open(cloud, number))
+
+        asking = asyncio.create_task(ask())
+        for _ in range(1000):
+            assert (await link.told()).opened.listed
+            waiting.release()
+        await asking
+        assert await router.count() == 1000
 
 
 async def test_a_pod_that_does_not_read_or_acknowledge_is_cut_off_and_its_sessions_stay(cloud: Cloud) -> None:

@@ -17,6 +17,7 @@ import structlog
 from twofold_chassis import call
 from twofold_chassis.clocks import boot_s
 from twofold_chassis.refusals import InvalidField, Overloaded, PeerUnavailable, Refusal
+from twofold_router.flights import Flights
 from twofold_router.link import Link
 from twofold_router.permissions import PairKey
 from twofold_router.pods import (
@@ -136,6 +137,7 @@ class Links:
         """What is still to be removed from the table."""
         self._heard_of: dict[str, int] = {}
         """By workspace: up to when we know what others have closed."""
+        self._announcing: Flights[tuple[Link, str], str] = Flights()
         self._tasks: set[asyncio.Task[None]] = set()
         self._due = asyncio.Event()
         self._asked_at = boot_s()
@@ -568,12 +570,13 @@ class Links:
 
     async def _generation(self, link: Link, workspace_id: str) -> str:
         """The generation of the workspace's table, with all that this link holds in it. Raises TableUnavailable."""
-        if workspace_id in link.announced:
-            return link.announced[workspace_id]
-        await self._announce(link, workspace_id)
-        return link.announced[workspace_id]
+        return link.announced.get(workspace_id) or await self._announce(link, workspace_id)
 
-    async def _announce(self, link: Link, workspace_id: str) -> None:
+    async def _announce(self, link: Link, workspace_id: str) -> str:
+        """Puts all that the link holds in a workspace into its table; the generation of that. Raises TableUnavailable."""
+        return await self._announcing.join((link, workspace_id), lambda: self._announce_all(link, workspace_id))
+
+    async def _announce_all(self, link: Link, workspace_id: str) -> str:
         for _ in range(_ROUNDS_MAX):
             generation = (await self._table.news(workspace_id, _now_ms())).generation
             await self._leases.serves(link.life, workspace_id)
@@ -581,7 +584,7 @@ class Links:
                 await self._reconcile(link, workspace_id)
                 link.announced[workspace_id] = generation
                 link.refreshed_at[workspace_id] = boot_s()
-                return
+                return generation
         raise TableUnavailable("the table begins anew again and again", retry_after_s=1.0)
 
     async def _announced_in(self, link: Link, workspace_id: str, generation: str) -> bool:
@@ -696,6 +699,7 @@ class Links:
         """Waits for what is under way, and removes what is still to be removed, if Redis is there."""
         while self._tasks:
             await asyncio.wait(self._tasks)
+        await self._announcing.close()
         with suppress(TableUnavailable):
             await self._remove_closed()
 
