@@ -35,9 +35,9 @@ def new_id() -> str:
 
 def identifier(value: str, field: str, *, bytes_max: int = ID_BYTES_MAX) -> str:
     """A required id: 1 to `bytes_max` bytes without control characters."""
-    if not value:
-        raise InvalidField(field, "is required")
-    return line(value, field, bytes_max=bytes_max)
+    if value.isascii() and value.isprintable() and 0 < len(value) <= bytes_max:  # nearly all are
+        return value
+    return line(value, field, bytes_max=bytes_max, required=True)
 
 
 def optional_identifier(value: str, field: str, *, bytes_max: int = ID_BYTES_MAX) -> str | None:

@@ -5,6 +5,7 @@ that it was read at (knowledge.py), when it is found and once more just before t
 """
 
 import asyncio
+import math
 import random
 import time
 from collections import OrderedDict
@@ -61,8 +62,9 @@ class Unstamped(NamedTuple, Generic[Some]):
 class Held(Generic[Value]):
     """Something to be answered from. `sent_at` is set if it was read for this answer: when the registry was asked.
 
-    `read_at` is when that was, or when it was found in Redis. `current_at` is the last version of what is known that was
-    seen to have changed nothing it rests on: while that version stands, this need not be looked up again.
+    `read_at` is when that was, or when it was found in Redis; `kept_until` when it goes. `current_at` is the last version of
+    what is known that was seen to have changed nothing it rests on: while that version stands, this need not be looked up
+    again.
     """
 
     value: Value
@@ -71,6 +73,7 @@ class Held(Generic[Value]):
     read_at: float
     sent_at: float | None
     current_at: int = -1
+    kept_until: float = math.inf
 
 
 class Truth(Protocol[Asked, Some]):
@@ -160,7 +163,7 @@ class Copies(Generic[Key, Value]):
     def find(self, key: Key, least: Revision | None, now: float) -> Held[Value] | None:
         """A copy in this process that may be answered from now."""
         held = self.peek(key, now)
-        return held if held is not None and self._may_use(key, held, least, now) else None
+        return held if held is not None and self.may_answer(key, held, least, now) else None
 
     async def get(self, key: Key, least: Revision | None) -> Held[Value]:
         """A copy, or what the registry says now. Whoever answers from it looks once more whether that may be answered.
@@ -177,9 +180,16 @@ class Copies(Generic[Key, Value]):
 
     def may_answer(self, key: Key, held: Held[Value], least: Revision | None, now: float) -> bool:
         """Whether it may still be answered from. Nothing may be awaited between this and the answer."""
-        if held.sent_at is None:
-            return self._may_use(key, held, least, now)
-        return self._knowledge.may_answer(held.stamp, self._truth.rests_on(key), least, held.sent_at, now)
+        knowledge = self._knowledge
+        if held.sent_at is not None:
+            return knowledge.may_answer(held.stamp, self._truth.rests_on(key), least, held.sent_at, now)
+        if not knowledge.has_lease(now):
+            return False
+        if held.current_at != knowledge.version:
+            if not knowledge.is_current(held.stamp, self._truth.rests_on(key)):
+                return False
+            held.current_at = knowledge.version
+        return least is None or knowledge.holds(held.stamp, least)
 
     def answered(self, held: Held[Value]) -> None:
         """Counts that an answer rests on it."""
@@ -191,16 +201,6 @@ class Copies(Generic[Key, Value]):
         for put in self._puts:
             put.cancel()
         await asyncio.gather(*self._puts, return_exceptions=True)
-
-    def _may_use(self, key: Key, held: Held[Value], least: Revision | None, now: float) -> bool:
-        knowledge = self._knowledge
-        if not knowledge.has_lease(now):
-            return False
-        if held.current_at != knowledge.version:
-            if not knowledge.is_current(held.stamp, self._truth.rests_on(key)):
-                return False
-            held.current_at = knowledge.version
-        return least is None or knowledge.holds(held.stamp, least)
 
     async def _read(self, key: Key, least: Revision | None) -> Held[Value]:
         # The reading belongs to all who wait for it: its time is its own, not what its first caller has left.
@@ -237,7 +237,7 @@ class Copies(Generic[Key, Value]):
     def _keep(self, key: Key, held: Held[Value], *, is_no: bool) -> Held[Value]:
         kept, other = (self._no, self._yes) if is_no else (self._yes, self._no)
         other.drop(key)
-        kept.put(key, replace(held, source=Source.PROCESS), held.read_at + _kept_s(is_no=is_no))
+        kept.put(key, replace(held, source=Source.PROCESS, kept_until=held.read_at + _kept_s(is_no=is_no)))
         return held
 
     def _share(self, key: Key, told: Told[Value]) -> None:
@@ -257,21 +257,20 @@ class _Kept(Generic[Key, Value]):
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._kept: OrderedDict[Key, tuple[Held[Value], float]] = OrderedDict()
+        self._kept: OrderedDict[Key, Held[Value]] = OrderedDict()
 
     def find(self, key: Key, now: float) -> Held[Value] | None:
-        kept = self._kept.get(key)
-        if kept is None:
+        held = self._kept.get(key)
+        if held is None:
             return None
-        held, until = kept
-        if now >= until:
+        if now >= held.kept_until:
             del self._kept[key]
             return None
         self._kept.move_to_end(key)
         return held
 
-    def put(self, key: Key, held: Held[Value], until: float) -> None:
-        self._kept[key] = (held, until)
+    def put(self, key: Key, held: Held[Value]) -> None:
+        self._kept[key] = held
         self._kept.move_to_end(key)
         if len(self._kept) > self._most:
             self._kept.popitem(last=False)

@@ -57,7 +57,7 @@ class Question(NamedTuple):
 
 
 class Ruling(NamedTuple):
-    """What the registry says of the pair, for how long that may be relied on, and when it ends by itself, in seconds from now."""
+    """What the registry says of the pair, how long that may be relied on, and in how many seconds it ends by itself."""
 
     verdict: Verdict
     stamp: Stamp
@@ -87,8 +87,10 @@ class Resolution(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What an answer rests on. Without a route or terms it can only be that nothing is permitted."""
+    """What an answer rests on, and under which keys. Without a route or terms it can only be that nothing is permitted."""
 
+    pair: PairKey
+    terms_key: TermsKey
     permission: Held[Permission]
     route: Held[Route | None] | None
     terms: Held[Terms | None] | None
@@ -126,7 +128,7 @@ class Resolver:
         """
         if peek:
             question = question._replace(claim=Claim(cost=question.claim.cost, peeks=True))
-        facts, answer = await self._answered_from(question, self._find(question), None)
+        facts, answer = await self._answered_from(question, self._find(question, boot_s()), None)
         if not self._asks_limits(question, facts):
             return answer
         operation = _operation(question)
@@ -144,14 +146,16 @@ class Resolver:
 
     async def resolve_all(self, questions: Sequence[Question]) -> Sequence[Resolution | Refusal]:
         """The same for many: what one is refused with is its answer. Raises HistoryChanged."""
-        known, answers = await self._all_answered_from(questions, [self._find(question) for question in questions], {})
+        now = boot_s()
+        found = [self._find(question, now) for question in questions]
+        known, answers = await self._all_answered_from(questions, found, {})
         counting = {
             index: _operation(questions[index])
             for index, (facts, answer) in enumerate(zip(known, answers, strict=True))
             if isinstance(facts, Facts) and isinstance(answer, Resolution) and self._asks_limits(questions[index], facts)
         }
         if not counting:
-            self._note_all(known)
+            self._note_all(known, answers)
             return answers
         told = await asyncio.gather(
             *(self._tried_to_count(questions[index], operation, known[index]) for index, operation in counting.items())
@@ -163,7 +167,7 @@ class Resolver:
             answers = [_cannot_tell()] * len(questions)
             await self._take_all_back(questions, counting, counted, answers)
             raise
-        self._note_all(known)
+        self._note_all(known, answers)
         return await self._take_all_back(questions, counting, counted, answers)
 
     async def check(self, question: Question) -> Ruling:
@@ -182,27 +186,29 @@ class Resolver:
             held = None
         raise _cannot_tell()
 
-    def _find(self, question: Question) -> Facts | None:
+    def _find(self, question: Question, now: float) -> Facts | None:
         """The copies in this process, if they are enough for an answer: whom nothing is permitted needs a permission only.
 
         Whether they may be answered from is looked at last, once.
         """
-        self._require_history(question.least)
-        now = boot_s()
-        permission = self._permissions.peek(question.pair, now)
+        if question.least is not None:
+            self._require_history(question.least)
+        pair, terms_key = question.pair, question.terms_key
+        permission = self._permissions.peek(pair, now)
         if permission is None:
             return None
-        route, terms = self._routes.peek(question.agent, now), self._terms.peek(question.terms_key, now)
+        route, terms = self._routes.peek(question.agent, now), self._terms.peek(terms_key, now)
         if (route is None or terms is None) and self._permits(permission):
             return None
-        return Facts(permission, route, terms)
+        return Facts(pair, terms_key, permission, route, terms)
 
     async def _read(self, question: Question) -> Facts:
-        await self._get_ready(question.least)
+        pair, terms_key, least = question.pair, question.terms_key, question.least
+        await self._get_ready(least)
         permission, route, terms = await asyncio.gather(
-            self._permissions.get(question.pair, question.least),
-            self._routes.get(question.agent, question.least),
-            self._terms.get(question.terms_key, question.least),
+            self._permissions.get(pair, least),
+            self._routes.get(question.agent, least),
+            self._terms.get(terms_key, least),
             return_exceptions=True,
         )
         # The permission speaks first: before it is given, nothing of the agent may be seen.
@@ -211,8 +217,8 @@ class Resolver:
         if isinstance(route, BaseException) or isinstance(terms, BaseException):
             if self._permits(permission):
                 raise route if isinstance(route, BaseException) else terms  # type: ignore[misc]  # one of them is
-            return Facts(permission, None, None)
-        return Facts(permission, route, terms)
+            return Facts(pair, terms_key, permission, None, None)
+        return Facts(pair, terms_key, permission, route, terms)
 
     async def _answered_from(
         self, question: Question, facts: Facts | None, counted: Counted | None
@@ -223,12 +229,12 @@ class Resolver:
                 facts = await self._read(question)
             try:
                 answer = self._answer(question, facts, boot_s(), counted)
-            except Refusal:
-                self._note(facts)
+            except Refusal as refusal:
+                self._note(facts, refusal)
                 raise
             if answer is not None:
                 if counted is not None or not self._asks_limits(question, facts):
-                    self._note(facts)
+                    self._note(facts, answer)
                 return facts, answer
             facts = None
         raise _cannot_tell()
@@ -336,31 +342,32 @@ class Resolver:
 
     def _answer(self, question: Question, facts: Facts, now: float, counted: Counted | None) -> Resolution | None:
         """The answer, if it may be given now. Raises what it refuses with."""
-        (permission, route, terms), least = facts, question.least
-        if not self._permissions.may_answer(question.pair, permission, least, now):
+        (pair, terms_key, permission, route, terms), least = facts, question.least
+        if not self._permissions.may_answer(pair, permission, least, now):
             return None
         ruling = self._ruling(permission, now)
-        require_permitted(question, ruling.verdict)
+        if ruling.verdict not in _PERMITS:
+            require_permitted(question, ruling.verdict)
         if route is None or not self._routes.may_answer(question.agent, route, least, now):
             return None
-        if terms is None or not self._terms.may_answer(question.terms_key, terms, least, now):
+        if terms is None or not self._terms.may_answer(terms_key, terms, least, now):
             return None
         if route.value is None or terms.value is None:
             raise _vanished(question, ruling.verdict)
         return self._resolution(question, facts, ruling, route.value, terms.value, now, counted)
 
-    def _note(self, facts: Facts) -> None:
-        """An answer that leaves rests on these."""
+    def _note(self, facts: Facts, answer: Resolution | Refusal) -> None:
+        """An answer that leaves rests on these: one that refuses, before anything else was looked at, on the permission."""
         self._permissions.answered(facts.permission)
-        if facts.route is not None and self._permits(facts.permission):
+        if facts.route is not None and (isinstance(answer, Resolution) or self._permits(facts.permission)):
             self._routes.answered(facts.route)
             if facts.terms is not None:
                 self._terms.answered(facts.terms)
 
-    def _note_all(self, known: Sequence[Facts | Refusal | None]) -> None:
-        for facts in known:
+    def _note_all(self, known: Sequence[Facts | Refusal | None], answers: Sequence[Resolution | Refusal]) -> None:
+        for facts, answer in zip(known, answers, strict=True):
             if isinstance(facts, Facts):
-                self._note(facts)
+                self._note(facts, answer)
 
     def _require_history(self, least: Revision | None) -> None:
         if least is not None and least.epoch < self._knowledge.place.epoch:
@@ -380,20 +387,21 @@ class Resolver:
 
     def _ruling(self, held: Held[Permission], now: float) -> Ruling:
         permission, sent_at = held.value, held.sent_at
-        # Of what was read for this answer the database's clock was read after it was asked for.
-        database_s = self._knowledge.database_s(now) if sent_at is None else permission.read_s + (now - sent_at)
-        verdict, valid_s = permission.at(database_s), self._valid_s(held, now)
-        ends_s = None
-        if permission.ends_s is not None and verdict in _PERMITS:
-            ends_s = permission.ends_s - database_s
-            valid_s = min(valid_s, ends_s)
+        verdict, valid_s, ends_s = permission.verdict, self._valid_s(sent_at, now), None
+        if permission.ends_s is not None:
+            # Of what was read for this answer the database's clock was read after it was asked for.
+            database_s = self._knowledge.database_s(now) if sent_at is None else permission.read_s + (now - sent_at)
+            verdict = permission.at(database_s)
+            if verdict in _PERMITS:
+                ends_s = permission.ends_s - database_s
+                valid_s = min(valid_s, ends_s)
         return Ruling(verdict, held.stamp, held.source, max(0.0, now - held.read_at), valid_s, ends_s)
 
-    def _valid_s(self, held: Held[Permission] | Held[Route | None] | Held[Terms | None], now: float) -> float:
+    def _valid_s(self, sent_at: float | None, now: float) -> float:
+        """For how long a copy may be answered from, or what was read for this answer."""
         knowledge = self._knowledge
-        if held.sent_at is None:
-            return max(0.0, knowledge.until() - now)
-        return max(0.0, min(held.sent_at + knowledge.lease_s, knowledge.registered_until) - now)
+        until = knowledge.until() if sent_at is None else min(sent_at + knowledge.lease_s, knowledge.registered_until)
+        return max(0.0, until - now)
 
     def _resolution(
         self,
@@ -416,9 +424,11 @@ class Resolver:
         # Who has still to be counted sends nothing yet.
         peeks = question.claim.peeks or (counted is None and self._asks_limits(question, facts))
         choice = self._targets.choose(agent, route, question.user_id, terms.home, now, peek=peeks)
-        valid_s = min(self._valid_s(held, now), self._valid_s(held_terms, now))
-        if valid_s < ruling.valid_s:
-            ruling = ruling._replace(valid_s=valid_s)
+        if facts.permission.sent_at is not None or held.sent_at is not None or held_terms.sent_at is not None:
+            # Not all are copies, of which each is valid for as long as the others.
+            valid_s = min(self._valid_s(held.sent_at, now), self._valid_s(held_terms.sent_at, now))
+            if valid_s < ruling.valid_s:
+                ruling = ruling._replace(valid_s=valid_s)
         return Resolution(ruling, choice, route, held.source, max(0.0, now - held.read_at), counted or UNCOUNTED)
 
     def _terms_s(self, held: Held[Terms | None], terms: Terms, now: float) -> float:

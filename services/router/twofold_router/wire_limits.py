@@ -21,6 +21,7 @@ _AHEAD_MAX = timedelta(hours=1)
 _KINDS = {kind: form for form, kind in KINDS.items()}
 _SOURCES = {source: limit_pb2.LimitsSource.Value(f"LIMITS_SOURCE_{source.name}") for source in LimitsSource}
 _ONE_MESSAGE = Cost()
+_USUAL = {peeks: Claim(None, _ONE_MESSAGE, peeks) for peeks in (False, True)}
 
 Resolving = routing_pb2.ResolveRequest | routing_pb2.BatchResolveRequest
 Ending = limit_pb2.SettleOperationRequest | limit_pb2.ReleaseOperationRequest
@@ -35,6 +36,8 @@ def peeks(request: Resolving) -> bool:
 
 def claim(request: routing_pb2.ResolveRequest | routing_pb2.UserAgent, path: str, *, peeks: bool) -> Claim:
     """What is asked of the limits; `path` stands before the names of the fields."""
+    if not request.operation_id and not request.HasField("cost"):
+        return _USUAL[peeks]
     operation_id = None
     if request.operation_id:
         operation_id = fields.identifier(request.operation_id, f"{path}operation_id", bytes_max=OPERATION_ID_BYTES_MAX)
@@ -119,10 +122,9 @@ def count_time(counted: Counted) -> datetime | None:
 
 
 def set_duration(duration: Duration, seconds: float) -> None:
-    """Into a message where it stands."""
-    duration.SetInParent()
-    duration.seconds, micros = divmod(round(seconds * 1e6), 1_000_000)
-    duration.nanos = micros * 1000
+    """Into a message where it stands: one of nothing is there as well. Microseconds; `round` would take a third of it."""
+    micros = int(seconds * 1e6 + 0.5)
+    duration.seconds, duration.nanos = micros // 1_000_000, micros % 1_000_000 * 1000
 
 
 def duration(seconds: float) -> Duration:
