@@ -70,13 +70,20 @@ def judge_sessions(holding: Holding) -> Iterator[Violation]:
             for session, fence in word.sessions:
                 yield from _of_belief(word, session, fence, opened[session])
         elif word.what == "lost" and word.reason == "TAKEN_OVER" and not _was_asked_for(word, tried[word.session]):
-            yield Violation("SNATCHED", -1, word.at, f"{word.pod} has lost {word.session} {word.fence} to nobody")
+            detail = f"{word.pod} has lost {word.session} {word.fence} to nobody; {_story(holding, word.session)}"
+            yield Violation("SNATCHED", -1, word.at, detail)
     for session, fence, sent in holding.closed:
         if any(other.fence > fence and other.at < sent for other in opened[session]):
             yield Violation("CLOSED", -1, sent, f"{session} under {fence}, long another's")
     yield from _of_ghosts(holding, opened)
     if holding.differs:
         yield Violation("TABLE", -1, 0.0, holding.differs)
+
+
+def _story(holding: Holding, session: str) -> str:
+    """All that was written down of a session, for whoever looks for the reason."""
+    words = sorted((word for word in holding.words if word.session == session), key=lambda word: word.at)
+    return "; ".join(f"{word.at:.3f} {word.pod[:5]} {word.what} {word.fence} {word.reason}" for word in words)
 
 
 def _was_asked_for(lost: Word, tried: Sequence[Word]) -> bool:

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 import grpc
@@ -85,7 +85,7 @@ class Listener:
     async def run(self, enough: asyncio.Event) -> None:
         """Listens until it is enough; `hurry` makes it listen without a pause from then on."""
         while not enough.is_set():
-            with suppress(grpc.aio.AioRpcError, TimeoutError):
+            with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError):
                 async with asyncio.timeout(self._chance.uniform(*_STREAM_S)):
                     await self._listen(enough)
             await asyncio.sleep(0 if enough.is_set() else _AGAIN_S)
@@ -101,23 +101,20 @@ class Listener:
         return place is not None and place.epoch == published.epoch and place.offset >= last
 
     async def _listen(self, enough: asyncio.Event) -> None:
-        given = asyncio.Queue[int]()
-        asked = dict(self._places)
-        call = self._stub.Subscribe(self._requests(asked, given, slow=self._slow))
+        slow, asked = self._slow, dict(self._places)
+        call = self._stub.Subscribe()
         try:
-            async for response in call:
+            await call.write(event_pb2.SubscribeRequest(open=self._opening(asked, slow=slow)))
+            while isinstance(response := await call.read(), event_pb2.SubscribeResponse) and not enough.is_set():
                 self._take(response, asked)
-                if self._slow and response.HasField("events"):
+                if slow and response.HasField("events"):
                     await asyncio.sleep(self._chance.uniform(0, _SLOW_S))
-                    given.put_nowait(len(response.events.events))
-                if enough.is_set():
-                    return
+                    more = event_pb2.SubscribeCredit(events=len(response.events.events))
+                    await call.write(event_pb2.SubscribeRequest(credit=more))
         finally:
             call.cancel()
 
-    async def _requests(
-        self, asked: dict[str, Place], given: asyncio.Queue[int], *, slow: bool
-    ) -> AsyncIterator[event_pb2.SubscribeRequest]:
+    def _opening(self, asked: dict[str, Place], *, slow: bool) -> event_pb2.SubscribeOpen:
         opening = event_pb2.SubscribeOpen(workspace_id=self._workspace, credits=_CREDITS if slow else 0)
         for agent in AGENTS:
             wanted = opening.agents.add(agent_id=agent)
@@ -125,11 +122,7 @@ class Listener:
                 wanted.after.log_epoch, wanted.after.offset = asked[agent]
             else:
                 wanted.oldest = True
-        yield event_pb2.SubscribeRequest(open=opening)
-        while True:
-            more = await given.get()
-            if slow:
-                yield event_pb2.SubscribeRequest(credit=event_pb2.SubscribeCredit(events=more))
+        return opening
 
     def _take(self, response: event_pb2.SubscribeResponse, asked: dict[str, Place]) -> None:
         for told in _told(response, asked):

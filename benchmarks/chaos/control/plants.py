@@ -225,6 +225,6 @@ MUTANTS = (
                 "if not held[1] then\n",
             ),
         ),
-        kind="redis",
+        tracks=(("pod stop", "pod kill"),),
     ),
 )

@@ -95,6 +95,7 @@ async def run(world: World, plan: Plan, *, appetite: Appetite | None = None) -> 
             spenders.Spender(to_routers, to_registries, spending, drawn(), spenders_workspace)
             for _ in range(hunger.spenders)
         ]
+        await spending_ones[0].begin()
         eventing = Eventing()
         publisher = Publisher(to_routers, eventing, drawn(), workspace)
         listeners = [
@@ -120,6 +121,7 @@ async def run(world: World, plan: Plan, *, appetite: Appetite | None = None) -> 
                 written.set()
             answered_again_s = await _calmed(world, history)
             spending.losses, spending.kills = history.losses, history.kills
+            spending.forgettings = [(era.since, era.begun) for era in history.eras[1:]]
             await spending_ones[0].count()
             await hear_the_last(publisher, listeners, eventing, heard)
             await pods.settle(to_routers)
@@ -133,7 +135,6 @@ async def run(world: World, plan: Plan, *, appetite: Appetite | None = None) -> 
         await faults.close_era(world, history, workspace, PAIRS, last=True)
     history.aways = [*world.aways]
     world.aways.clear()
-    spending.forgettings = [(era.since, era.begun) for era in history.eras[1:]]
     judgement = await asyncio.to_thread(judge, history, world.times.lease)
     judgement.violations += judge_spending(spending)
     judgement.counts += spending.counts()

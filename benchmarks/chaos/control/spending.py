@@ -66,6 +66,12 @@ class Spending:
     repeated_in_vain: list[tuple[Operation, float]] = field(default_factory=list)
     wrong: list[tuple[float, str]] = field(default_factory=list)
 
+    def least(self, user: str) -> int:
+        """How much must be counted for a user when all is well again."""
+        return sum(
+            operation.messages for operation in self.operations if operation.user == user and _must_count(operation, self)
+        )
+
     def counts(self) -> Counter[str]:
         """What was seen, in numbers."""
         return Counter(
@@ -111,7 +117,7 @@ def _of_bound(spending: Spending, user: str, operations: Sequence[Operation]) ->
 def _of_used(spending: Spending, operations: Mapping[str, Sequence[Operation]]) -> Iterator[Violation]:
     for used in spending.used:
         some = operations[used.user]
-        least = sum(operation.messages for operation in some if _must_count(operation, spending))
+        least = spending.least(used.user)
         if used.messages < least:
             yield Violation("FORGOTTEN", -1, some[-1].sent, f"{used.messages} are counted for {used.user}, not {least}")
         most = sum(
