@@ -607,10 +607,12 @@ class Links:
         """What the table still says that the pod holds, and it does not, is removed."""
         after = ""
         while True:
-            sessions, after = await self._table.of_life(workspace_id, link.life, after)
-            for session in sessions:
-                if session.key not in link.opening and not link.holds(session):
-                    await self._table.close(session, by_others=False)
+            ids, after = await self._table.ids(workspace_id, link.life.pod_id, after)
+            for key in (SessionKey(workspace_id, one) for one in ids):
+                session = None if link.get(key) is not None else await self._table.find(key)
+                if session is None or session.life != link.life or key in link.opening or link.get(key) is not None:
+                    continue
+                await self._table.close(session, by_others=False)
             if not after:
                 return
 

@@ -330,6 +330,10 @@ class PodTable(Table, Protocol):
         """Its holder is dead: it may be taken over, in a lease; False if it is not held by that life any more."""
         ...
 
+    async def ids(self, workspace_id: str, pod_id: str, after: str) -> tuple[list[str], str]:
+        """The next ids behind one of what a pod holds in any of its lives, and the one that the next ones stand behind."""
+        ...
+
     async def of_life(self, workspace_id: str, life: PodLife, after: str) -> tuple[list[Session], str]:
         """The next sessions behind an id that a life of a pod holds, and the id that the next ones stand behind."""
         ...

@@ -176,6 +176,10 @@ class RedisTable:
         # Until a lease after the verdict its pod may hold it still, by the registry's word before that (links.py).
         return await self._changed(_FREE, session, (self._lease_ms, _FREE_KEPT_MS, _now_ms())) == "FREED"
 
+    async def ids(self, workspace_id: str, pod_id: str, after: str) -> tuple[list[str], str]:
+        index = keys.pod_sessions(workspace_id, await self._generation(workspace_id), pod_id)
+        return await self._ids(index, after, _PAGE)
+
     async def of_life(self, workspace_id: str, life: PodLife, after: str) -> tuple[list[Session], str]:
         generation = await self._generation(workspace_id)
         index = keys.pod_sessions(workspace_id, generation, life.pod_id)
@@ -203,12 +207,16 @@ class RedisTable:
     async def _scanned(
         self, generation: str, workspace_id: str, index: str, after: str, count: int
     ) -> tuple[list[Session], str]:
+        ids, after = await self._ids(index, after, count)
+        rows = await asyncio.gather(*(self._row(generation, SessionKey(workspace_id, one)) for one in ids))
+        return [row.session for row in rows if row is not None and row.is_held], after
+
+    async def _ids(self, index: str, after: str, count: int) -> tuple[list[str], str]:
         first = f"({after}" if after else "-"
         with _table():
             told: Reply = await self._link.call("ZRANGEBYLEX", index, first, "+", "LIMIT", 0, count)
         ids = [_text(one) for one in told]
-        rows = await asyncio.gather(*(self._row(generation, SessionKey(workspace_id, one)) for one in ids))
-        return [row.session for row in rows if row is not None and row.is_held], ids[-1] if len(ids) == count else ""
+        return ids, ids[-1] if len(ids) == count else ""
 
     async def _row(self, generation: str, key: SessionKey) -> _Row | None:
         with _table():
