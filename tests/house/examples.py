@@ -743,6 +743,7 @@ _MEMORY: dict[str, Callable[[World], ProtoMessage]] = {
         read_level=said.ReadLevel.READ_LEVEL_VERIFIED,
         without_summary=True,
         without_documents=True,
+        with_open_calls=True,
     ),
     "ContextService.Invoked": lambda world: context_pb2.InvokedRequest(
         workspace_id=world.workspace_id,

@@ -187,6 +187,19 @@ def test_a_turn_that_begins_with_the_results_of_the_turn_before_is_not_cut_off_i
     assert contexts.cut(lines, [], 30).lines == [1, 2, 3]
 
 
+def test_open_calls_are_there_for_who_brings_their_results_and_only_those_of_the_newest_message() -> None:
+    lines = [
+        Line("user", "q", 10, True),
+        Line("assistant", "", 10, False, calls=["a"]),
+        Line("user", "never mind", 10, True),
+        Line("assistant", "", 10, False, calls=["b", "c"]),
+    ]
+    assert contexts.cut(lines, [], 100).lines == [0, 2]
+    cut = contexts.cut(lines, [], 100, open_calls=True)
+    assert (cut.lines, cut.truncated) == ([0, 2, 3], False)
+    assert contexts.cut([*lines, Line("user", "nor this", 10, True)], [], 100, open_calls=True).lines == [0, 2, 4]
+
+
 @given(
     lines_of_a_conversation(),
     PREFERENCES,

@@ -348,6 +348,8 @@ class FakeMemory(conversation_pb2_grpc.ConversationServiceServicer, context_pb2_
         if self.owners.get(key, request.user_id) != request.user_id:
             raise ConversationUnknown("no such conversation")
         messages = self.messages.get(key, [])
+        if messages and messages[-1].tool_calls and not request.with_open_calls:
+            messages = messages[:-1]  # as memory does
         preferences = sorted(self.preferences.get((request.workspace_id, request.user_id), {}).items())
         response = context_pb2.InvokingResponse(
             messages=messages,

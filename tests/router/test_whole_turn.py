@@ -9,9 +9,11 @@ from datetime import UTC, datetime, timedelta
 
 import grpc
 import pytest
+from aiohttp import web
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tests.router.conftest import METADATA, Client, Turn, answered, refused
+from tests.router.scripted import Heard, ScriptedAgents, delta, finish
 from twofold.memory.v1 import conversation_pb2, conversation_pb2_grpc, message_pb2, preference_pb2, preference_pb2_grpc
 from twofold.registry.v1 import (
     agent_pb2,
@@ -25,7 +27,7 @@ from twofold.registry.v1 import (
     workspace_pb2,
     workspace_pb2_grpc,
 )
-from twofold.router.v1 import routing_pb2
+from twofold.router.v1 import routing_pb2, turn_pb2
 from twofold_chassis.settings import DatabaseSettings, RedisSettings
 from twofold_cli.demo_agent import DemoAgent, serving
 from twofold_cli.embedded.redis import EmbeddedRedis
@@ -236,6 +238,39 @@ async def test_retries_that_cross_their_first_attempt_are_kept_and_counted_once(
     assert {(turn.text, turn.completed.last_seq) for turn in turns} == {(turns[0].text, 2)}
     assert (await house.usage()).events == 1
     assert house.agent.requests == 1
+
+
+async def test_an_agent_that_calls_tools_twice_gets_their_results_from_the_conversation_it_had(
+    house: House, agents: ScriptedAgents
+) -> None:
+    ws, client = house.workspace_id, house.client
+
+    async def counts_to_two(heard: Heard) -> web.StreamResponse:
+        results = [message["content"] for message in heard.body["messages"] if message["role"] == "tool"]
+        if len(results) == 2:
+            return await heard.say(delta(f"They were {' and '.join(results)}."), finish())
+        call = {"index": 0, "id": f"c{len(results)}", "function": {"name": "dice", "arguments": "{}"}}
+        return await heard.say(delta("I throw. "), delta(tool_calls=[call]), finish("tool_calls"))
+
+    agent = agent_pb2.Agent(
+        workspace_id=ws, agent_id="gambler", display_name="Gambler", url=agents.agent("g", counts_to_two)
+    )
+    await agent_pb2_grpc.AgentServiceStub(house.registry).CreateAgent(agent_pb2.CreateAgentRequest(agent=agent))
+    token = await house.grant("ada", "gambler")
+    offered = {"agent_id": "gambler", "thread_id": "t", "tools": [turn_pb2.Tool(name="dice")]}
+    first = await client.turn(ws, "Throw twice.", min_revision_token=token, **offered)
+    assert [call.id for call in first.calls] == ["c0"]
+    thrown = turn_pb2.ToolResult(tool_call_id="c0", content="four")
+    second = await client.turn(ws, "", operation_id="second", tool_results=[thrown], **offered)
+    assert [call.id for call in second.calls] == ["c1"]
+    with refused(Code.INVALID_ARGUMENT, "REASON_INVALID_FIELD"):
+        await client.turn(ws, "", tool_results=[thrown], **offered)
+    third = await client.turn(ws, "", tool_results=[turn_pb2.ToolResult(tool_call_id="c1", content="six")], **offered)
+    assert third.text == "They were four and six."
+    again = await client.turn(ws, "", operation_id="second", tool_results=[thrown], **offered)
+    assert (again.started.replayed, again.calls) == (True, second.calls)
+    roles = [message_pb2.Role.Name(message.role) for message in await house.messages("t")]
+    assert roles == ["ROLE_USER", "ROLE_ASSISTANT", "ROLE_TOOL", "ROLE_ASSISTANT", "ROLE_TOOL", "ROLE_ASSISTANT"]
 
 
 async def test_a_revoke_that_waits_for_all_routers_is_known_to_them_when_it_returns(house: House) -> None:

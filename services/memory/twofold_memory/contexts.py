@@ -105,6 +105,7 @@ def joined(
     newest_seq: int,
     documents: Sequence[Document] = (),
     bytes_max: int = ANSWER_BYTES_MAX,
+    open_calls: bool = False,
 ) -> Joined:
     """The newest lines that fit the budget, and before them the newest of the `known` summaries that joins them.
 
@@ -114,7 +115,15 @@ def joined(
     cuts: dict[str, Cut] = {}
 
     def cut_with(summary: Summary | None) -> Cut:
-        return cut(lines, preferences, budget, bytes_max=bytes_max, summary=summary, documents=documents)
+        return cut(
+            lines,
+            preferences,
+            budget,
+            bytes_max=bytes_max,
+            summary=summary,
+            documents=documents,
+            open_calls=open_calls,
+        )
 
     def first_seq(summary: Summary) -> int:
         made = cuts[summary.summary_id] = cut_with(summary)
@@ -137,8 +146,11 @@ def cut(
     bytes_max: int = ANSWER_BYTES_MAX,
     summary: Summary | None = None,
     documents: Sequence[Document] = (),
+    open_calls: bool = False,
 ) -> Cut:
     """The newest whole turns, and what stands beside them, that fit the budget; open tool calls are left out.
+
+    With `open_calls` those of the newest line are not: somebody is about to bring their results.
 
     The budget is of tokens. `bytes_max` bounds the answer besides, which may be large for few tokens: callers count them.
 
@@ -149,7 +161,7 @@ def cut(
     kept_preferences, spent = _preferences_within(preferences, budget)
     taken = sum(len(entry.value.encode()) + len(_preference_line(entry).encode()) for entry in kept_preferences)
     room = _Size(budget, bytes_max).minus(_Size(spent, taken))
-    paired = _paired(lines)
+    paired = _paired(lines, open_calls=open_calls)
     newest = _newest_turn_size(lines, paired)
     kept_summary = summary
     if summary is not None and not _summary_size(summary).plus(newest).within(room):
@@ -211,25 +223,25 @@ def _documents_within(documents: Sequence[Document], room: _Size) -> tuple[list[
     return kept, taken
 
 
-def _paired(lines: Sequence[Line]) -> list[int]:
-    """The lines without calls that have no result, and without results that have no call.
+def _paired(lines: Sequence[Line], *, open_calls: bool) -> list[int]:
+    """The lines without calls that have no result, and without results that have no call. `open_calls`: but the newest.
 
     A result belongs to the nearest open call of its id: ids may repeat in a conversation, never while a call is open.
     """
     whole: set[int] = set()
     caller: int | None = None
-    open_calls: set[str] = set()
+    unanswered: set[str] = set()
     group: list[int] = []
     for index, line in enumerate(lines):
         if line.answers is not None:
-            if line.answers in open_calls:
-                open_calls.remove(line.answers)
+            if line.answers in unanswered:
+                unanswered.remove(line.answers)
                 group.append(index)
-                if not open_calls:
+                if not unanswered:
                     whole.update(group)
             continue
-        open_calls, group, caller = set(line.calls), [index], index
-        if not line.calls:
+        unanswered, group, caller = set(line.calls), [index], index
+        if not line.calls or (open_calls and index == len(lines) - 1):
             whole.add(caller)
     return sorted(whole)
 

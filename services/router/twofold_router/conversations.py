@@ -25,13 +25,14 @@ class Policy(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which context a turn needs."""
+    """Which context a turn needs. `open_calls`: with the calls of the newest answer, whose results the turn brings."""
 
     workspace_id: str
     thread_id: str | None
     user_id: str
     messages_max: int
     tokens_max: int
+    open_calls: bool = False
 
 
 @dataclass(frozen=True, slots=True)

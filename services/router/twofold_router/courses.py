@@ -44,17 +44,18 @@ from twofold_router.conversations import (
     TurnKey,
     Wanted,
 )
-from twofold_router.limits import UNCOUNTED, Counted, LimitsSource
+from twofold_router.limits import UNCOUNTED, Counted, LimitsSource, LimitsUnknown
 from twofold_router.outcomes import Outcome
 from twofold_router.reporting import Report
-from twofold_router.resolution import Resolution, Resolver
+from twofold_router.resolution import Question, Resolution, Resolver
 from twofold_router.routes import AgentKey
 from twofold_router.running import LeftAlone, Run
-from twofold_router.targets import AgentNotReady
+from twofold_router.targets import AgentNotReady, UrlForbidden
 from twofold_router.turn_events import Calls, Completed, Started, Waiting
 
 _ROUNDS_MAX = 5
 _PAUSES_S = (0.1, 1.0)
+_COUNTERS_PAUSES_S = (0.1, 0.4, 1.0)
 _BEATS_IN_A_LEASE = 3
 _INTERRUPTED = "interrupted"
 
@@ -173,7 +174,7 @@ class Courses:
         for _ in range(_ROUNDS_MAX):
             asked_at = boot_s()
             try:
-                resolution = await self._resolver.resolve(course.ask.question)
+                resolution = await self._counted(course.ask.question)
             except AgentNotReady as refusal:
                 await self._wait(course, refusal)
                 return await self._resolve(course)
@@ -185,6 +186,17 @@ class Courses:
             if boot_s() < course.valid_until:
                 return resolution
         raise PeerUnavailable("what the registry says cannot be relied on just now", retry_after_s=0.2, peer="registry")
+
+    async def _counted(self, question: Question) -> Resolution:
+        """Where the limits cannot be told, they mostly can in a moment: counters are being set up, or Redis has failed over."""
+        for pause_s in (*_COUNTERS_PAUSES_S, None):
+            try:
+                return await self._resolver.resolve(question)
+            except LimitsUnknown:
+                if pause_s is None:
+                    raise
+            await asyncio.sleep(pause_s)
+        raise AssertionError("the last attempt returns or raises")
 
     async def _wait(self, course: Course, refusal: Refusal) -> None:
         """A pause, longer each time; raises the refusal once the agent has been waited for long enough."""
@@ -200,18 +212,8 @@ class Courses:
         await asyncio.sleep(pause_s)
 
     async def _context(self, course: Course) -> Context:
-        ask, resolution = course.ask, course.resolution
-        assert resolution is not None
-        settings, began = resolution.route.settings, time.monotonic()
-        context = await self._conversations.context(
-            Wanted(
-                ask.question.agent.workspace_id,
-                ask.thread_id,
-                ask.question.user_id,
-                settings.context_messages_max,
-                settings.context_tokens_max,
-            )
-        )
+        began = time.monotonic()
+        context = await self._conversations.context(_wanted(course))
         course.run.tell(self._started(course, context, time.monotonic() - began))
         return context
 
@@ -266,20 +268,11 @@ class Courses:
 
     async def _require_called(self, course: Course) -> None:
         """Results that nobody asked for are refused before they are kept."""
-        assert course.resolution is not None
-        settings, question = course.resolution.route.settings, course.ask.question
-        wanted = Wanted(
-            question.agent.workspace_id,
-            course.ask.thread_id,
-            question.user_id,
-            settings.context_messages_max,
-            settings.context_tokens_max,
-        )
         try:
-            prompts.require_called(course.ask, await self._conversations.context(wanted))
+            prompts.require_called(course.ask, await self._conversations.context(_wanted(course)))
         except InvalidField:
             # A repeat: the conversation has gone on since.
-            if await self._conversations.find(course.turn, question.user_id) is None:
+            if await self._conversations.find(course.turn, course.ask.question.user_id) is None:
                 raise
 
     @contextlib.asynccontextmanager
@@ -336,6 +329,9 @@ class Courses:
             course.prompt = prompts.prompt(course.ask, resolution.route, resolution.target.url, context)
             try:
                 return await self._hear_agent(course, resolution, course.prompt)
+            except UrlForbidden:
+                course.sent = False
+                raise
             except AgentUnreachable as refusal:
                 course.sent = False
                 self._report(course, resolution, Outcome.DIAL_FAILED)
@@ -463,6 +459,19 @@ def running_elsewhere(operation_id: str, holder: str) -> Busy:
     """The refusal of an operation that another router is at work on."""
     router = holder.rpartition("/")[0] or holder
     return Busy("this operation runs in another router", retry_after_s=1.0, operation_id=operation_id, router=router)
+
+
+def _wanted(course: Course) -> Wanted:
+    ask, resolution = course.ask, course.resolution
+    assert resolution is not None
+    return Wanted(
+        ask.question.agent.workspace_id,
+        ask.thread_id,
+        ask.question.user_id,
+        resolution.route.settings.context_messages_max,
+        resolution.route.settings.context_tokens_max,
+        open_calls=bool(ask.results),
+    )
 
 
 def _surely_new(course: Course) -> bool:

@@ -55,6 +55,7 @@ def invoking_request(wanted: Wanted) -> context_pb2.InvokingRequest:
         user_id=wanted.user_id,
         message_count_max=wanted.messages_max,
         token_count_max=wanted.tokens_max,
+        with_open_calls=wanted.open_calls,
     )
 
 

@@ -28,6 +28,7 @@ class Invoking:
     token: ThreadToken | None
     with_summary: bool
     with_documents: bool
+    with_open_calls: bool
 
 
 def invoking(request: pb.InvokingRequest) -> Invoking:
@@ -44,6 +45,7 @@ def invoking(request: pb.InvokingRequest) -> Invoking:
         token=token,
         with_summary=key is not None and not request.without_summary,
         with_documents=key is not None and not request.without_documents,
+        with_open_calls=request.with_open_calls,
     )
 
 
@@ -69,6 +71,7 @@ def invoking_response(
         asked.budget,
         newest_seq=window.as_of_seq if window else 0,
         documents=linked or (),
+        open_calls=asked.with_open_calls,
     )
     cut = joined.cut
     response = pb.InvokingResponse(

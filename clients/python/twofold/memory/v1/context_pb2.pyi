@@ -39,6 +39,7 @@ class InvokingRequest(_message.Message):
     THREAD_TOKEN_FIELD_NUMBER: _builtins.int
     WITHOUT_SUMMARY_FIELD_NUMBER: _builtins.int
     WITHOUT_DOCUMENTS_FIELD_NUMBER: _builtins.int
+    WITH_OPEN_CALLS_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """The workspace. Required."""
     thread_id: _builtins.str
@@ -61,6 +62,10 @@ class InvokingRequest(_message.Message):
     """Whether no summary is wanted."""
     without_documents: _builtins.bool
     """Whether no documents are wanted."""
+    with_open_calls: _builtins.bool
+    """Whether the conversation's newest message is wanted even if it calls tools: for who is about to bring their results. Otherwise
+    calls without results are left out, as the APIs of models refuse them.
+    """
     def __init__(
         self,
         *,
@@ -73,10 +78,11 @@ class InvokingRequest(_message.Message):
         thread_token: _builtins.bytes = ...,
         without_summary: _builtins.bool = ...,
         without_documents: _builtins.bool = ...,
+        with_open_calls: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_count_max", b"message_count_max", "read_level", b"read_level", "thread_id", b"thread_id", "thread_token", b"thread_token", "token_count_max", b"token_count_max", "user_id", b"user_id", "without_documents", b"without_documents", "without_summary", b"without_summary", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_count_max", b"message_count_max", "read_level", b"read_level", "thread_id", b"thread_id", "thread_token", b"thread_token", "token_count_max", b"token_count_max", "user_id", b"user_id", "with_open_calls", b"with_open_calls", "without_documents", b"without_documents", "without_summary", b"without_summary", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
