@@ -214,6 +214,7 @@ async def test_c10_a_pod_that_others_have_declared_dead_is_fenced_although_it_se
 ) -> None:
     router = await cloud.router(pod_lease_ms=2000)
     for forgets in (True, False):  # learnt when Redis has forgotten the pod, or by asking now and then
+        monkeypatch.setattr("twofold_router.links._ASKED_EACH_S", 1e9 if forgets else 0)
         pod = await cloud.pod(router, pod_id=f"gate-{forgets}")
         session = await cloud.open(pod)
         life = pod.incarnation
@@ -223,8 +224,6 @@ async def test_c10_a_pod_that_others_have_declared_dead_is_fenced_although_it_se
         await cloud.house.api.pods.MarkPodDead(request)
         if forgets:
             await cloud.asked("FLUSHALL")
-        else:
-            monkeypatch.setattr("twofold_router.links._ASKED_EACH_S", 0)
         await pod.hears(session, "FENCED")
         await until(lambda pod=pod, life=life: pod.incarnation not in (None, life))  # type: ignore[misc]
 
