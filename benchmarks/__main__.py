@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import curve, document, operations, rows, sizes, table, threads
+from benchmarks import curve, document, limits, operations, rows, sizes, table, threads
 from benchmarks.comparing import Operation, is_chosen
 from benchmarks.peers import comparison as peers
 from benchmarks.places import Place, measuring_place
@@ -51,6 +51,7 @@ async def with_peers(console: Console) -> None:
     with console.status("P11") as status:
         async with measuring_place(told=status.update) as place:
             measured += await peers.figures(place, told=status.update)
+            measured += await limits.peer_figures(place, told=status.update)
     _report(console, measured)
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import grpc
 
-from benchmarks import echo, events, registry, threads, usage
+from benchmarks import echo, events, limits, registry, threads, usage
 from benchmarks.comparing import MANY, Operation, against_echo, always, subject
 from benchmarks.places import Place
 from benchmarks.rows import ROUNDS, WARM_UP, Comparison, Server, Subject
@@ -53,6 +53,7 @@ OPERATIONS: Sequence[Operation] = (
     Operation("P8-append", lambda place: _append_far(place)),
     Operation("P8-window", lambda place: _window_far(place)),
     Operation("P8-window-postgres", lambda place: _window_far_from_postgres(place)),
+    *limits.OPERATIONS,
     *registry.OPERATIONS,
     *usage.OPERATIONS,
     *events.OPERATIONS,

@@ -22,6 +22,7 @@ _ROUNDS = 3
 _ROUND_S = 1.0
 _CALLERS = (1, 64)
 _ACTIONS = ("append", "read")
+_WHAT = {"append": "append of one exchange", "read": "read of the newest 20"}
 _LINE_S = 180.0
 _INSTALL_S = 600.0
 
@@ -103,14 +104,14 @@ async def figures(place: Place, *, told: Told) -> list[Figure]:
     failed: list[Figure] = []
     async with contextlib.AsyncExitStack() as undo:
         told("P11: Twofold")
-        ours = await undo.enter_async_context(Worker(sys.executable, "twofold_client", _own_environment(place)))
+        ours = await undo.enter_async_context(Worker(sys.executable, "twofold_client", own_environment(place)))
         for library in LIBRARIES:
             told(f"P11: {library.id}")
             try:
-                python = await asyncio.to_thread(installed, library.environment)
+                python = await installed_soon(library.environment)
                 urls = await place.stack.postgres.create_database(f"peer_{library.module}")
-                environment = _environment(urls.owner, place.redis_url)
-                workers[library.id] = await undo.enter_async_context(Worker(python, library.module, environment))
+                servers = environment(urls.owner, place.redis_url)
+                workers[library.id] = await undo.enter_async_context(Worker(python, library.module, servers))
             except CannotRunError as error:
                 failed.append(Figure(f"P11-{library.id}", library.note, {"not_run": str(error)}))
         results = await _rounds(ours, workers, told)
@@ -177,9 +178,9 @@ def figure_of(
         values["twofold_with_token_over_peer"] = _over(with_token, theirs)
         values["twofold_with_token_rate_per_s"] = _median(with_token, lambda one: one.rate)
         values["twofold_with_token_p50_ms"] = _median(with_token, lambda one: one.p50_ms)
-    what = "append of one exchange" if action == "append" else "read of the newest 20"
+    what = _WHAT.get(action, action)
     return Figure(
-        f"P11-{library.id}-{action}-{callers}",
+        f"P11-{library.id}-{action.partition(' ')[0]}-{callers}",
         f"{library.id}: {what}",
         values,
         library.note,
@@ -261,6 +262,11 @@ class Worker:
         await self._process.wait()
 
 
+async def installed_soon(name: str) -> str:
+    """The same without keeping others waiting."""
+    return await asyncio.to_thread(installed, name)
+
+
 def installed(name: str) -> str:
     """The interpreter of a library's environment, which is made if it is not there as pinned. Raises CannotRunError."""
     pins = Path(__file__).with_name(f"{name}.txt")
@@ -284,13 +290,14 @@ def _run(argv: Sequence[str]) -> None:
         raise CannotRunError(f"could not be installed: {errors[-1] if errors else 'no reason given'}")
 
 
-def _environment(postgres: str, redis_url: str) -> dict[str, str]:
+def environment(postgres: str, redis_url: str) -> dict[str, str]:
     """What a library's process gets: the servers, and of our modules only those of this benchmark."""
     kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TMPDIR")}
     return kept | {"PYTHONPATH": str(ROOT), "PEER_POSTGRES": postgres, "PEER_REDIS": redis_url}
 
 
-def _own_environment(place: Place) -> dict[str, str]:
+def own_environment(place: Place) -> dict[str, str]:
+    """What a process of ours gets that calls Twofold as the libraries are called."""
     path = os.pathsep.join((str(ROOT), *(entry for entry in sys.path if entry)))
     own = {"PEER_POSTGRES": "", "PEER_REDIS": "", "PEER_TWOFOLD": place.stack.memory.target, "PYTHONPATH": path}
     return dict(os.environ) | own

@@ -28,19 +28,21 @@ def thread_name(action: str, number: int) -> str:
     return f"{action}-{number % THREADS}"
 
 
-def serve(opened: Callable[[str, str], Coroutine[Any, Any, object]]) -> None:
+def serve(opened: Callable[[str, str], Coroutine[Any, Any, object]], *, converses: bool = True) -> None:
     """Serves until standard input ends. `opened` makes the peer from the URLs of Postgres and Redis.
 
     A peer is a library's own way of keeping conversations: `append(name)` adds one exchange to a thread, `read(name)` gives
     the contents of its newest 20 messages in order. Both are coroutine functions, or both are plain ones and run in threads.
+    One that does not converse has other methods, and needs no threads.
     """
-    asyncio.run(_serve(opened(os.environ["PEER_POSTGRES"], os.environ["PEER_REDIS"])))
+    asyncio.run(_serve(opened(os.environ["PEER_POSTGRES"], os.environ["PEER_REDIS"]), converses))
 
 
-async def _serve(opening: Coroutine[Any, Any, object]) -> None:
+async def _serve(opening: Coroutine[Any, Any, object], converses: bool) -> None:
     try:
         peer = await opening
-        await _prepare(peer)
+        if converses:
+            await _prepare(peer)
     except Exception as error:  # noqa: BLE001  (whatever a library says is the reason to report)
         _say({"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
         return
