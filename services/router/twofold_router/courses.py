@@ -106,7 +106,7 @@ class Course:
 
 
 class Courses:
-    """Takes turns all the way. Memory holds one for `lease_s` without a sign of life; agents are dialled for `cold_start_s`."""
+    """Takes turns all the way. Memory holds each for `lease_s` without a sign of life; agents are dialled `cold_start_s`."""
 
     def __init__(
         self,
@@ -188,7 +188,7 @@ class Courses:
         raise PeerUnavailable("what the registry says cannot be relied on just now", retry_after_s=0.2, peer="registry")
 
     async def _counted(self, question: Question) -> Resolution:
-        """Where the limits cannot be told, they mostly can in a moment: counters are being set up, or Redis has failed over."""
+        """Where the limits cannot be told, they mostly can in a moment: counters are set up anew, or Redis fails over."""
         for pause_s in (*_COUNTERS_PAUSES_S, None):
             try:
                 return await self._resolver.resolve(question)
