@@ -31,8 +31,8 @@ def route(epoch: int, workspace_id: str, agent_id: str) -> str:
     return f"c:{{{part(workspace_id)}}}:{epoch}:route:{part(agent_id)}"
 
 
-# What is counted, and what for. All of a workspace in one slot: one script looks at all its limits. <generation> is a word that
-# is new with every set of counters: those of an older one are never seen again, and go by themselves.
+# What is counted, and what for. All of a workspace in one slot: one script looks at all its limits. <generation> is a word
+# that is new with every set of counters: those of an older one are never seen again, and go by themselves.
 
 MARKER_TTL_MS = 48 * 3600 * 1000
 OPERATION_TTL_MS = 3600 * 1000
@@ -59,6 +59,19 @@ def agent_counters(workspace_id: str, generation: str, agent_id: str) -> str:
 def workspace_counters(workspace_id: str, generation: str) -> str:
     """What all of a workspace used. Lives two days. Evicted alone: the workspace's windows begin anew."""
     return f"n:{{{part(workspace_id)}}}:{generation}:w"
+
+
+def counting(workspace_id: str, generation: str, user_id: str, agent_id: str, operation_id: str) -> tuple[str, ...]:
+    """All that one operation is counted in, in the order of the scripts' keys: as the others here say, in half the time."""
+    tag = part(workspace_id)
+    counters = f"n:{{{tag}}}:{generation}:"
+    return (
+        f"g:{{{tag}}}",
+        f"o:{{{tag}}}:{generation}:{part(operation_id)}",
+        f"{counters}u:{part(user_id)}",
+        f"{counters}a:{part(agent_id)}",
+        f"{counters}w",
+    )
 
 
 def operation(workspace_id: str, generation: str, operation_id: str) -> str:

@@ -125,13 +125,18 @@ class LimitReached(QuotaExhausted):
         """Of these, those that refuse and are no shadows."""
         refusing = [limit for limit in limits if limit.would_refuse and not limit.is_shadow]
         retries = [limit.retry_s for limit in refusing if limit.retry_s is not None]
-        named = ", ".join(f"{limit.kind.value} ({limit.used} of {limit.amount} used)" for limit in refusing)
+        named = ", ".join(f"{limit.kind.value} ({_words(limit)})" for limit in refusing)
         super().__init__(
             f"limits are reached: {named}",
-            [Quota(limit.subject, f"{limit.kind.value}: {limit.used} of {limit.amount} used") for limit in refusing],
+            [Quota(limit.subject, f"{limit.kind.value}: {_words(limit)}") for limit in refusing],
             retry_after_s=max(retries) if len(retries) == len(refusing) else None,
         )
         self.limits = tuple(limits)
+
+
+def _words(limit: LimitStatus) -> str:
+    used = f"{limit.used} of {limit.amount} used"
+    return used if limit.retry_s is not None else f"{used}, and this operation costs more than {limit.amount}"
 
 
 class LimitsUnknown(Unavailable):
@@ -197,31 +202,28 @@ class Counters(Protocol):
         ...
 
 
+_PREFIXES = {subject: f"{subject.value}:" for subject in Subject}
+# Of each kind: its place among the meters, what stands before the id of its subject, and where that is in a pair.
+_PLACES = {
+    kind: (place, _PREFIXES[meter.subject], PairKey._fields.index(f"{meter.subject.value}_id"))
+    for place, (kind, meter) in enumerate(METERS.items())
+}
+
+
 def subject_id(kind: LimitKind, pair: PairKey) -> str:
     """Of whom a limit is, e.g. "user:ada"."""
-    subject = METERS[kind].subject
-    ids = {Subject.USER: pair.user_id, Subject.AGENT: pair.agent_id, Subject.WORKSPACE: pair.workspace_id}
-    return f"{subject.value}:{ids[subject]}"
-
-
-_PLACES = {kind: place for place, kind in enumerate(METERS)}
+    _, prefix, field = _PLACES[kind]
+    return prefix + pair[field]
 
 
 def statuses(tally: Tally, operation: Operation, limits: Sequence[Limit]) -> tuple[LimitStatus, ...]:
     """How these limits stand."""
-    return tuple(_status(tally, operation, limit) for limit in limits)
-
-
-def _status(tally: Tally, operation: Operation, limit: Limit) -> LimitStatus:
-    mark = tally.marks[_PLACES[limit.kind]]
-    refuses = mark.retry_ms != 0
-    return LimitStatus(
-        kind=limit.kind,
-        subject=subject_id(limit.kind, operation.pair),
-        amount=limit.amount,
-        used=mark.used,
-        reset_s=max(0.0, (mark.reset_ms - tally.at_ms) / 1000),
-        is_shadow=limit.is_shadow,
-        would_refuse=refuses,
-        retry_s=(mark.retry_ms - tally.at_ms) / 1000 if mark.retry_ms > 0 else None,
-    )
+    (_, at_ms, marks), pair = tally, operation.pair
+    found = []
+    for kind, amount, is_shadow in limits:
+        place, prefix, field = _PLACES[kind]
+        used, retry_ms, reset_ms = marks[place]
+        retry_s = (retry_ms - at_ms) / 1000 if retry_ms > 0 else None
+        reset_s = (reset_ms - at_ms) / 1000 if reset_ms > at_ms else 0.0
+        found.append(LimitStatus(kind, prefix + pair[field], amount, used, reset_s, is_shadow, retry_ms != 0, retry_s))
+    return tuple(found)

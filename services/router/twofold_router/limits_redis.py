@@ -24,7 +24,7 @@ from twofold_router.limits import (
 )
 from twofold_router.permissions import PairKey
 from twofold_router.rebuilds import Begun, Counter
-from twofold_router.terms import Limit, LimitKind
+from twofold_router.terms import Limit
 
 _COUNT = Script.load("twofold_router.lua", "count_operation")
 _SETTLE = Script.load("twofold_router.lua", "settle_operation")
@@ -54,14 +54,14 @@ class RedisCounters:
         self._generations: OrderedDict[str, str] = OrderedDict()
 
     async def count(self, operation: Operation, limits: Sequence[Limit], *, peeks: bool = False) -> Tally:
-        arguments: list[Argument] = [
+        arguments = (
             _body(operation),
             "PEEK" if peeks else "COUNT",
             self.now_ms(),
             keys.OPERATION_TTL_MS,
             keys.MARKER_TTL_MS,
-            *_metered(operation.cost, limits),
-        ]
+            *_metered(operation.cost, tuple(limits)),
+        )
         reply = await self._run(_COUNT, operation, arguments)
         if reply[0] == b"DUPLICATE":
             return _first_tally(reply[1])
@@ -91,13 +91,7 @@ class RedisCounters:
         (workspace_id, user_id, agent_id), operation_id, _ = operation
         generation = self._generations.get(workspace_id, "")
         for _ in range(2):
-            names = (
-                keys.marker(workspace_id),
-                keys.operation(workspace_id, generation, operation_id),
-                keys.user_counters(workspace_id, generation, user_id),
-                keys.agent_counters(workspace_id, generation, agent_id),
-                keys.workspace_counters(workspace_id, generation),
-            )
+            names = keys.counting(workspace_id, generation, user_id, agent_id, operation_id)
             reply = await _away(self._link.run(script, names, (RUN_ID, self._cells, generation, *arguments)))
             if reply[0] == b"MISMATCH":
                 raise RequestReused("this operation_id was used for something else", operation_id=operation_id)
@@ -191,18 +185,14 @@ async def _away(reply: Awaitable[Reply]) -> Reply:
         raise CountersAway(asked=True) from None
 
 
-def _metered(cost: Cost, limits: Sequence[Limit]) -> list[Argument]:
-    amounts = _amounts(tuple(limits))
+@lru_cache(maxsize=4096)  # of few plans, and mostly of one message
+def _metered(cost: Cost, limits: tuple[Limit, ...]) -> tuple[Argument, ...]:
+    amounts = {limit.kind: (limit.amount, int(limit.is_shadow)) for limit in limits}
     metered: list[Argument] = []
     for kind, told, place in _TOLD:
         amount, shadow = amounts.get(kind, _NO_LIMIT)
         metered += (*told, amount, cost[place], shadow)
-    return metered
-
-
-@lru_cache(maxsize=4096)  # of few plans
-def _amounts(limits: tuple[Limit, ...]) -> Mapping[LimitKind, tuple[int, int]]:
-    return {limit.kind: (limit.amount, int(limit.is_shadow)) for limit in limits}
+    return tuple(metered)
 
 
 def _body(operation: Operation) -> str:

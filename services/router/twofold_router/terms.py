@@ -18,6 +18,10 @@ class LimitKind(Enum):
     WORKSPACE_DAY_TOKENS = "workspace_day_tokens"
     WORKSPACE_DAY_MICROS = "workspace_day_micros"
 
+    __hash__ = (
+        object.__hash__
+    )  # there is one of each; an enum's own hash takes ten times as long, and each message needs many
+
 
 class Limit(NamedTuple):
     """How much at most. A shadow is counted and told of, and refuses nobody."""
