@@ -169,6 +169,7 @@ async def test_one_that_costs_more_than_the_limit_is_refused_for_ever(
     with refused(Code.RESOURCE_EXHAUSTED, "REASON_LIMIT_REACHED") as told:
         await client.resolve(ws, cost=limit_pb2.OperationCost(tokens=11))
     assert details(told, error_details_pb2.RetryInfo) is None
+    assert "(0 of 10 used, and this operation costs more than 10)" in told.message
 
 
 @pytest.mark.parametrize("name", ["messages", "tokens", "micros"])

@@ -198,4 +198,6 @@ def _out_of_share(passed: Passed, *, is_duplicate: bool) -> Counted:
 
 
 def _unknown() -> LimitsUnknown:
-    return LimitsUnknown("how the limits stand cannot be told just now", retry_after_s=0.5)
+    return LimitsUnknown(
+        "how the limits stand cannot be told: Redis does not answer, or counters are being set up anew", retry_after_s=0.5
+    )
