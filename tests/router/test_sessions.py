@@ -23,6 +23,7 @@ from twofold_cli.embedded.postgres import EmbeddedPostgres
 from twofold_cli.embedded.redis import EmbeddedRedis
 from twofold_router.session_commands import PodCommands
 from twofold_router.session_table import RedisTable
+from twofold_router.sessions import TableUnavailable
 
 Code = grpc.StatusCode
 L_S = 0.5
@@ -363,6 +364,24 @@ async def test_without_redis_sessions_are_opened_and_served_and_listed_once_it_i
 
     await until(listed)
     assert (await router.get(during.session_id)).session.fence == during.fence
+
+
+async def test_what_the_table_was_not_told_of_is_announced(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    router = await cloud.router()
+    pod = await cloud.pod(router)
+    first = await cloud.open(pod)
+
+    async def away(*_: Any, **__: Any) -> Any:
+        raise TableUnavailable("away for a moment")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RedisTable, "open", away)
+        second = await cloud.open(pod)
+
+    async def listed() -> bool:
+        return await router.ids() == {first.session_id, second.session_id}
+
+    await until(listed)
 
 
 # Bounds and bad input --------------------------------------------------------------------------------------------------
