@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.router.conftest import Client, Start, answered, refused
 from tests.router.fakes import FakeRegistry, registry_server
+from tests.waiting import until
 from twofold.router.v1 import routing_pb2
 from twofold_chassis.settings import load
 from twofold_router.settings import Settings
@@ -105,6 +106,11 @@ async def test_what_is_done_is_counted(start: Start, client: Client, ws: str) ->
     async with start(metrics_port=0) as counted:
         await counted.turn(ws)
         await counted.turn(ws)
+
+        async def done_with() -> bool:
+            return "twofold_router_turns_running 0.0" in await counted.metrics()
+
+        await until(done_with)
         text = await counted.metrics()
     for line in (
         'twofold_router_copies_total{kind="permission",source="registry"} 1.0',
@@ -113,6 +119,5 @@ async def test_what_is_done_is_counted(start: Start, client: Client, ws: str) ->
         'twofold_router_copies_total{kind="route",source="registry"} 1.0',
         'twofold_router_copies_total{kind="route",source="process"} 1.0',
         'twofold_router_turns_total{outcome="completed"} 2.0',
-        "twofold_router_turns_running 0.0",
     ):
         assert line in text.splitlines()
