@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from twofold_chassis.redis import RedisLink
 from twofold_chassis.refusals import RequestReused
 from twofold_chassis.settings import RedisSettings
+from twofold_router import keys
 from twofold_router.limits import METERS, Cost, CountersLost, Operation, Outcome, Subject, Tally
 from twofold_router.limits_redis import RedisCounters, RedisFilling
 from twofold_router.permissions import PairKey
@@ -395,6 +396,17 @@ async def test_amounts_near_the_largest_are_exact_and_no_sum_is_too_large(room: 
         tally = await room.count(room.operation(f"huge-{number}", cost=Cost(most, most, most)))
         assert tally.outcome is Outcome.COUNTED
     assert all(mark.used <= 9 * 10**15 for mark in tally.marks)
+
+
+def test_the_keys_of_a_script_are_those_that_stand_with_their_price() -> None:
+    workspace_id, user_id, agent_id, operation_id = "w/s", "ada {1}", "x" * 255, "op:1"
+    assert keys.counting(workspace_id, "g1", user_id, agent_id, operation_id) == (
+        keys.marker(workspace_id),
+        keys.operation(workspace_id, "g1", operation_id),
+        keys.user_counters(workspace_id, "g1", user_id),
+        keys.agent_counters(workspace_id, "g1", agent_id),
+        keys.workspace_counters(workspace_id, "g1"),
+    )
 
 
 async def test_everything_that_is_counted_goes_by_itself(room: Room, redis_settings: RedisSettings) -> None:
