@@ -18,7 +18,7 @@ _GHOST_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """One thing that a pod wrote down. `what`: opened, holds, tries, closing, lost; `sessions`: what it holds and serves."""
+    """One thing that a pod wrote down. `what`: opened, holds, tries, refused, lost; `sessions`: what it holds and serves."""
 
     pod: str
     what: str
@@ -59,7 +59,9 @@ def judge_sessions(holding: Holding) -> Iterator[Violation]:
     """What is wrong with it."""
     opened: defaultdict[str, list[Word]] = defaultdict(list)
     tried: defaultdict[str, list[Word]] = defaultdict(list)
+    about: defaultdict[str, list[Word]] = defaultdict(list)
     for word in sorted(holding.words, key=lambda word: word.at):
+        about[word.session].append(word)
         if word.what == "opened":
             opened[word.session].append(word)
         elif word.what == "tries":
@@ -69,7 +71,7 @@ def judge_sessions(holding: Holding) -> Iterator[Violation]:
         if word.what == "holds":
             for session, fence in word.sessions:
                 yield from _of_belief(word, session, fence, opened[session])
-        elif word.what == "lost" and word.reason == "TAKEN_OVER" and not _was_asked_for(word, tried[word.session]):
+        elif word.what == "lost" and word.reason == "TAKEN_OVER" and not _was_given(word, about[word.session]):
             detail = f"{word.pod} has lost {word.session} {word.fence} to nobody; {_story(holding, word.session)}"
             yield Violation("SNATCHED", -1, word.at, detail)
     for session, fence, sent in holding.closed:
@@ -86,9 +88,15 @@ def _story(holding: Holding, session: str) -> str:
     return "; ".join(f"{word.at:.3f} {word.pod[:5]} {word.what} {word.fence} {word.reason}" for word in words)
 
 
-def _was_asked_for(lost: Word, tried: Sequence[Word]) -> bool:
-    """Whether another pod wanted it: that may have been given it without hearing of it."""
-    return any(other.pod != lost.pod and other.at < lost.at for other in tried)
+def _was_given(lost: Word, words: Sequence[Word]) -> bool:
+    """Whether another pod was given it under a higher fence, or may have been without hearing of it."""
+    for tried in words:
+        if tried.what == "tries" and tried.pod != lost.pod and tried.at < lost.at:
+            mine = (word for word in words if word.pod == tried.pod and word.at >= tried.at)
+            outcome = next((word for word in mine if word.what in ("opened", "refused")), None)
+            if outcome is None or (outcome.what == "opened" and outcome.fence > lost.fence):
+                return True
+    return False
 
 
 def _of_fences(opened: dict[str, list[Word]], tried: dict[str, list[Word]]) -> Iterator[Violation]:

@@ -220,9 +220,15 @@ MUTANTS = (
         "who holds a session is looked at, and the session is removed a moment later, whoever holds it then",
         (
             Patch(
-                "twofold_router/lua/session_close.lua",
-                "if held[1] ~= ARGV[4] or held[2] ~= ARGV[5] or held[3] ~= ARGV[6] or held[4] then\n",
-                "if not held[1] then\n",
+                "twofold_router/session_table.py",
+                '        return await self._changed(_CLOSE, session, (kept_ms, _now_ms())) == "CLOSED"\n',
+                "        found = await self.find(session.key)\n"
+                "        if found is None or found.fence != session.fence:\n"
+                "            return False\n"
+                "        await asyncio.sleep(0.5)\n"
+                "        found = await self.find(session.key)\n"
+                "        told = (kept_ms, _now_ms())\n"
+                "        return found is not None and await self._changed(_CLOSE, found, told) == 'CLOSED'\n",
             ),
         ),
         tracks=(("pod stop", "pod kill"),),

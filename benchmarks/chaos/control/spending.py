@@ -126,7 +126,17 @@ def _of_used(spending: Spending, operations: Mapping[str, Sequence[Operation]]) 
             if (operation.admitted is not None and not operation.released) or operation.may_count
         )
         if used.messages > most and not spending.losses:
-            yield Violation("EXCESS", -1, some[-1].sent, f"{used.messages} are counted for {used.user}, at most {most} are")
+            detail = f"{used.messages} are counted for {used.user}, at most {most} are; {_unusual(some)}"
+            yield Violation("EXCESS", -1, some[-1].sent, detail)
+
+
+def _unusual(operations: Sequence[Operation]) -> str:
+    """Those of which something is to be told, for whoever looks for the reason."""
+    return "; ".join(
+        str(operation)
+        for operation in operations
+        if operation.local or operation.may_count or operation.may_be_released or not operation.settled
+    )
 
 
 def _must_count(operation: Operation, spending: Spending) -> bool:
