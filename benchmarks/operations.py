@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import grpc
 
-from benchmarks import echo, events, limits, registry, threads, usage
+from benchmarks import cold, echo, events, limits, registry, sessions, threads, turns, usage
 from benchmarks.comparing import MANY, Operation, against_echo, always, subject
 from benchmarks.places import Place
 from benchmarks.rows import ROUNDS, WARM_UP, Comparison, Server, Subject
@@ -57,6 +57,9 @@ OPERATIONS: Sequence[Operation] = (
     *registry.OPERATIONS,
     *usage.OPERATIONS,
     *events.OPERATIONS,
+    *cold.OPERATIONS,
+    *sessions.OPERATIONS,
+    *turns.OPERATIONS,
 )
 
 
