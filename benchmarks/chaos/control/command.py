@@ -15,7 +15,7 @@ from benchmarks.chaos.control.world import Times, World, raise_servers, raise_wo
 
 REPORT = Path("build/chaos-control.json")
 LOGS = Path("build/chaos-logs")
-SCHEDULES_DEFAULT = 3
+SCHEDULES_DEFAULT = 2
 # So long that there is time for what outlasts a lease, and for what follows it.
 _LOAD_S, _LOAD_LEASES = 6.0, 1.0
 _TOLD_MAX = 20
