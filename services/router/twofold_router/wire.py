@@ -46,7 +46,9 @@ def question(
 def resolve_question(request: routing_pb2.ResolveRequest) -> Question:
     """The same, and what is asked of the limits."""
     peeks = wire_limits.peeks(request)
-    return question(request)._replace(claim=wire_limits.claim(request, "", peeks=peeks))
+    workspace_id = fields.identifier(request.workspace_id, "workspace_id")
+    least = revision_of(request.min_revision_token, "min_revision_token")
+    return _question_of(workspace_id, request, "", least, peeks=peeks)
 
 
 def questions(request: routing_pb2.BatchResolveRequest) -> list[Question]:
@@ -65,7 +67,12 @@ def questions(request: routing_pb2.BatchResolveRequest) -> list[Question]:
 
 
 def _question_of(
-    workspace_id: str, pair: routing_pb2.UserAgent, path: str, least: Revision | None, *, peeks: bool
+    workspace_id: str,
+    pair: routing_pb2.ResolveRequest | routing_pb2.UserAgent,
+    path: str,
+    least: Revision | None,
+    *,
+    peeks: bool,
 ) -> Question:
     return Question(
         AgentKey(workspace_id, fields.identifier(pair.agent_id, f"{path}agent_id")),
@@ -103,14 +110,14 @@ def _fill(response: routing_pb2.ResolveResponse, resolution: Resolution) -> None
 
 def check_response(ruling: Ruling) -> routing_pb2.CheckResponse:
     """Whether."""
-    return routing_pb2.CheckResponse(
-        allowed=ruling.verdict in _BASES,
-        basis=_BASES.get(ruling.verdict, routing_pb2.PERMISSION_BASIS_UNSPECIFIED),
-        source=SOURCES[ruling.source],
-        age=duration(ruling.age_s),
-        revision_token=ruling.stamp.token(),
-        valid_for=duration(ruling.valid_s),
-    )
+    response = routing_pb2.CheckResponse()
+    if ruling.verdict in _BASES:
+        response.allowed, response.basis = True, _BASES[ruling.verdict]
+    response.source = SOURCES[ruling.source]
+    set_duration(response.age, ruling.age_s)
+    response.revision_token = ruling.stamp.token()
+    set_duration(response.valid_for, ruling.valid_s)
+    return response
 
 
 def batch_response(results: Sequence[Resolution | Refusal]) -> routing_pb2.BatchResolveResponse:

@@ -21,6 +21,7 @@ _AHEAD_MAX = timedelta(hours=1)
 _KINDS = {kind: form for form, kind in KINDS.items()}
 _SOURCES = {source: limit_pb2.LimitsSource.Value(f"LIMITS_SOURCE_{source.name}") for source in LimitsSource}
 _ONE_MESSAGE = Cost()
+_MODES = frozenset(routing_pb2.ResolveMode.values())
 _USUAL = {peeks: Claim(None, _ONE_MESSAGE, peeks) for peeks in (False, True)}
 
 Resolving = routing_pb2.ResolveRequest | routing_pb2.BatchResolveRequest
@@ -29,7 +30,7 @@ Ending = limit_pb2.SettleOperationRequest | limit_pb2.ReleaseOperationRequest
 
 def peeks(request: Resolving) -> bool:
     """Whether nothing is to be counted."""
-    if request.mode not in routing_pb2.ResolveMode.values():
+    if request.mode not in _MODES:
         raise InvalidField("mode", "must be COUNT or PEEK")
     return request.mode == routing_pb2.RESOLVE_MODE_PEEK
 
@@ -124,7 +125,9 @@ def count_time(counted: Counted) -> datetime | None:
 def set_duration(duration: Duration, seconds: float) -> None:
     """Into a message where it stands: one of nothing is there as well. Microseconds; `round` would take a third of it."""
     micros = int(seconds * 1e6 + 0.5)
-    duration.seconds, duration.nanos = micros // 1_000_000, micros % 1_000_000 * 1000
+    if not 0 <= micros < 1_000_000:
+        duration.seconds, micros = divmod(micros, 1_000_000)
+    duration.nanos = micros * 1000
 
 
 def duration(seconds: float) -> Duration:
