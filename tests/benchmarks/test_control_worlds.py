@@ -129,6 +129,9 @@ def test_a_session_is_lost_only_to_somebody() -> None:
     assert not held(ONE, TRIES, lost)  # it may have been given without hearing of it
     assert held(ONE, lost) == ["SNATCHED"]
     assert held(ONE, TRIES, Word("pod-2", "refused", 2.0, "s"), lost) == ["SNATCHED"]
+    lives = [Word("pod-1", "holds", at, life=life) for at, life in ((2.9, "1"), (3.1, "1"), (3.2, "2"))]
+    assert held(ONE, lost, *lives[:2]) == ["SNATCHED"]
+    assert not held(ONE, lost, *lives)  # the pod was thought dead
 
 
 def test_a_fence_of_before_closes_nothing() -> None:

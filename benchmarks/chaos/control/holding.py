@@ -1,7 +1,7 @@
 """What pods believed of the sessions that they hold, and what routers said of them, and the judgement of it. Pure.
 
 TWO: a pod served a session after another had been given it under a higher fence. FENCE: a fence did not rise. SNATCHED: a
-pod was told that a session is another's, which nobody had asked for. CLOSED: a session was closed under a fence that another
+pod was told that a session is another's, which it is not. CLOSED: a session was closed under a fence that another
 holding had followed. GHOST: a session of a pod that was killed was listed, long after its lease. TABLE: when all was well
 again, the table was not what the pods hold.
 """
@@ -14,6 +14,7 @@ from benchmarks.chaos.control.history import Violation
 
 # One second is promised; ten times as much decides.
 _GHOST_S = 10.0
+_DYING_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Word:
     fence: int = 0
     reason: str = ""
     sessions: tuple[tuple[str, int], ...] = ()
+    life: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,9 @@ def judge_sessions(holding: Holding) -> Iterator[Violation]:
         if word.what == "holds":
             for session, fence in word.sessions:
                 yield from _of_belief(word, session, fence, opened[session])
-        elif word.what == "lost" and word.reason == "TAKEN_OVER" and not _was_given(word, about[word.session]):
+        elif word.what == "lost" and word.reason == "TAKEN_OVER":
+            if _was_given(word, about[word.session]) or _was_dying(word, holding):
+                continue
             detail = f"{word.pod} has lost {word.session} {word.fence} to nobody; {_story(holding, word.session)}"
             yield Violation("SNATCHED", -1, word.at, detail)
     for session, fence, sent in holding.closed:
@@ -80,6 +84,14 @@ def judge_sessions(holding: Holding) -> Iterator[Violation]:
     yield from _of_ghosts(holding, opened)
     if holding.differs:
         yield Violation("TABLE", -1, 0.0, holding.differs)
+
+
+def _was_dying(lost: Word, holding: Holding) -> bool:
+    """Whether its pod was another soon after: then it may have been dead when it heard this."""
+    words = [word for word in holding.words if word.pod == lost.pod and word.what == "holds"]
+    before = {word.life for word in words if lost.at - holding.lease_s < word.at <= lost.at}
+    after = {word.life for word in words if lost.at < word.at < lost.at + _DYING_S}
+    return not after <= before
 
 
 def _story(holding: Holding, session: str) -> str:

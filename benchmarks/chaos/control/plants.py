@@ -232,5 +232,6 @@ MUTANTS = (
             ),
         ),
         tracks=(("pod stop", "pod kill"),),
+        schedules_max=8,
     ),
 )

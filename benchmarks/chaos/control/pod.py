@@ -55,10 +55,8 @@ class Pod:
         while True:
             at = boot_s()  # before it is looked at: what is believed later is told as of earlier
             held = [[session.session_id, session.fence] for session in self._link.sessions.values()]
-            if self._link.serves and held:
-                say("holds", at=at, sessions=held)
-            elif self._link.serves:
-                say("holds", at=at, sessions=[])
+            if self._link.serves:
+                say("holds", at=at, sessions=held, life=str(self._link.incarnation))
             await asyncio.sleep(_BELIEF_S)
 
     async def _act(self, drawn: float) -> None:

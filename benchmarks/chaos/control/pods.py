@@ -51,7 +51,7 @@ class Pod:
                 told = json.loads(line)
                 sessions = tuple((session, fence) for session, fence in told.get("sessions", ()))
                 named = told.get("session", ""), told.get("fence", 0), told.get("reason", "")
-                words.append(Word(self.name, told["what"], told["at"], *named, sessions))
+                words.append(Word(self.name, told["what"], told["at"], *named, sessions, told.get("life", "")))
         return words
 
 
