@@ -93,6 +93,31 @@ async def test_c11_redis_killed_and_started_again_is_a_reset_and_the_stream_stay
         assert subscriber.gaps == []
 
 
+async def test_c11_routers_agree_on_the_epoch_that_follows_a_loss(own_redis: EmbeddedRedis) -> None:
+    """Each notices by itself, at its own time, through a connection of its own."""
+    settings = settings_of(own_redis, budget_ms=200)
+    async with (
+        events_router(settings, **SOON) as one,
+        events_router(settings, **SOON) as other,
+        one.subscribed(WS, of("a"), of("b")) as at_one,
+        other.subscribed(WS, of("a"), of("b")) as at_other,
+    ):
+        for subscriber in (at_one, at_other):
+            await caught_up(subscriber, "a", "b")
+        assert at_one.places == at_other.places
+        await one.publish(WS, "a", "from one")
+        await other.publish(WS, "a", "from the other")
+        for subscriber in (at_one, at_other):
+            await subscriber.told("a", "from one", "from the other")
+        await own_redis.kill()
+        await own_redis.start()
+        await asyncio.gather(*(published(router, "b", "x") for router in (one, other)))
+        for subscriber in (at_one, at_other):
+            await subscriber.told("b", "x", "x")
+            await subscriber.is_so(lambda it: sorted(it.resets) == ["a", "b"], "both begin anew, once")
+        assert at_one.places == at_other.places
+
+
 async def test_c11_a_flush_is_a_reset_whether_or_not_anything_is_published_behind_it(own_redis: EmbeddedRedis) -> None:
     settings = settings_of(own_redis)
     async with (

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from tests.waiting import until
 from twofold.router.v1 import event_pb2
 from twofold_chassis.redis import RedisLink
+from twofold_chassis.refusals import Overloaded
 from twofold_chassis.settings import RedisSettings
-from twofold_router import keys
+from twofold_router import event_tails, keys
 from twofold_router.event_streams import (
     Added,
     CaughtUp,
@@ -517,3 +518,15 @@ async def test_c11_a_reading_that_was_under_way_when_a_nudge_came_is_not_the_ans
             world.nudged(old)
         await asyncio.sleep(0)
         assert len(world.asked) == asked
+
+
+async def test_a_stream_that_cannot_be_opened_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_tails, "TAILS_MAX", 2)
+    world = Gated()
+    tails = Tails(world, world, poll_s=600)
+    wanted = [Wanted(agent, Start.NOW) for agent in ("a", "b", "c")]
+    with pytest.raises(Overloaded):
+        EventStream(
+            tails, Opening("ws", wanted, None, until_caught_up=False), lambda: Delivery.LIVE, Uncounted(), heartbeat_s=1
+        )
+    assert len(tails) == 0

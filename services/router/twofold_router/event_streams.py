@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
 
-from twofold_chassis.refusals import InvalidField, Overloaded
+from twofold_chassis.refusals import InvalidField, Overloaded, Refusal
 from twofold_router.event_tails import Step, Tail, Tails
 from twofold_router.events import (
     Batch,
@@ -171,7 +171,11 @@ class EventStream:
         self._rests_until = 0.0
         self._failure: BaseException | None = None
         self._news = asyncio.Event()
-        self._add(opening.wanted, "open.agents")
+        try:
+            self._add(opening.wanted, "open.agents")
+        except Refusal:
+            self.close()
+            raise
 
     async def next(self) -> Sequence[Of] | Delivery | None:
         """What is to be told next; None when all is told that was wanted. Raises what a wish was refused with."""

@@ -17,8 +17,9 @@ from twofold_chassis.refusals import Overloaded
 from twofold_router.events import Batch, Gap, LogKey, Logs, LogUnavailable, Nudges, Place, Reading, Reset, told_of
 
 TAILS_MAX = 100_000
+# As they are stored; as they are told they may be kept as well.
 _KEPT_BYTES_EACH = 512 * 1024
-_KEPT_BYTES_MAX = 32 * 1024 * 1024
+_KEPT_BYTES_MAX = 16 * 1024 * 1024
 _LOOKS_AT_ONCE = 64
 _SLICES = 8
 
