@@ -7,13 +7,15 @@ import pytest
 
 from twofold_chassis.redis import RedisLink
 from twofold_chassis.settings import RedisSettings
+from twofold_chassis.urls import Home
 from twofold_router import keys
 from twofold_router.agents import Limits
-from twofold_router.cache import redis_permissions, redis_routes
+from twofold_router.cache import redis_permissions, redis_routes, redis_terms
 from twofold_router.copies import Told
 from twofold_router.knowledge import Stamp
 from twofold_router.permissions import PairKey, Permission, Verdict
 from twofold_router.routes import AgentKey, AgentSettings, Route, Target
+from twofold_router.terms import Limit, LimitKind, Terms, TermsKey
 
 EPOCH = 3
 
@@ -45,6 +47,14 @@ async def test_what_is_put_is_found_again(link: RedisLink, agent: AgentKey) -> N
     assert await routes.get(EPOCH, agent) is None
     await routes.put(agent, route(2**40), 5)
     assert await routes.get(EPOCH, agent) == route(2**40)
+
+
+async def test_terms_are_found_as_they_were_put(link: RedisLink, workspace_id: str) -> None:
+    kept, key = redis_terms(link), TermsKey(workspace_id, "")
+    limits = (Limit(LimitKind.USER_HOUR_MESSAGES, 47), Limit(LimitKind.WORKSPACE_DAY_MICROS, 10**15, is_shadow=True))
+    told = Told(Terms(limits, "2026-03", Home(("example.com",), "acme"), 1000.25), Stamp(EPOCH, 9), is_no=False)
+    await kept.put(key, told, 5)
+    assert await kept.get(EPOCH, key) == told
 
 
 @pytest.mark.parametrize("ends_s", [None, 1234.5])

@@ -575,6 +575,19 @@ def test_nothing_is_answered_after_the_registration_has_run_out() -> None:
         assert knowledge.may_answer(Stamp(EPOCH, 10), ANN, None, 158.0, now) is may
 
 
+def test_nothing_is_shared_before_all_others_know_of_this_router_nor_after_its_registration() -> None:
+    knowledge = Knowledge(lease_s=LEASE)
+    knowledge.started(Place(EPOCH, 10, 1), resumed=False)
+    assert knowledge.sharing(0.0) == 0
+    for nonce, sent_at in ((1, 100.0), (2, 120.0)):
+        knowledge.pinged(nonce, sent_at)
+        knowledge.checked(nonce, EPOCH, 10, 5000.0, 60.0, 3)
+    assert [knowledge.sharing(now) for now in (100.0, 110.0, 110.1, 179.9, 180.0)] == [0, 0, 3, 3, 0]
+    knowledge.pinged(3, 200.0)  # it was not registered in between: others may have stopped counting it
+    knowledge.checked(3, EPOCH, 10, 5100.0, 60.0, 2)
+    assert [knowledge.sharing(now) for now in (205.0, 210.1)] == [0, 2]
+
+
 def test_a_lease_counts_from_when_the_ping_was_sent_and_never_goes_back() -> None:
     knowledge = following()
     knowledge.pinged(2, 104.0)

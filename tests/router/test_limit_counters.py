@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from twofold_chassis.redis import RedisLink
+from twofold_chassis.redis_cluster import slot_of
 from twofold_chassis.refusals import RequestReused
 from twofold_chassis.settings import RedisSettings
 from twofold_router import keys
@@ -407,6 +408,11 @@ def test_the_keys_of_a_script_are_those_that_stand_with_their_price() -> None:
         keys.agent_counters(workspace_id, "g1", agent_id),
         keys.workspace_counters(workspace_id, "g1"),
     )
+
+
+def test_all_that_an_operation_counts_in_lies_in_one_slot_of_a_cluster() -> None:
+    names = keys.counting("w{s}", "g1", "ada", "agent", "op")
+    assert slot_of(("EVALSHA", "sha", len(names), *names)) is not None
 
 
 async def test_everything_that_is_counted_goes_by_itself(room: Room, redis_settings: RedisSettings) -> None:
