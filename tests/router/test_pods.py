@@ -336,6 +336,31 @@ async def test_c10_a_while_without_redis_kills_no_pod(cloud: Cloud) -> None:
     assert not any(pod.over for pod in pods)
 
 
+async def test_c10_what_is_missing_in_the_table_is_put_back_and_what_is_too_much_removed(
+    cloud: Cloud, table: RedisTable
+) -> None:
+    router = await cloud.router()
+    pod = await cloud.pod(router)
+    touched, other = await cloud.open(pod), await cloud.open(pod)
+    generation = (await table.news(cloud.ws, 0)).generation
+    held = [await table.find(SessionKey(cloud.ws, session.session_id)) for session in (touched, other)]
+    for session in held:  # as if they were evicted
+        assert session is not None
+        assert await table.close(session, by_others=False)
+    await pod.touch(touched)
+    assert pod.holds(touched)
+    # As if the command of a router that had stood still came late.
+    life = held[0].life if held[0] is not None else PodLife("", Incarnation(0, 0))
+    late = a_session(cloud.ws, fence=5, session_id="late")._replace(life=life)
+    assert (await table.open(generation, late, take_over=False, per_user_max=100)).refusal is None
+
+    async def equal() -> bool:
+        return await router.ids() == {touched.session_id, other.session_id}
+
+    await until(equal)
+    assert not pod.over
+
+
 # Moving ----------------------------------------------------------------------------------------------------------------
 
 
@@ -546,8 +571,12 @@ async def test_c10_who_takes_over_has_a_higher_fence_than_any_clock_gave(cloud: 
 async def test_the_table_refuses_what_is_held_or_unknown(cloud: Cloud, table: RedisTable) -> None:
     first = await opened(table, a_session(cloud.ws, fence=5))
     generation = (await table.news(cloud.ws, 0)).generation
-    again = await table.open(generation, a_session(cloud.ws, fence=7), take_over=False, per_user_max=100)
-    assert again.fence == 5  # a repeat
+    for fence in (5, 7):  # a repeat, on the same link and on another
+        again = await table.open(generation, a_session(cloud.ws, fence=fence), take_over=False, per_user_max=100)
+        assert again.fence == fence
+    late = await table.open(generation, a_session(cloud.ws, fence=6), take_over=False, per_user_max=100)
+    assert isinstance(late.refusal, SessionHeld)  # of a link that is gone
+    assert not await table.close(first, by_others=False)  # likewise
     for asked, refusal in ((first, SessionHeld), (a_session(cloud.ws, session_id="s-2"), SessionUnknown)):
         other = asked._replace(life=PodLife("gate-2", Incarnation(1, 2)))
         placed = await table.open(generation, other, take_over=True, per_user_max=100)

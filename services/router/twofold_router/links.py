@@ -78,6 +78,8 @@ _ROUNDS_MAX = 3
 _ASKED_EACH_S = 60.0
 """How often the registry is asked about the pods here: one that nobody asks about is marked dead in the end."""
 _REFRESHED_EACH_S = 3600.0
+_COMPARED_EACH = 10
+"""Heartbeats: more often all that a pod holds is not announced because it does not become the same."""
 _SLACK_MS = 2000
 _ANNOUNCING_S = 30.0
 
@@ -463,9 +465,12 @@ class Links:
         # What is not announced yet, or in a table that began anew, cannot be lost to anybody.
         generation = link.announced.get(said.key.workspace_id)
         if generation is not None and await self._table.touch(generation, session, now_ms) is Kept.LOST:
-            if link.holds(session):
-                self._drop(link, session)
-            raise lost(said.key)
+            # It may only be missing there, as what is evicted is: then it is put back, and lost to nobody.
+            kept = await self._table.announce(generation, session) if link.holds(session) else Kept.LOST
+            if kept is Kept.LOST:
+                if link.holds(session):
+                    self._drop(link, session)
+                raise lost(said.key)
         if link.holds(session):
             link.put(session._replace(touched_ms=now_ms))
         return Done(said.call_id)
@@ -656,11 +661,16 @@ class Links:
                 await self._ask()
 
     async def _remove_closed(self) -> None:
-        while self._closing:
-            batch = list(self._closing.items())[:_AT_ONCE]
-            await asyncio.gather(*(self._table.close(session, by_others=False) for _, session in batch))
+        closing = list(self._closing.items())
+        for begin in range(0, len(closing), _AT_ONCE):
+            batch = closing[begin : begin + _AT_ONCE]
+            await asyncio.gather(*(self._remove(session) for _, session in batch))
             for name, _ in batch:
                 self._closing.pop(name, None)
+
+    async def _remove(self, session: Session) -> None:
+        if not self.has(session):  # else its pod has opened it again meanwhile
+            await self._table.close(session, by_others=False)
 
     async def _follow_tables(self) -> None:
         """Each workspace that has sessions here: has its table begun anew, and what have others closed?"""
@@ -683,9 +693,24 @@ class Links:
                     self._lose(link, session, CloseReason.CLOSED_BY_OTHERS)
         self._heard_of[workspace_id] = max(0, news.now_ms - _SLACK_MS)
         for link in links:
-            stale = boot_s() - link.refreshed_at.get(workspace_id, 0.0) > _REFRESHED_EACH_S
-            if not link.ended and (stale or link.announced.get(workspace_id) != news.generation):
+            if not link.ended and (
+                link.announced.get(workspace_id) != news.generation or await self._differs(link, workspace_id)
+            ):
                 await self._announce(link, workspace_id)
+
+    async def _differs(self, link: Link, workspace_id: str) -> bool:
+        """Whether the table has another number of sessions of the pod, twice in a row; or was not compared for long.
+
+        So heals what was evicted, and what came to Redis too late from a router that stood still.
+        """
+        since_s = boot_s() - link.refreshed_at.get(workspace_id, 0.0)
+        listed = await self._table.count_of(workspace_id, link.life.pod_id)
+        if listed == len(link.in_workspace(workspace_id)):
+            link.differing.discard(workspace_id)
+            return since_s > _REFRESHED_EACH_S
+        again = workspace_id in link.differing
+        link.differing.add(workspace_id)
+        return again and since_s > _COMPARED_EACH * self._bounds.heartbeat_s
 
     async def _ask(self) -> None:
         links = list(self._links.values())
