@@ -210,8 +210,8 @@ def _is_not(serves: Callable[[], Awaitable[bool]]) -> Callable[[], Awaitable[boo
     return does_not
 
 
-async def test_c11_a_deaf_connection_is_given_up_for_another_one(own_redis: EmbeddedRedis) -> None:
-    """Answers to its PINGs come, and messages do not: it subscribed, and the server was told to forget that."""
+async def test_c11_a_connection_that_redis_ends_is_followed_by_one_that_hears(own_redis: EmbeddedRedis) -> None:
+    """As sentinels end those of a master that is one no longer."""
     settings = settings_of(own_redis)
     async with (
         asked(settings) as redis,
