@@ -27,8 +27,7 @@ class Link:
         self.announced: dict[str, str] = {}
         """By workspace: the generation of its table that has all sessions of this link."""
         self.refreshed_at: dict[str, float] = {}
-        self.differing: set[str] = set()
-        """Workspaces whose table had another number of sessions of this pod when that was looked at last."""
+        self.compared_at: dict[str, float] = {}
         self.opening: set[SessionKey] = set()
         self.calls = 0
         """Its opens, touches and closes that are under way."""

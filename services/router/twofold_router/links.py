@@ -79,7 +79,7 @@ _ASKED_EACH_S = 60.0
 """How often the registry is asked about the pods here: one that nobody asks about is marked dead in the end."""
 _REFRESHED_EACH_S = 3600.0
 _COMPARED_EACH = 10
-"""Heartbeats: more often all that a pod holds is not announced because it does not become the same."""
+"""How many heartbeats lie between two looks at whether the table has what a pod holds."""
 _SLACK_MS = 2000
 _ANNOUNCING_S = 30.0
 
@@ -699,18 +699,22 @@ class Links:
                 await self._announce(link, workspace_id)
 
     async def _differs(self, link: Link, workspace_id: str) -> bool:
-        """Whether the table has another number of sessions of the pod, twice in a row; or was not compared for long.
+        """Whether the table has others than the pod, or was not written anew for long; looked at now and then.
 
         So heals what was evicted, and what came to Redis too late from a router that stood still.
         """
-        since_s = boot_s() - link.refreshed_at.get(workspace_id, 0.0)
-        listed = await self._table.count_of(workspace_id, link.life.pod_id)
-        if listed == len(link.in_workspace(workspace_id)):
-            link.differing.discard(workspace_id)
-            return since_s > _REFRESHED_EACH_S
-        again = workspace_id in link.differing
-        link.differing.add(workspace_id)
-        return again and since_s > _COMPARED_EACH * self._bounds.heartbeat_s
+        now = boot_s()
+        if now - link.compared_at.get(workspace_id, 0.0) < _COMPARED_EACH * self._bounds.heartbeat_s:
+            return False
+        link.compared_at[workspace_id] = now
+        listed, after = set(), ""
+        while True:
+            ids, after = await self._table.ids(workspace_id, link.life.pod_id, after)
+            listed.update(ids)
+            if not after:
+                break
+        held = {session.key.session_id for session in link.in_workspace(workspace_id)}
+        return listed != held or now - link.refreshed_at.get(workspace_id, 0.0) > _REFRESHED_EACH_S
 
     async def _ask(self) -> None:
         links = list(self._links.values())

@@ -330,10 +330,6 @@ class PodTable(Table, Protocol):
         """Its holder is dead: it may be taken over, in a lease; False if it is not held by that life any more."""
         ...
 
-    async def count_of(self, workspace_id: str, pod_id: str) -> int:
-        """How many sessions it says that a pod holds, in any of its lives."""
-        ...
-
     async def ids(self, workspace_id: str, pod_id: str, after: str) -> tuple[list[str], str]:
         """The next ids behind one of what a pod holds in any of its lives, and the one that the next ones stand behind."""
         ...

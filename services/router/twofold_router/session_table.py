@@ -176,11 +176,6 @@ class RedisTable:
         # Until a lease after the verdict its pod may hold it still, by the registry's word before that (links.py).
         return await self._changed(_FREE, session, (self._lease_ms, _FREE_KEPT_MS, _now_ms())) == "FREED"
 
-    async def count_of(self, workspace_id: str, pod_id: str) -> int:
-        generation = await self._known(workspace_id)
-        with _table():
-            return int(await self._link.call("ZCARD", keys.pod_sessions(workspace_id, generation, pod_id)))
-
     async def ids(self, workspace_id: str, pod_id: str, after: str) -> tuple[list[str], str]:
         index = keys.pod_sessions(workspace_id, await self._generation(workspace_id), pod_id)
         return await self._ids(index, after, _PAGE)
