@@ -1,4 +1,4 @@
-"""The examples of the README, docs/calls.md and docs/registry.md are run as they stand there, against a real stack."""
+"""The examples of the README and of docs/{calls,registry,router}.md are run as they stand there, against a real stack."""
 
 import json
 import re
@@ -21,6 +21,7 @@ from twofold_cli.up import DEVELOPMENT
 README = Path(__file__).parents[2] / "README.md"
 CALLS = README.parent / "docs" / "calls.md"
 REGISTRY = README.parent / "docs" / "registry.md"
+ROUTER = README.parent / "docs" / "router.md"
 PROTOS = README.parent / "protos"
 AGENT = "http://127.0.0.1:8900"
 CALL = re.compile(r"^(registry|memory|router) (\w+)/(\w+) (.+)$", re.MULTILINE)
@@ -129,6 +130,43 @@ async def test_the_life_of_a_workspace_goes_as_it_is_told(stack: Stack) -> None:
     assert answers["GetInvoice"][0]["invoice"]["totals"] == january["totals"]
     assert [explained.get("allowed", False) for explained in answers["ExplainPermission"]] == [True, False]
     assert all("fault" not in verified["result"] for verified in answers["VerifyAudit"])
+
+
+async def test_what_the_router_promises_goes_as_it_is_told(stack: Stack) -> None:
+    answers: dict[str, list[list[dict[str, Any]]]] = {}
+    async with agent_process(stack) as url:
+        for room, name, method, body in examples(ROUTER):
+            descriptor = service_of(room, name).methods_by_name[method]
+            answers.setdefault(method, []).append(await called(stack, descriptor, room, body.replace(AGENT, url)))
+    first, second, again = answers["Run"]
+    assert [_text(turn) for turn in (second, again)] == ["Your name is Mia."] * 2
+    assert [turn[0]["started"].get("replayed", False) for turn in (first, second, again)] == [False, False, True]
+    assert _text(answers["Attach"][0]) == "Your name is Mia."[5:]
+    assert answers["CancelTurn"] == [[{}]]
+    own, repeated, own_2, peeked = (answer for (answer,) in answers["Resolve"])
+    assert [answer.get("duplicate", False) for answer in (own, repeated, own_2)] == [False, True, False]
+    assert [limit["would_refuse"] for limit in own["limits"] if "shadow" in limit] == [True]
+    assert [limit.get("would_refuse", False) for limit in peeked["limits"]] == [True, False]
+    results = answers["BatchResolve"][0][0]["results"]
+    assert [result["refusal"]["reason"] for result in results if "refusal" in result] == ["REASON_LIMIT_REACHED"]
+    known = {limit["kind"]: int(limit.get("used", 0)) for limit in answers["GetLimits"][0][0]["limits"]}
+    assert known["LIMIT_KIND_USER_HOUR_MESSAGES"] == 5
+    assert 700 < known["LIMIT_KIND_WORKSPACE_DAY_TOKENS"] < 2000
+    assert answers["GetSession"][0][0]["session"]["pod_id"] == "gate-9"
+    assert "report.ready" in str(answers["Subscribe"])
+    assert [answer.get("allowed", False) for (answer,) in answers["Check"]] == [False, False]
+
+
+def _text(turn: list[dict[str, Any]]) -> str:
+    return "".join(event.get("delta", {}).get("text", "") for event in turn)
+
+
+def test_the_call_of_the_readme_through_the_router_is_one_of_its_page() -> None:
+    shown = re.search(
+        r"grpcurl -plaintext -d '([^']+)' \\\n  127.0.0.1:50053 twofold.router.v1.(\S+)", README.read_text(encoding="utf-8")
+    )
+    assert shown is not None
+    assert shown.groups() in [(body, f"{name}/{method}") for _, name, method, body in examples(ROUTER)]
 
 
 async def test_the_first_call_is_one_of_those_that_up_prints() -> None:
