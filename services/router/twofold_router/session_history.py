@@ -18,6 +18,8 @@ _BATCH_MAX = 500
 _GATHER_S = 0.5
 _AGAIN_S = (0.5, 10.0)
 _DRAIN_S = 3.0
+_EARLIEST_MS = 946_684_800_000
+"""The year 2000: nothing before that is kept."""
 
 
 class SessionEvent(NamedTuple):
@@ -55,8 +57,9 @@ class History:
 
     def opened(self, session: Session) -> None:
         """A pod began to hold it. Told again when the pod says hello again: the first one counts."""
-        # One that was taken over was opened first under another fence: under this one now.
-        self._add(SessionEvent(session, min(session.fence, _now_ms()), None))
+        # A fence is the time at which it was given; a pod that announces another one is not believed that.
+        at_ms = session.fence if _EARLIEST_MS <= session.fence <= _now_ms() else _now_ms()
+        self._add(SessionEvent(session, at_ms, None))
 
     def closed(self, session: Session, reason: CloseReason) -> None:
         """Nobody holds it any more."""

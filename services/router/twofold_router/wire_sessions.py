@@ -55,6 +55,7 @@ _PAYLOAD_BYTES_MAX = 64 * 1024
 _SESSIONS_MAX = 100_000
 _ANNOUNCED_MAX = 500
 _NUMBER_MAX = 2**63 - 1
+_FENCE_MAX = 2**53 - 1  # what a script in Redis counts exactly
 _UNIX = datetime(1970, 1, 1, tzinfo=UTC)
 
 _REASONS = {
@@ -114,7 +115,7 @@ def _held(one: pb.HeldSession, path: str) -> HeldSession:
         _key(one, f"{path}."),
         fields.identifier(one.user_id, f"{path}.user_id"),
         fields.identifier(one.agent_id, f"{path}.agent_id"),
-        fields.whole(one.fence, f"{path}.fence", least=1, most=_NUMBER_MAX),
+        fields.whole(one.fence, f"{path}.fence", least=1, most=_FENCE_MAX),
         (opened - _UNIX) // timedelta(milliseconds=1),
     )
 
@@ -155,11 +156,11 @@ def _open(call: pb.PodOpen) -> Open:
 
 
 def _touch(call: pb.PodTouch) -> Touch:
-    return Touch(call.call_id, _key(call, "touch."), fields.whole(call.fence, "touch.fence", least=1, most=_NUMBER_MAX))
+    return Touch(call.call_id, _key(call, "touch."), fields.whole(call.fence, "touch.fence", least=1, most=_FENCE_MAX))
 
 
 def _close(call: pb.PodClose) -> Close:
-    fence = fields.whole(call.fence, "close.fence", least=1, most=_NUMBER_MAX)
+    fence = fields.whole(call.fence, "close.fence", least=1, most=_FENCE_MAX)
     return Close(call.call_id, _key(call, "close."), fence, _reason(call.reason, "close.reason"), call.give_up)
 
 

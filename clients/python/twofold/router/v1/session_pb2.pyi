@@ -185,10 +185,10 @@ class HeldSession(_message.Message):
     agent_id: _builtins.str
     """The agent it leads to. Required."""
     fence: _builtins.int
-    """The fence it was opened under. Required; at least 1."""
+    """The fence it was opened under. Required; at least 1, less than 2^53."""
     @_builtins.property
     def open_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was opened, as opened said."""
+        """When it was opened, as opened said. Optional."""
 
     def __init__(
         self,
