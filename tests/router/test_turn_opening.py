@@ -90,6 +90,20 @@ async def test_another_turn_is_refused_or_waits_as_its_caller_wants(
     assert (asked.policy, asked.queue_wait.seconds) == (turn_pb2.TURN_POLICY_QUEUE, 7)
 
 
+async def test_of_a_turn_that_is_cancelled_while_memory_opens_it_nobody_can_tell_whether_it_is_kept(
+    client: Client, memory: FakeMemory, agents: ScriptedAgents, ws: str
+) -> None:
+    memory.calls.gates["BeginTurn"] = gate = asyncio.Event()
+    running = asyncio.create_task(client.turn(ws, thread_id="t", operation_id="op"))
+    await memory.calls.came("BeginTurn")
+    assert await client.cancel(ws, "op")
+    with refused(Code.CANCELLED, "REASON_TURN_CANCELLED") as told:
+        await running
+    assert told.metadata["outcome"] == "UNKNOWN"
+    gate.set()
+    assert not agents.heard
+
+
 async def test_a_turn_whose_router_died_is_gone_on_with_once_its_lease_has_ended(
     client: Client, memory: FakeMemory, agents: ScriptedAgents, ws: str
 ) -> None:

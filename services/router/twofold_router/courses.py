@@ -76,6 +76,7 @@ class Course:
     counted: Counted = UNCOUNTED
     valid_until: float = 0.0
     hold: Hold | None = None
+    may_be_open: bool = False
     unheld: bool = False
     prompt: Prompt | None = None
     sent: bool = False
@@ -246,6 +247,7 @@ class Courses:
             policy=ask.policy,
             queue_wait_s=ask.queue_wait_s,
         )
+        course.may_be_open = True  # until memory says otherwise: it may be at work, whoever stops waiting
         try:
             opened = await self._conversations.begin(opening)
         except Unavailable:
@@ -253,6 +255,10 @@ class Courses:
                 raise
             course.unheld = True
             return None
+        except Refusal:
+            course.may_be_open = False
+            raise
+        course.may_be_open = False
         if opened.hold is None:
             return await self._kept(course)
         if opened.holder != course.holder:
@@ -442,7 +448,7 @@ class Courses:
             if problem.reason == Reason.REASON_TURN_SUPERSEDED:
                 return None, "INTERRUPTED"
             return None, "OPEN" if goes_on else "UNKNOWN"
-        return None, "NOT_STORED"
+        return None, "UNKNOWN" if course.may_be_open else "NOT_STORED"
 
 
 def interrupted(operation_id: str, kept: KeptTurn) -> TurnInterrupted:
