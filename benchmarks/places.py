@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc
+import redis.asyncio
 
 from benchmarks import textbook
 from benchmarks.rows import Server
@@ -45,6 +46,11 @@ class Place:
         """The stack's Redis, for others than the services."""
         redis = self.stack.redis
         return f"redis://:{redis.password}@{redis.host}:{redis.port}/0"
+
+    async def redis_used(self) -> tuple[int, int]:
+        """Bytes that the stack's Redis uses, and how many keys it holds."""
+        async with redis.asyncio.Redis.from_url(self.redis_url) as client:
+            return (await client.info("memory"))["used_memory"], await client.dbsize()
 
     async def echo(self) -> Server:
         """The bare echo, in a process of its own."""

@@ -191,11 +191,11 @@ async def measure(comparison: Comparison, *, told: Callable[[int], None], rounds
 
 
 async def _round(comparison: Comparison, subject: Subject, number: int) -> Round:
-    before, cpu_s = await _metrics(subject.server), cpu_s_of(subject.server.pid)
+    before, cpu_s = await metrics_of(subject.server), cpu_s_of(subject.server.pid)
     asked = Load(subject.server.target, subject.method, subject.bodies(number), comparison.callers)
     measured = await load.run(asked, ROUND_S)
     cpu_us = (cpu_s_of(subject.server.pid) - cpu_s) / measured.calls * 1e6
-    after = await _metrics(subject.server)
+    after = await metrics_of(subject.server)
     others = 0
     if subject.server.metrics_url is not None:
         check(comparison.id, answered_of(before, subject.method), answered_of(after, subject.method), measured.calls)
@@ -236,7 +236,7 @@ def read(path: Path) -> list[Json]:
     return found
 
 
-async def _metrics(server: Server) -> str:
+async def metrics_of(server: Server) -> str:
     """What the server counts; nothing where it does not."""
     if server.metrics_url is None:
         return ""
