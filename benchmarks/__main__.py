@@ -1,6 +1,6 @@
 """`python -m benchmarks`: measures the stack on this machine, prints tables, writes build/bench.json.
 
-  python -m benchmarks               all rows but those below, about five minutes
+  python -m benchmarks               all rows but those below, about ten minutes
   python -m benchmarks P3 P8         these rows; P8 stands for all that begin with P8-
   python -m benchmarks --peers       P11: other libraries on the same servers, installed into build/peers when first needed
   python -m benchmarks --curve       latency over the length of a thread, to docs/performance.md and its plot
