@@ -96,7 +96,10 @@ def _was_dying(lost: Word, holding: Holding) -> bool:
 
 def _story(holding: Holding, session: str) -> str:
     """All that was written down of a session, for whoever looks for the reason."""
-    words = sorted((word for word in holding.words if word.session == session), key=lambda word: word.at)
+    return _told(sorted((word for word in holding.words if word.session == session), key=lambda word: word.at))
+
+
+def _told(words: Sequence[Word]) -> str:
     return "; ".join(f"{word.at:.3f} {word.pod[:5]} {word.what} {word.fence} {word.reason}" for word in words)
 
 
@@ -115,9 +118,10 @@ def _of_fences(opened: dict[str, list[Word]], tried: dict[str, list[Word]]) -> I
     for session, words in opened.items():
         for word in words:
             asked = max((other.at for other in tried[session] if other.pod == word.pod and other.at <= word.at), default=0.0)
-            before = [other.fence for other in words if other.at < asked]
-            if before and max(before) >= word.fence:
-                yield Violation("FENCE", -1, word.at, f"{session} is held under {word.fence}, after {max(before)}")
+            # Of its own it may hear the same fence again: nobody had heard that it was given up.
+            before = [other.fence + (other.pod != word.pod) for other in words if other.at < asked]
+            if before and max(before) > word.fence:
+                yield Violation("FENCE", -1, word.at, f"{session} is held under {word.fence}; {_told(words)}")
 
 
 def _of_belief(word: Word, session: str, fence: int, opened: Sequence[Word]) -> Iterator[Violation]:

@@ -136,9 +136,7 @@ class Listener:
                 self._places[told.agent] = Place(told.epoch, told.offset)
 
 
-async def hear_the_last(
-    publisher: Publisher, listeners: Sequence[Listener], eventing: Eventing, enough: asyncio.Event
-) -> None:
+async def hear_the_last(publisher: Publisher, listeners: Sequence[Listener], eventing: Eventing) -> None:
     """Publishes once more, and waits until everybody has been told."""
     for listener in listeners:
         listener.hurry()
@@ -149,7 +147,6 @@ async def hear_the_last(
             eventing.deaf += [(one.heard.router, f"not told within {_LAST_S:g} s, all being well") for one in waiting]
             break
         await asyncio.sleep(_AGAIN_S)
-    enough.set()
 
 
 def _told(response: event_pb2.SubscribeResponse, asked: dict[str, Place]) -> list[Told]:

@@ -20,6 +20,8 @@ from twofold.router.v1 import session_pb2
 from twofold.router.v1.session_pb2_grpc import SessionServiceStub
 from twofold_chassis.clocks import boot_s
 
+QUIET = "quiet"
+"""Where there is this file beside that of the sessions, nothing more is done."""
 _SESSIONS_MAX = 5
 _SHARED_MAX = 12
 _BELIEF_S = 0.05
@@ -39,6 +41,7 @@ class Pod:
     def __init__(self, name: str, place: Sequence[str], shared: Path, routers: Sequence[str]) -> None:
         self._workspace, self._user, self._agent = place
         self._shared = shared
+        self._quiet = shared.with_name(QUIET)
         self._routers = routers
         self._link = PodLink(routers, pod_id=name, delivered=self._delivered, closed=self._closed)
 
@@ -48,7 +51,8 @@ class Pod:
             group.create_task(self._tell())
             while True:
                 with suppress(SessionRefused, TimeoutError):
-                    await self._act(random.random())
+                    if not self._quiet.exists():
+                        await self._act(random.random())
                 await asyncio.sleep(random.uniform(*_THINKING_S))
 
     async def _tell(self) -> None:

@@ -12,6 +12,7 @@ from signal import SIGCONT, SIGSTOP, SIGTERM
 import grpc
 
 from benchmarks.chaos.control.holding import Holding, Listed, Word
+from benchmarks.chaos.control.pod import QUIET
 from benchmarks.chaos.control.world import World
 from twofold.router.v1 import session_pb2
 from twofold.router.v1.session_pb2_grpc import SessionServiceStub
@@ -22,7 +23,7 @@ COUNT = 3
 _THINKING_S = (0.05, 0.3)
 _CALL_S = 2.0
 _MEDDLED = 0.3
-_SAME_S = 40.0
+_SAME_S = 60.0
 
 
 class Pod:
@@ -58,8 +59,9 @@ class Pod:
 class Pods:
     """All pods of one schedule."""
 
-    def __init__(self, pods: Sequence[Pod], holding: Holding, workspace: str) -> None:
+    def __init__(self, pods: Sequence[Pod], holding: Holding, workspace: str, folder: Path) -> None:
         self.pods = pods
+        self._folder = folder
         self._holding = holding
         self._workspace = workspace
 
@@ -90,7 +92,8 @@ class Pods:
             await asyncio.sleep(chance.uniform(*_THINKING_S))
 
     async def settle(self, routers: Sequence[grpc.aio.Channel]) -> None:
-        """Returns when the table is what the pods hold, or it is hopeless. They go on meanwhile: twice the same counts."""
+        """Returns when the table is what the pods hold, or it is hopeless. They do nothing more meanwhile."""
+        self._folder.joinpath(QUIET).touch()
         stub = SessionServiceStub(routers[0])
         until = boot_s() + _SAME_S
         while boot_s() < until:
@@ -146,14 +149,13 @@ def _shared_file(folder: Path) -> Path:
 
 
 @asynccontextmanager
-async def raise_pods(
-    world: World, holding: Holding, workspace: str, user: str, agent: str, folder: Path
-) -> AsyncIterator[Pods]:
-    """Pods that hold sessions in a workspace, through the routers."""
-    argv = [workspace, user, agent, str(_shared_file(folder)), *(router.process.target for router in world.routers)]
+async def raise_pods(world: World, holding: Holding, place: tuple[str, str, str], folder: Path) -> AsyncIterator[Pods]:
+    """Pods that hold sessions through the routers, all at one place: a workspace, a user, an agent."""
+    workspace = place[0]
+    argv = [*place, str(_shared_file(folder)), *(router.process.target for router in world.routers)]
     pods = [Pod(f"pod-{number}-{workspace}", argv, world.environment, folder) for number in range(COUNT)]
     async with AsyncExitStack() as undo:
         for pod in pods:
             undo.push_async_callback(pod.child.end)
             await pod.start()
-        yield Pods(pods, holding, workspace)
+        yield Pods(pods, holding, workspace, folder)

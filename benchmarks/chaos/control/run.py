@@ -3,10 +3,10 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 
@@ -18,9 +18,9 @@ from benchmarks.chaos.control.history import History, Token, Told
 from benchmarks.chaos.control.holding import Holding, judge_sessions
 from benchmarks.chaos.control.judge import Judgement, judge
 from benchmarks.chaos.control.listeners import Listener, Publisher, hear_the_last
-from benchmarks.chaos.control.pods import raise_pods
+from benchmarks.chaos.control.pods import Pods, raise_pods
 from benchmarks.chaos.control.spending import Spending, judge_spending
-from benchmarks.chaos.control.world import World
+from benchmarks.chaos.control.world import Registry, Router, World
 from benchmarks.chaos.control.writers import PAIRS, Appetite, Registries, Writer, furnish
 from benchmarks.chaos.schedules import Plan
 from twofold_chassis.clocks import boot_s
@@ -58,91 +58,142 @@ class Result:
 
 async def run(world: World, plan: Plan, *, appetite: Appetite | None = None) -> Result:
     """Runs one schedule. The world is up and well before and after."""
-    history, chance, workspace = History(), random.Random(f"load {plan.seed}"), f"chaos-{plan.kind}-{plan.seed}"
+    workspace = f"chaos-{plan.kind}-{plan.seed}"
+    seen = Seen(History(), Spending(spenders.LIMIT, len(world.routers)), Eventing(), Holding(world.times.pod_lease))
     async with AsyncExitStack() as undo:
 
-        async def opened(target: str) -> grpc.aio.Channel:
-            return await undo.enter_async_context(grpc.aio.insecure_channel(target, options=OPTIONS))
+        async def opened(part: Registry | Router) -> grpc.aio.Channel:
+            return await undo.enter_async_context(grpc.aio.insecure_channel(part.process.target, options=OPTIONS))
 
-        to_registries = [await opened(registry.process.target) for registry in world.registries]
-        to_routers = [await opened(router.process.target) for router in world.routers]
-        registries = [Registries(channel) for channel in to_registries]
-        spending, spenders_workspace = Spending(spenders.LIMIT, len(world.routers)), f"limits-{workspace}"
-        await furnish(registries[0], workspace)
-        await spenders.furnish(to_registries[0], spenders_workspace)
-        holding = Holding(world.times.pod_lease)
-        pods = await undo.enter_async_context(
-            raise_pods(world, holding, spenders_workspace, spenders.USERS[0], spenders.AGENT, world.folder / workspace)
-        )
-        await world.servers.copy(world.servers.postgres)
-        await world.servers.copy(world.servers.redis)
-        await faults.open_era(world, history, workspace, PAIRS)
-        tokens: list[tuple[Token, bytes]] = []
+        registries = [await opened(registry) for registry in world.registries]
+        routers = [await opened(router) for router in world.routers]
+        limited = f"limits-{workspace}"
+        await furnish(Registries(registries[0]), workspace)
+        await spenders.furnish(registries[0], limited)
+        place = (limited, spenders.USERS[0], spenders.AGENT)
+        pods = await undo.enter_async_context(raise_pods(world, seen.holding, place, world.folder / workspace))
+        cast = _Cast(routers, registries, pods, seen, random.Random(f"load {plan.seed}"), workspace, appetite or Appetite())
+        await cast.spenders[0].begin()
+        for server in (world.servers.postgres, world.servers.redis):
+            await world.servers.copy(server)
+        await faults.open_era(world, seen.history, workspace, PAIRS)
+        done, answered_again_s = await _played(world, plan, cast, workspace)
+        await faults.close_era(world, seen.history, workspace, PAIRS, last=True)
+    seen.history.aways = [*world.aways]
+    world.aways.clear()
+    judgement = await asyncio.to_thread(seen.judged, world.times.lease)
+    judgement.counts += _counts(seen.history, world.times.lease)
+    return Result(plan, done.faults, judgement.counts, answered_again_s, judgement)
 
+
+class Seen(NamedTuple):
+    """Everything that one schedule saw."""
+
+    history: History
+    spending: Spending
+    eventing: Eventing
+    holding: Holding
+
+    def end(self) -> None:
+        """Says to all what became of the servers."""
+        history, spending = self.history, self.spending
+        spending.losses, spending.kills = history.losses, history.kills
+        spending.forgettings = [(era.since, era.begun) for era in history.eras[1:]]
+
+    def judged(self, lease_s: float) -> Judgement:
+        """All of it."""
+        judgement = judge(self.history, lease_s)
+        judgement.violations += judge_spending(self.spending)
+        judgement.violations += judge_events(self.eventing)
+        judgement.violations += judge_sessions(self.holding)
+        judgement.counts += self.spending.counts() + self.eventing.counts() + self.holding.counts()
+        return judgement
+
+
+class _Cast:
+    """Everybody who takes part in one schedule."""
+
+    def __init__(
+        self,
+        routers: Sequence[grpc.aio.Channel],
+        registries: Sequence[grpc.aio.Channel],
+        pods: Pods,
+        seen: Seen,
+        chance: random.Random,
+        workspace: str,
+        appetite: Appetite,
+    ) -> None:
         def drawn() -> random.Random:
             return random.Random(chance.random())
 
+        self.seen, self.pods, self._routers, self._chance = seen, pods, routers, drawn()
+        tokens: list[tuple[Token, bytes]] = []
+        stubs = [Registries(channel) for channel in registries]
         # Who waits for all routers writes little meanwhile: the others never do.
-        hunger = appetite or Appetite()
-        hungers = [hunger] * hunger.waiters + [hunger.patient()] * hunger.writers
-        writers = [Writer(registries, history, drawn(), workspace, tokens, one) for one in hungers]
-        callers = [
-            Caller(router.number, await opened(router.process.target), history, drawn(), workspace, tokens)
-            for router in world.routers
+        appetites = [appetite] * appetite.waiters + [appetite.patient()] * appetite.writers
+        self._writers = [Writer(stubs, seen.history, drawn(), workspace, tokens, one) for one in appetites]
+        self._callers = [
+            Caller(number, channel, seen.history, drawn(), workspace, tokens)
+            for number, channel in enumerate(routers)
             for _ in range(_CALLERS_EACH)
         ]
-        spending_ones = [
-            spenders.Spender(to_routers, to_registries, spending, drawn(), spenders_workspace)
-            for _ in range(hunger.spenders)
+        self.spenders = [
+            spenders.Spender(routers, registries, seen.spending, drawn(), f"limits-{workspace}")
+            for _ in range(appetite.spenders)
         ]
-        await spending_ones[0].begin()
-        eventing = Eventing()
-        publisher = Publisher(to_routers, eventing, drawn(), workspace)
-        listeners = [
-            Listener(router.number, channel, eventing, drawn(), workspace, slow=slow)
-            for router, channel in zip(world.routers, to_routers, strict=True)
+        self._publisher = Publisher(routers, seen.eventing, drawn(), workspace)
+        self._listeners = [
+            Listener(number, channel, seen.eventing, drawn(), workspace, slow=slow)
+            for number, channel in enumerate(routers)
             for slow in (False, True)
         ]
-        enough, heard = asyncio.Event(), asyncio.Event()
-        written = asyncio.Event()
-        asking = [asyncio.create_task(caller.run(enough)) for caller in callers]
-        listening = [asyncio.create_task(listener.run(heard)) for listener in listeners]
+
+    @asynccontextmanager
+    async def asking(self) -> AsyncIterator[None]:
+        """Whoever only asks does so until the block ends."""
+        enough = asyncio.Event()
+        asking = [asyncio.create_task(caller.run(enough)) for caller in self._callers]
+        listening = [asyncio.create_task(listener.run(enough)) for listener in self._listeners]
         try:
-            async with asyncio.TaskGroup() as group:
-                for writer in writers:
-                    group.create_task(writer.run(written))
-                group.create_task(publisher.run(written))
-                for spender in spending_ones:
-                    group.create_task(spender.run(written))
-                began = boot_s()
-                group.create_task(pods.look(to_routers, drawn(), written))
-                done = await faults.inflict(world, pods, plan, history, workspace, PAIRS)
-                await asyncio.sleep(began + plan.seconds - boot_s())
-                written.set()
-            answered_again_s = await _calmed(world, history)
-            spending.losses, spending.kills = history.losses, history.kills
-            spending.forgettings = [(era.since, era.begun) for era in history.eras[1:]]
-            await spending_ones[0].count()
-            await hear_the_last(publisher, listeners, eventing, heard)
-            await pods.settle(to_routers)
-            pods.collect()
+            yield
         finally:
             enough.set()
             for task in listening:
                 task.cancel()
             await asyncio.gather(*asking)
             await asyncio.gather(*listening, return_exceptions=True)
-        await faults.close_era(world, history, workspace, PAIRS, last=True)
-    history.aways = [*world.aways]
-    world.aways.clear()
-    judgement = await asyncio.to_thread(judge, history, world.times.lease)
-    judgement.violations += judge_spending(spending)
-    judgement.counts += spending.counts()
-    judgement.violations += judge_events(eventing)
-    judgement.counts += eventing.counts()
-    judgement.violations += judge_sessions(holding)
-    judgement.counts += holding.counts()
-    return Result(plan, done.faults, _counts(history, judgement, world.times.lease), answered_again_s, judgement)
+
+    def begin(self, group: asyncio.TaskGroup, enough: asyncio.Event) -> None:
+        """Whoever changes anything does so until it is enough."""
+        for writer in self._writers:
+            group.create_task(writer.run(enough))
+        for spender in self.spenders:
+            group.create_task(spender.run(enough))
+        group.create_task(self._publisher.run(enough))
+        group.create_task(self.pods.look(self._routers, self._chance, enough))
+
+    async def settle(self) -> None:
+        """Returns when all that was lost for a while is there again, or it is hopeless."""
+        self.seen.end()
+        await self.spenders[0].count()
+        await hear_the_last(self._publisher, self._listeners, self.seen.eventing)
+        await self.pods.settle(self._routers)
+        self.pods.collect()
+
+
+async def _played(world: World, plan: Plan, cast: _Cast, workspace: str) -> tuple[faults.Done, float]:
+    """Load with faults, and then until all is well again: what was done, and how long that took."""
+    history, enough = cast.seen.history, asyncio.Event()
+    async with cast.asking():
+        async with asyncio.TaskGroup() as group:
+            cast.begin(group, enough)
+            began = boot_s()
+            done = await faults.inflict(world, cast.pods, plan, history, workspace, PAIRS)
+            await asyncio.sleep(began + plan.seconds - boot_s())
+            enough.set()
+        answered_again_s = await _calmed(world, history)
+        await cast.settle()
+    return done, answered_again_s
 
 
 async def _calmed(world: World, history: History) -> float:
@@ -162,8 +213,8 @@ async def _calmed(world: World, history: History) -> float:
     return max(first.values()) - history.calm
 
 
-def _counts(history: History, judgement: Judgement, lease_s: float) -> Counter[str]:
-    counts = judgement.counts.copy()
+def _counts(history: History, lease_s: float) -> Counter[str]:
+    counts = Counter[str]()
     counts["answers"] = len(history.answers)
     counts["answers not to be relied on"] = sum(
         not answer.relied for answer in history.answers if answer.told is Told.ALLOWED
