@@ -1,7 +1,6 @@
 """What is measured of limits: what a resolve costs with some of them, and next to a library that only counts (P11)."""
 
 import asyncio
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -31,6 +30,10 @@ _NOTE = (
 _ROUNDS = 3
 _AGAIN_S = 0.1
 _CALLERS = (1, MANY)
+_ACTIONS = {
+    "hit": "ours through gRPC, with permission, route and six meters",
+    "count": "our counters alone, in the caller's process as well, six meters and an operation record",
+}
 _STRATEGIES = {
     "moving_window": "MovingWindowRateLimiter, exact",
     "sliding_window_counter": "SlidingWindowCounterRateLimiter, approximate",
@@ -91,25 +94,30 @@ async def peer_figures(place: Place, *, told: Told) -> list[Figure]:
             ours = await undo.enter_async_context(Worker(sys.executable, "twofold_limits", _own_environment(place)))
         except CannotRunError as error:
             return [Figure("P11-limits", "the library limits", {"not_run": str(error)})]
-        return [await _against(strategy, callers, theirs, ours, told) for strategy in _STRATEGIES for callers in _CALLERS]
+        return [
+            await _against(strategy, action, callers, theirs, ours, told)
+            for strategy in _STRATEGIES
+            for action in _ACTIONS
+            for callers in _CALLERS
+        ]
 
 
-async def _against(strategy: str, callers: int, theirs: Worker, ours: Worker, told: Told) -> Figure:
+async def _against(strategy: str, action: str, callers: int, theirs: Worker, ours: Worker, told: Told) -> Figure:
     mine: list[Result] = []
     others: list[Result] = []
     for number in range(_ROUNDS + 1):
-        told(f"P11: limits, {strategy}, {callers} callers, round {number} of {_ROUNDS}")
-        one, other = await ours.measure("hit", callers), await theirs.measure(f"hit_{strategy}", callers)
+        told(f"P11: limits, {strategy}, {action}, {callers} callers, round {number} of {_ROUNDS}")
+        one, other = await ours.measure(action, callers), await theirs.measure(f"hit_{strategy}", callers)
         if number:  # the first is to warm up
             mine.append(one)
             others.append(other)
-    note = f"limits, async Redis, {_STRATEGIES[strategy]}: in the caller's process, one limit, no permission and no route"
+    note = f"limits, async Redis, {_STRATEGIES[strategy]}: in the caller's process, one limit; {_ACTIONS[action]}"
     library = Library(f"limits-{strategy}", "limits_window", "limits", False, note)
-    return peers.figure_of(library, "hit of one limit", callers, others, mine, None)
+    return peers.figure_of(library, action, callers, others, mine, None)
 
 
 def _own_environment(place: Place) -> dict[str, str]:
-    return peers.own_environment(place) | {"PEER_ROUTER": place.router.target, "PATH": os.environ.get("PATH", "")}
+    return peers.own_environment(place) | {"PEER_ROUTER": place.router.target, "PEER_REDIS": place.redis_url}
 
 
 OPERATIONS: Sequence[Operation] = (

@@ -22,7 +22,12 @@ _ROUNDS = 3
 _ROUND_S = 1.0
 _CALLERS = (1, 64)
 _ACTIONS = ("append", "read")
-_WHAT = {"append": "append of one exchange", "read": "read of the newest 20"}
+_WHAT = {
+    "append": "append of one exchange",
+    "read": "read of the newest 20",
+    "hit": "one held against a limit",
+    "count": "the same, counters alone",
+}
 _LINE_S = 180.0
 _INSTALL_S = 600.0
 
@@ -178,10 +183,9 @@ def figure_of(
         values["twofold_with_token_over_peer"] = _over(with_token, theirs)
         values["twofold_with_token_rate_per_s"] = _median(with_token, lambda one: one.rate)
         values["twofold_with_token_p50_ms"] = _median(with_token, lambda one: one.p50_ms)
-    what = _WHAT.get(action, action)
     return Figure(
-        f"P11-{library.id}-{action.partition(' ')[0]}-{callers}",
-        f"{library.id}: {what}",
+        f"P11-{library.id}-{action}-{callers}",
+        f"{library.id}: {_WHAT[action]}",
         values,
         library.note,
         met=ahead >= 1 if library.durable else None,
