@@ -51,7 +51,7 @@ async def _cold(place: Place) -> Figure:
         after = await _state(place)
         base = await load.run(Load(echoing, echo.METHOD, [body], CALLERS), ROUND_S)
         if after[0] - before[0] != COLD:
-            raise RuntimeError(f"P1-cold: of {COLD} pairs {after[0] - before[0]:.0f} were read from the registry")
+            raise RuntimeError(f"COLD: of {COLD} pairs {after[0] - before[0]:.0f} were read from the registry")
         if number:  # the first one warms up
             cpu_us = [(new - old) / COLD * 1e6 for old, new in zip(before[1:], after[1:], strict=True)]
             rounds.append((COLD / seconds, base.rate, latencies, cpu_us))
@@ -69,7 +69,7 @@ async def _cold(place: Place) -> Figure:
         "callers": CALLERS,
     }
     note = "each a user that was never asked for: permission and terms are looked for in Redis, and read from the registry"
-    return Figure("P1-cold", f"cold Resolve, {COLD:,} pairs a round", values, note)
+    return Figure("COLD", f"cold Resolve, {COLD:,} pairs a round", values, note)
 
 
 async def _state(place: Place) -> tuple[float, float, float]:
@@ -126,4 +126,4 @@ async def _resolved(place: Place, agent_id: str, users: list[str]) -> None:
     raise RuntimeError(f"P12-pairs: {len(refusals)} were refused, e.g. {refusals[0].message}")
 
 
-OPERATIONS = (Operation("P1-cold", _cold), Operation("P12-pairs", _pairs))
+OPERATIONS = (Operation("COLD", _cold), Operation("P12-pairs", _pairs))
