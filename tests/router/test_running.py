@@ -142,6 +142,19 @@ async def test_turns_are_bounded_and_what_has_ended_is_forgotten() -> None:
     await third.over()
 
 
+async def test_what_has_ended_is_bounded_in_bytes() -> None:
+    async def course(run: Run) -> None:
+        run.say("x" * 60)
+        run.tell(DONE)
+
+    turns = Runs(turns_max=9, detached_s=0, kept_s=60, kept_max=9, kept_bytes_max=150, gauge=lambda count: None)
+    begun = []
+    for name in ("op-1", "op-2", "op-1", "op-3", "op-4"):
+        begun.append(turns.begin(ask(name), course))
+        await begun[-1].over()
+    assert [turns.find(run.ask.name) is run for run in begun] == [False, False, False, True, True]
+
+
 async def test_what_ends_is_stopped_but_waited_for_and_nothing_begins_any_more() -> None:
     ended = []
 

@@ -15,6 +15,7 @@ from twofold_router.turn_events import Calls, Completed, Delta, Event, Started, 
 
 # A listener that is behind is told so much at once.
 _PIECE_BYTES_MAX = 64 * 1024
+_KEPT_BYTES_MAX = 32 * 1024 * 1024
 # Longer than any agent may take.
 _RUN_S = 4000.0
 
@@ -186,12 +187,22 @@ class Runs:
     """
 
     def __init__(
-        self, *, turns_max: int, detached_s: float, kept_s: float, kept_max: int, gauge: Callable[[int], None]
+        self,
+        *,
+        turns_max: int,
+        detached_s: float,
+        kept_s: float,
+        kept_max: int,
+        gauge: Callable[[int], None],
+        kept_bytes_max: int = _KEPT_BYTES_MAX,
     ) -> None:
+        """Of what has ended, `kept_max` are kept at most, with answers of `kept_bytes_max` together."""
         self._turns_max = turns_max
         self._detached_s = detached_s
         self._kept_s = kept_s
         self._kept_max = kept_max
+        self._kept_bytes_max = kept_bytes_max
+        self._kept_bytes = 0
         self._gauge = gauge
         self._running: dict[Name, Run] = {}
         self._ended: OrderedDict[Name, Run] = OrderedDict()
@@ -210,7 +221,7 @@ class Runs:
         if len(self._running) >= self._turns_max:
             raise Overloaded("too many turns at once in this process", retry_after_s=1.0)
         run = Run(ask, self._left)
-        self._ended.pop(ask.name, None)
+        self._drop(ask.name)
         self._running[ask.name] = run
         self._gauge(len(self._running))
         task = asyncio.create_task(self._through(run, course))
@@ -234,7 +245,9 @@ class Runs:
         finally:
             del self._running[run.ask.name]
             run.ended()
+            self._drop(run.ask.name)
             self._ended[run.ask.name] = run
+            self._kept_bytes += run.text_bytes
             self._gauge(len(self._running))
             self._forget()
 
@@ -255,9 +268,14 @@ class Runs:
         while self._ended:
             run = next(iter(self._ended.values()))
             assert run.ended_at is not None
-            if len(self._ended) <= self._kept_max and now - run.ended_at < self._kept_s:
+            fits = len(self._ended) <= self._kept_max and self._kept_bytes <= self._kept_bytes_max
+            if fits and now - run.ended_at < self._kept_s:
                 return
-            self._ended.popitem(last=False)
+            self._drop(run.ask.name)
+
+    def _drop(self, name: Name) -> None:
+        if (run := self._ended.pop(name, None)) is not None:
+            self._kept_bytes -= run.text_bytes
 
 
 def _left_alone() -> LeftAlone:
