@@ -96,8 +96,9 @@ class PostgresOpenTurns:
                     return Unsettled()
                 cause = Cause.SUPERSEDED if current.alive else Cause.LEASE_ENDED
                 closed = await _close_for_holder(connection, current, cause, order_unverified=order_unverified)
-            nothing_new = closed is None or closed.turn is None
-            last_seq = thread["next_seq"] - 1 if nothing_new else closed.kept.last_seq
+            last_seq = thread["next_seq"] - 1
+            if closed is not None and closed.turn is not None:
+                last_seq = closed.kept.last_seq
             return Begun(await _opened(connection, opening), thread["epoch"], last_seq, duplicate=False, closed=closed)
 
     async def heartbeat(self, heartbeat: Heartbeat) -> datetime:
