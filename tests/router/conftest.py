@@ -203,7 +203,7 @@ def start(_registry: tuple[FakeRegistry, str], _memory: tuple[FakeMemory, str], 
     @contextlib.asynccontextmanager
     async def started(redis: RedisSettings = redis_settings, **options: Any) -> AsyncIterator[Client]:
         chosen = {"port": 0, "drain_s": 0.2, "registry_target": _registry[1], "memory_target": _memory[1]}
-        chosen |= {"detached_s": 0, "cold_start_s": 0}
+        chosen |= {"detached_s": 0, "cold_start_s": 0, "usage_sweep_s": 3600}
         settings = Settings(redis=redis, router=RouterSettings(**chosen | patient | options))
         async with router(settings) as running, grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel:
             yield Client(channel, running.metrics_port)

@@ -57,9 +57,10 @@ async def test_a_retry_records_the_very_same_usage_event(client: Client, registr
 async def test_a_turn_whose_usage_was_not_recorded_succeeds_and_says_so_and_its_retry_records_it(
     client: Client, registry: FakeRegistry, ws: str
 ) -> None:
-    registry.calls.refuse("RecordUsage", Unavailable("not now"), times=4)
+    registry.calls.refuse("RecordUsage", Unavailable("not now"), times=1000)
     first = await client.turn(ws, thread_id="t", operation_id="op")
     assert (first.text, first.completed.usage_recorded) == ("Hello, you.", False)
+    registry.calls.refusals.clear()
     assert (await client.turn(ws, thread_id="t", operation_id="op")).completed.usage_recorded
     assert list(registry.events) == [(ws, "op/0")]
 
