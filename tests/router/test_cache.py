@@ -52,7 +52,7 @@ async def test_what_is_put_is_found_again(link: RedisLink, agent: AgentKey) -> N
 async def test_terms_are_found_as_they_were_put(link: RedisLink, workspace_id: str) -> None:
     kept, key = redis_terms(link), TermsKey(workspace_id, "")
     limits = (Limit(LimitKind.USER_HOUR_MESSAGES, 47), Limit(LimitKind.WORKSPACE_DAY_MICROS, 10**15, is_shadow=True))
-    told = Told(Terms(limits, "2026-03", Home(("example.com",), "acme"), 1000.25), Stamp(EPOCH, 9), is_no=False)
+    told = Told(Terms(limits, "2026-03", Home(("example.com",), "acme")), Stamp(EPOCH, 9), is_no=False)
     await kept.put(key, told, 5)
     assert await kept.get(EPOCH, key) == told
 
@@ -63,7 +63,7 @@ async def test_permissions_are_found_as_they_were_put(
     link: RedisLink, workspace_id: str, verdict: Verdict, ends_s: float | None
 ) -> None:
     permissions, pair = redis_permissions(link), PairKey(workspace_id, "ada", "agent")
-    told = Told(Permission(verdict, ends_s, 1000.25), Stamp(EPOCH, 9), is_no=verdict is not Verdict.GRANT)
+    told = Told(Permission(verdict, ends_s), Stamp(EPOCH, 9), is_no=verdict is not Verdict.GRANT)
     await permissions.put(pair, told, 5)
     assert await permissions.get(EPOCH, pair) == told
 

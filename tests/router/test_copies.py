@@ -431,7 +431,7 @@ async def link(redis_settings: RedisSettings) -> AsyncIterator[RedisLink]:
     await opened.close()
 
 
-PAIR_VALUE = Permission(Verdict.GRANT, None, 1000.0)
+PAIR_VALUE = Permission(Verdict.GRANT, 1000.0)
 
 
 async def test_what_is_no_copy_gives_way_whatever_it_is(link: RedisLink, workspace_id: str) -> None:
@@ -455,8 +455,8 @@ async def test_of_many_who_put_a_copy_the_newest_stays(link: RedisLink, workspac
     permissions, pair = redis_permissions(link), PairKey(workspace_id, "ada", "agent")
     revisions = [5, 17, 3, 999, 1000, 12, 1000, 2]
     puts: list[Awaitable[None]] = [
-        permissions.put(pair, Told(PAIR_VALUE._replace(read_s=float(index)), Stamp(EPOCH, revision), is_no=False), 5)
+        permissions.put(pair, Told(PAIR_VALUE._replace(ends_s=float(index)), Stamp(EPOCH, revision), is_no=False), 5)
         for index, revision in enumerate(revisions)
     ]
     await asyncio.gather(*puts)
-    assert await permissions.get(EPOCH, pair) == Told(PAIR_VALUE._replace(read_s=4.0), Stamp(EPOCH, 1000), is_no=False)
+    assert await permissions.get(EPOCH, pair) == Told(PAIR_VALUE._replace(ends_s=4.0), Stamp(EPOCH, 1000), is_no=False)

@@ -35,7 +35,7 @@ Value = TypeVar("Value")
 
 
 def permission(verdict: Verdict = Verdict.GRANT, ends_s: float | None = None) -> Permission:
-    return Permission(verdict, ends_s, 5000.0)
+    return Permission(verdict, ends_s)
 
 
 def route(**values: Any) -> Route:
@@ -44,7 +44,7 @@ def route(**values: Any) -> Route:
 
 
 def terms(*limits: Limit, capped_month: str = "") -> Terms:
-    return Terms(limits, capped_month, Home(), 5000.0)
+    return Terms(limits, capped_month, Home())
 
 
 class FakeCounters:
@@ -105,7 +105,11 @@ class FakeTruth(Truth[Key, Value], Generic[Key, Value]):
         self.during()
         if isinstance(value, Refusal):
             raise value
-        return Told(value, Stamp(place.epoch, place.revision), is_no=False) if self.is_stamped else Unstamped(value)
+        return (
+            Told(value, Stamp(place.epoch, place.revision), is_no=False, read_s=5000.0)
+            if self.is_stamped
+            else Unstamped(value)
+        )
 
 
 class Nowhere:

@@ -45,11 +45,15 @@ class Source(StrEnum):
 
 
 class Told(NamedTuple, Generic[Some]):
-    """What the registry told, at which revision. `is_no`: it is a refusal, kept for a shorter time."""
+    """What the registry told, at which revision. `is_no`: it is a refusal, kept for a shorter time.
+
+    `read_s` is when it was read, in seconds since 1970 by the database's clock; copies are kept without it.
+    """
 
     value: Some
     stamp: Stamp
     is_no: bool
+    read_s: float = 0.0
 
 
 class Unstamped(NamedTuple, Generic[Some]):
@@ -60,7 +64,8 @@ class Unstamped(NamedTuple, Generic[Some]):
 
 @dataclass(slots=True)
 class Held(Generic[Value]):
-    """Something to be answered from. `sent_at` is set if it was read for this answer: when the registry was asked.
+    """Something to be answered from. `sent_at` is set if it was read for this answer: when the registry was asked. Then
+    `read_s` says when it was read by the database's clock.
 
     `read_at` is when that was, or when it was found in Redis; `kept_until` when it goes. `current_at` is the last version of
     what is known that was seen to have changed nothing it rests on: while that version stands, this need not be looked up
@@ -74,6 +79,7 @@ class Held(Generic[Value]):
     sent_at: float | None
     current_at: int = -1
     kept_until: float = math.inf
+    read_s: float = 0.0
 
 
 class Truth(Protocol[Asked, Some]):
@@ -224,12 +230,13 @@ class Copies(Generic[Key, Value]):
             async with asyncio.timeout(self._ask_s):
                 told = await self._limiter.run(lambda: self._truth.ask(key, least))
             stamp = told.stamp if isinstance(told, Told) else _stamp_at_least(place, least)
-            held = Held(told.value, stamp, Source.REGISTRY, sent_at, sent_at)
+            read_s = told.read_s if isinstance(told, Told) else 0.0
+            held = Held(told.value, stamp, Source.REGISTRY, sent_at, sent_at, read_s=read_s)
             knowledge.answered_in(stamp.epoch)
             if not knowledge.may_answer(stamp, things, least, sent_at, boot_s()):
                 continue  # something changed while it was read: it is neither kept nor answered
             if isinstance(told, Told) and stamp.epoch == knowledge.place.epoch:
-                self._keep(key, replace(held, sent_at=None), is_no=told.is_no)
+                self._keep(key, replace(held, sent_at=None, read_s=0.0), is_no=told.is_no)
                 self._share(key, told)
             return held
         raise _cannot_tell()

@@ -38,11 +38,10 @@ class Verdict(StrEnum):
 
 
 class Permission(NamedTuple):
-    """The answer, when it ends, if it does by itself, and when it was read: seconds since 1970 by the database's clock."""
+    """The answer, and when it ends, if it does by itself: seconds since 1970 by the database's clock."""
 
     verdict: Verdict
-    ends_s: float | None
-    read_s: float
+    ends_s: float | None = None
 
     def at(self, database_s: float) -> Verdict:
         """What it says when the database's clock shows at most this."""

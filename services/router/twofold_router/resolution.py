@@ -389,8 +389,7 @@ class Resolver:
         permission, sent_at = held.value, held.sent_at
         verdict, valid_s, ends_s = permission.verdict, self._valid_s(sent_at, now), None
         if permission.ends_s is not None:
-            # Of what was read for this answer the database's clock was read after it was asked for.
-            database_s = self._knowledge.database_s(now) if sent_at is None else permission.read_s + (now - sent_at)
+            database_s = self._database_s(held, now)
             verdict = permission.at(database_s)
             if verdict in _PERMITS:
                 ends_s = permission.ends_s - database_s
@@ -420,7 +419,7 @@ class Resolver:
         if not route.published:
             raise AgentNotPublished(f"agent {agent.agent_id!r} takes no messages", agent_id=agent.agent_id)
         if terms.capped_month:
-            terms.require_uncapped(agent.workspace_id, self._terms_s(held_terms, terms, now))
+            terms.require_uncapped(agent.workspace_id, self._database_s(held_terms, now))
         # Who has still to be counted sends nothing yet.
         peeks = question.claim.peeks or (counted is None and self._asks_limits(question, facts))
         choice = self._targets.choose(agent, route, question.user_id, terms.home, now, peek=peeks)
@@ -431,9 +430,9 @@ class Resolver:
                 ruling = ruling._replace(valid_s=valid_s)
         return Resolution(ruling, choice, route, held.source, max(0.0, now - held.read_at), counted or UNCOUNTED)
 
-    def _terms_s(self, held: Held[Terms | None], terms: Terms, now: float) -> float:
-        """What the database's clock says, as far as these terms are concerned."""
-        return self._knowledge.database_s(now) if held.sent_at is None else terms.read_s + (now - held.sent_at)
+    def _database_s(self, held: Held[Permission] | Held[Terms | None], now: float) -> float:
+        """What the database's clock says at most. Of what was read for this answer it was read after it was asked for."""
+        return self._knowledge.database_s(now) if held.sent_at is None else held.read_s + (now - held.sent_at)
 
 
 def _operation(question: Question) -> Operation:

@@ -43,8 +43,6 @@ class Terms(NamedTuple):
     limits: tuple[Limit, ...]
     capped_month: str
     home: Home
-    read_s: float
-    """When it was read: seconds since 1970 by the database's clock."""
 
     def require_uncapped(self, workspace_id: str, database_s: float) -> None:
         """Refuses if the database's clock shows a moment of the month whose hard cap is reached."""

@@ -1,6 +1,7 @@
 """Proto ↔ domain for what the router asks of the registry. Pure."""
 
 from collections.abc import Callable
+from functools import lru_cache
 
 from twofold.registry.v1 import agent_pb2, change_pb2, permission_pb2, usage_pb2
 from twofold_chassis import fields
@@ -63,15 +64,19 @@ _VERDICTS = {
     permission_pb2.CHECK_REASON_AGENT_UNKNOWN: Verdict.AGENT_UNKNOWN,
     permission_pb2.CHECK_REASON_AGENT_GONE: Verdict.AGENT_GONE,
 }
+_WITHOUT_END = {verdict: Permission(verdict) for verdict in Verdict}  # there are as many copies as pairs: these share one
 
 
 def permission(response: permission_pb2.CheckResponse) -> Told[Permission]:
     """What the registry says of a user and an agent."""
     ends_s = response.expire_time.ToNanoseconds() / 1e9 if response.HasField("expire_time") else None
-    value = Permission(_VERDICTS.get(response.reason, Verdict.DENIED), ends_s, response.read_time.ToNanoseconds() / 1e9)
-    return Told(value, _stamp(response.revision_token), is_no=not response.allowed)
+    verdict = _VERDICTS.get(response.reason, Verdict.DENIED)
+    value = _WITHOUT_END[verdict] if ends_s is None else Permission(verdict, ends_s)
+    read_s = response.read_time.ToNanoseconds() / 1e9
+    return Told(value, _stamp(response.revision_token), is_no=not response.allowed, read_s=read_s)
 
 
+@lru_cache(maxsize=4096)  # many copies are read at the same revision, and share it
 def _stamp(token: bytes) -> Stamp:
     revision = revision_of(token, "revision_token")
     assert revision is not None, "the registry says at which revision it was asked"

@@ -20,6 +20,6 @@ def told(response: terms_pb2.GetTermsResponse) -> Told[Terms | None]:
         ),
         capped_month=response.cap_month if response.cap_state == billing_pb2.CAP_STATE_HARD else "",
         home=Home(tuple(response.allowed_url_suffixes), response.namespace),
-        read_s=response.read_time.ToNanoseconds() / 1e9,
     )
-    return Told(terms, Stamp(revision.epoch, revision.number), is_no=False)
+    read_s = response.read_time.ToNanoseconds() / 1e9
+    return Told(terms, Stamp(revision.epoch, revision.number), is_no=False, read_s=read_s)
