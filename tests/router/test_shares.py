@@ -49,9 +49,11 @@ def test_a_share_is_a_tenth_for_each_router_and_one_more_and_at_least_one(
     assert room.spend(Limit(LimitKind.USER_HOUR_MESSAGES, amount)) == share
 
 
-def test_who_may_give_out_nothing_does_not(room: Room) -> None:
+def test_who_may_give_out_nothing_lets_only_pass_what_no_limit_refuses(room: Room) -> None:
     room.routers = 0
-    assert room.take() is None
+    assert room.take(HOUR) is None
+    assert room.take(HOUR._replace(is_shadow=True)) is not None
+    assert room.take() is not None
 
 
 def test_a_share_is_of_one_span_cell_by_cell_and_outlives_an_outage(room: Room) -> None:

@@ -38,7 +38,7 @@ class RouterSettings(ListenSettings):
         " too early, and each message costs more; the same for all routers",
     )
     rebuild_wait_ms: int = Field(
-        default=100,
+        default=250,
         ge=0,
         le=5000,
         description="for how long a message waits for lost counters to be set up anew, before this router's share counts",

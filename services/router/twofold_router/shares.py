@@ -54,9 +54,10 @@ class Shares:
         return passed
 
     def take(self, operation: Operation, limits: Sequence[Limit]) -> Passed | None:
-        """Counts it, if it is within the share of every limit."""
+        """Counts it, if it is within the share of every limit. What no limit refuses needs no share."""
         routers = self._routers()
-        if routers <= 0 or len(self._passed) >= _OPERATIONS_MAX:
+        refusing = {limit.kind for limit in limits if not limit.is_shadow}
+        if (refusing and routers <= 0) or len(self._passed) >= _OPERATIONS_MAX:
             return None
         now = self._now()
         if len(self._counters) + len(METERS) > _COUNTERS_MAX:
@@ -65,7 +66,6 @@ class Shares:
                 return None
         shares = {limit.kind: max(1, math.floor(_SHARE * limit.amount / (routers + 1))) for limit in limits}
         marks = [self._mark(kind, operation, now) for kind in METERS]
-        refusing = {limit.kind for limit in limits if not limit.is_shadow}
         for kind, mark in zip(METERS, marks, strict=True):
             if kind in refusing and mark.used + _amount(kind, operation.cost) > shares[kind]:
                 return None
