@@ -17,7 +17,7 @@ import structlog
 from twofold_chassis import call
 from twofold_chassis.clocks import boot_s
 from twofold_chassis.refusals import InvalidField, Overloaded, PeerUnavailable, Refusal
-from twofold_router.flights import Flights
+from twofold_router.announcing import Announcing
 from twofold_router.link import Link
 from twofold_router.permissions import PairKey
 from twofold_router.pods import (
@@ -72,15 +72,9 @@ from twofold_router.sessions import (
 
 _CALLS_MAX = 256
 _BEATS_MAX = 4
-_CLOSING_MAX = 100_000
-_AT_ONCE = 100
 _ROUNDS_MAX = 3
 _ASKED_EACH_S = 60.0
 """How often the registry is asked about the pods here: one that nobody asks about is marked dead in the end."""
-_REFRESHED_EACH_S = 3600.0
-_COMPARED_EACH = 10
-"""How many heartbeats lie between two looks at whether the table has what a pod holds."""
-_SLACK_MS = 2000
 _ANNOUNCING_S = 30.0
 
 
@@ -135,13 +129,8 @@ class Links:
         self._of_pair: dict[PairKey, set[tuple[str, SessionKey]]] = {}
         self._where: dict[SessionKey, str] = {}
         self.revocations = Revocations(resolver, self._revoked)
-        self._closing: dict[tuple[SessionKey, int], Session] = {}
-        """What is still to be removed from the table."""
-        self._heard_of: dict[str, int] = {}
-        """By workspace: up to when we know what others have closed."""
-        self._announcing: Flights[tuple[Link, str], str] = Flights()
+        self._announcing = Announcing(leases, table, heartbeat_s=bounds.heartbeat_s, has=self.has, lose=self._lose)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._due = asyncio.Event()
         self._asked_at = boot_s()
         self._fence = 0
         self._logger = structlog.get_logger("twofold.pods")
@@ -328,7 +317,7 @@ class Links:
                 return False
             link.good_until = boot_s() + self._bounds.lease_s
             link.announced.clear()
-            self._due.set()
+            self._announcing.due.set()
         except TableUnavailable:
             pass  # the registry's word is enough, and the next heartbeat tries again
         # Behind the table: whoever has it said that the pod is dead takes the lease away again after that.
@@ -372,12 +361,12 @@ class Links:
         for session in link.sessions():
             if session.key in link.asked_about and session.key not in named:
                 self._drop(link, session)
-                self._remove_soon(session)
+                self._announcing.remove_soon(session)
                 self._closed(session, CloseReason.ERROR)
         for key, one in named.items():
             if link.get(key) is None:
                 self._put(link, _session(one, link.life), known=False)
-        self._due.set()
+        self._announcing.due.set()
 
     # Opening, touching, closing -------------------------------------------------------------------------------
 
@@ -385,6 +374,10 @@ class Links:
         question = Question(AgentKey(said.key.workspace_id, said.agent_id), said.user_id, said.least)
         await self._permitted(question)
         held = link.get(said.key)
+        if held is not None and said.take_over:
+            # Who takes over does not hold it: what is known of it here is of before it was given up.
+            self._drop(link, held)
+            held = None
         if held is None:
             self._require_room(link, said)
             link.opening.add(said.key)
@@ -395,7 +388,7 @@ class Links:
                 link.opening.discard(said.key)
             # From here on nothing is awaited: a change that comes now finds the session, and the answer is on its way.
             if link.ended:
-                self._remove_soon(held)
+                self._announcing.remove_soon(held)
                 return None
             self._put(link, held, known=True)
             self._opened(held)
@@ -420,7 +413,7 @@ class Links:
         try:
             return await self._permitted(question)
         except BaseException:
-            self._remove_soon(session)
+            self._announcing.remove_soon(session)
             raise
 
     def _require_room(self, link: Link, said: Open) -> None:
@@ -452,7 +445,7 @@ class Links:
 
     async def _tried(self, link: Link, session: Session, *, take_over: bool) -> Placed:
         for _ in range(_ROUNDS_MAX):
-            generation = await self._generation(link, session.key.workspace_id)
+            generation = await self._announcing.generation(link, session.key.workspace_id)
             placed = await self._table.open(generation, session, take_over=take_over, per_user_max=self._bounds.per_user_max)
             if not placed.anew:
                 return placed
@@ -483,7 +476,7 @@ class Links:
             if not said.give_up or not await self._table.give_up(session):
                 await self._table.close(session, by_others=False)
         except TableUnavailable:
-            self._remove_soon(session)  # then it is not taken over: who wants to gets a new one
+            self._announcing.remove_soon(session)  # then it is not taken over: who wants to gets a new one
         return Done(said.call_id)
 
     def _held(self, link: Link, key: SessionKey, fence: int) -> Session:
@@ -496,7 +489,7 @@ class Links:
         for session in link.sessions():
             self._drop(link, session)
             self._closed(session, CloseReason.DRAINED)
-            self._remove_soon(session)
+            self._announcing.remove_soon(session)
         await self._bury(link.life)  # what could not be removed is cleared up after
         link.end()
 
@@ -519,7 +512,7 @@ class Links:
         if link is None or not self.has(session):
             return False
         self._drop(link, session)
-        self._remove_soon(session)
+        self._announcing.remove_soon(session)
         return link.tell(Closed(session.key, session.fence, reason))
 
     def send(self, keys: Sequence[tuple[SessionKey, str]], message: Message) -> int:
@@ -566,61 +559,6 @@ class Links:
         self.revocations.remove(session.pair)
         self._counts.sessions_changed(len(self._where))
 
-    def _remove_soon(self, session: Session) -> None:
-        if len(self._closing) < _CLOSING_MAX:  # what is forgotten is found when the workspace is announced the next time
-            self._closing[session.key, session.fence] = session
-        self._due.set()
-
-    # What is told to the table --------------------------------------------------------------------------------
-
-    async def _generation(self, link: Link, workspace_id: str) -> str:
-        """The generation of the workspace's table, with all that this link holds in it. Raises TableUnavailable."""
-        return link.announced.get(workspace_id) or await self._announce(link, workspace_id)
-
-    async def _announce(self, link: Link, workspace_id: str) -> str:
-        """Puts all that the link holds in a workspace into its table; the generation of that. Raises TableUnavailable."""
-        return await self._announcing.join((link, workspace_id), lambda: self._announce_all(link, workspace_id))
-
-    async def _announce_all(self, link: Link, workspace_id: str) -> str:
-        for _ in range(_ROUNDS_MAX):
-            generation = (await self._table.news(workspace_id, _now_ms())).generation
-            await self._leases.serves(link.life, workspace_id)
-            if await self._announced_in(link, workspace_id, generation):
-                await self._reconcile(link, workspace_id)
-                link.announced[workspace_id] = generation
-                link.refreshed_at[workspace_id] = boot_s()
-                return generation
-        raise TableUnavailable("the table begins anew again and again", retry_after_s=1.0)
-
-    async def _announced_in(self, link: Link, workspace_id: str, generation: str) -> bool:
-        async def one(session: Session) -> Kept:
-            # Looked at in the turn in which it is sent: what was closed before must not come back behind that.
-            if not link.holds(session):
-                return Kept.KEPT
-            kept = await self._table.announce(generation, session)
-            if kept is Kept.LOST and link.holds(session):
-                self._lose(link, session, CloseReason.TAKEN_OVER)
-            return kept
-
-        sessions = link.in_workspace(workspace_id)
-        for begin in range(0, len(sessions), _AT_ONCE):
-            if Kept.ANEW in await asyncio.gather(*map(one, sessions[begin : begin + _AT_ONCE])):
-                return False
-        return True
-
-    async def _reconcile(self, link: Link, workspace_id: str) -> None:
-        """What the table still says that the pod holds, and it does not, is removed."""
-        after = ""
-        while True:
-            ids, after = await self._table.ids(workspace_id, link.life.pod_id, after)
-            for key in (SessionKey(workspace_id, one) for one in ids):
-                session = None if link.get(key) is not None else await self._table.find(key)
-                if session is None or session.life != link.life or key in link.opening or link.get(key) is not None:
-                    continue
-                await self._table.close(session, by_others=False)
-            if not after:
-                return
-
     def _lose(self, link: Link, session: Session, reason: CloseReason) -> None:
         self._drop(link, session)
         link.tell(Closed(session.key, session.fence, reason))
@@ -631,7 +569,7 @@ class Links:
         """Tends the links for as long as it runs: once for each heartbeat, and when something is due."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.revocations.run())
-            tasks.create_task(self._again(self._tend, self._bounds.heartbeat_s, self._due))
+            tasks.create_task(self._again(self._tend, self._bounds.heartbeat_s, self._announcing.due))
             tasks.create_task(self._again(sweeper.sweep, self._bounds.lease_s / 10, asyncio.Event()))
 
     async def _again(self, work: Callable[[], Coroutine[Any, Any, None]], each_s: float, due: asyncio.Event) -> None:
@@ -654,67 +592,11 @@ class Links:
             if boot_s() - link.heard_at > self._bounds.lease_s:
                 link.end(SessionLost("no heartbeat for a lease", pod_id=link.life.pod_id))
         try:
-            await self._remove_closed()
-            await self._follow_tables()
+            await self._announcing.remove_closed()
+            await self._announcing.follow(list(self._links.values()))
         finally:
             if boot_s() - self._asked_at > _ASKED_EACH_S:
                 await self._ask()
-
-    async def _remove_closed(self) -> None:
-        closing = list(self._closing.items())
-        for begin in range(0, len(closing), _AT_ONCE):
-            batch = closing[begin : begin + _AT_ONCE]
-            await asyncio.gather(*(self._remove(session) for _, session in batch))
-            for name, _ in batch:
-                self._closing.pop(name, None)
-
-    async def _remove(self, session: Session) -> None:
-        if not self.has(session):  # else its pod has opened it again meanwhile
-            await self._table.close(session, by_others=False)
-
-    async def _follow_tables(self) -> None:
-        """Each workspace that has sessions here: has its table begun anew, and what have others closed?"""
-        served: dict[str, list[Link]] = {}
-        for link in self._links.values():
-            for workspace_id in link.workspaces():
-                served.setdefault(workspace_id, []).append(link)
-        for gone in self._heard_of.keys() - served.keys():
-            del self._heard_of[gone]
-        names = list(served)
-        for begin in range(0, len(names), _AT_ONCE):
-            await asyncio.gather(*(self._follow_table(name, served[name]) for name in names[begin : begin + _AT_ONCE]))
-
-    async def _follow_table(self, workspace_id: str, links: Sequence[Link]) -> None:
-        news = await self._table.news(workspace_id, self._heard_of.get(workspace_id, 0))
-        for session_id, fence in news.closed:
-            for link in links:
-                session = link.get(SessionKey(workspace_id, session_id))
-                if session is not None and session.fence == fence:
-                    self._lose(link, session, CloseReason.CLOSED_BY_OTHERS)
-        self._heard_of[workspace_id] = max(0, news.now_ms - _SLACK_MS)
-        for link in links:
-            if not link.ended and (
-                link.announced.get(workspace_id) != news.generation or await self._differs(link, workspace_id)
-            ):
-                await self._announce(link, workspace_id)
-
-    async def _differs(self, link: Link, workspace_id: str) -> bool:
-        """Whether the table has others than the pod, or was not written anew for long; looked at now and then.
-
-        So heals what was evicted, and what came to Redis too late from a router that stood still.
-        """
-        now = boot_s()
-        if now - link.compared_at.get(workspace_id, 0.0) < _COMPARED_EACH * self._bounds.heartbeat_s:
-            return False
-        link.compared_at[workspace_id] = now
-        listed, after = set(), ""
-        while True:
-            ids, after = await self._table.ids(workspace_id, link.life.pod_id, after)
-            listed.update(ids)
-            if not after:
-                break
-        held = {session.key.session_id for session in link.in_workspace(workspace_id)}
-        return listed != held or now - link.refreshed_at.get(workspace_id, 0.0) > _REFRESHED_EACH_S
 
     async def _ask(self) -> None:
         links = list(self._links.values())
@@ -730,9 +612,8 @@ class Links:
         """Waits for what is under way, and removes what is still to be removed, if Redis is there."""
         while self._tasks:
             await asyncio.wait(self._tasks)
-        await self._announcing.close()
         with suppress(TableUnavailable):
-            await self._remove_closed()
+            await self._announcing.close()
 
 
 async def _announced(said: AsyncIterator[Said], count: int) -> list[HeldSession]:
