@@ -19,11 +19,13 @@ from tests.router.pods import Cloud, Pod, Sessions, a_cloud, a_ground, settled
 from tests.router.test_revocation import House
 from tests.router.test_sessions import an_open, refuses, talking
 from tests.waiting import until
+from twofold.errors.v1.reason_pb2 import Reason
 from twofold.pod import HeldSession, SessionRefused
 from twofold.registry.v1 import pod_pb2, session_pb2
 from twofold.router.v1 import session_pb2 as pb
 from twofold_chassis.clocks import boot_s
 from twofold_chassis.redis import RedisLink
+from twofold_chassis.settings import RedisSettings
 from twofold_cli.embedded.postgres import EmbeddedPostgres
 from twofold_cli.embedded.redis import EmbeddedRedis
 from twofold_router import keys
@@ -285,6 +287,33 @@ async def test_c10_a_session_is_not_lost_to_a_table_that_it_is_not_announced_in_
         assert pod.sessions
     await until_listed(router, session)
     assert not pod.over
+
+
+async def test_c10_who_takes_over_is_not_given_the_fence_of_before_out_of_what_its_router_remembers(cloud: Cloud) -> None:
+    """The pod named the session among all that it held, gave it up, and its router still believes that it holds it."""
+    router = await cloud.router(redis=RedisSettings(host="127.0.0.1", port=1, budget_ms=50))
+    async with talking(router, pb.PodHello(pod_id="gate-1")) as link:
+        assert (await link.told()).HasField("welcome")
+        await link.say(open=an_open(cloud, 1))
+        fence = (await link.told()).opened.fence
+        session: dict[str, Any] = {"workspace_id": cloud.ws, "session_id": "s-1"}
+        closing = pb.PodClose(
+            call_id=2, fence=fence, give_up=True, reason=session_pb2.SESSION_CLOSE_REASON_DRAINED, **session
+        )
+        await link.say(close=closing)
+        assert (await link.told()).done.call_id == 2
+        for nonce in (3, 4):
+            await link.say(heartbeat=pb.PodHeartbeat(nonce=nonce, session_count=1))
+        asked = {(await link.told()).WhichOneof("told") for _ in range(3)}
+        assert asked == {"alive", "reannounce"}
+        one = pb.HeldSession(user_id="ada", agent_id="agent", fence=fence, **session)
+        await link.say(announce=pb.PodAnnounce(sessions=[one]))
+        await link.say(heartbeat=pb.PodHeartbeat(nonce=5, session_count=1))
+        assert (await link.told()).alive.nonce == 5
+        again = an_open(cloud, 1)
+        again.call_id, again.take_over = 6, True
+        await link.say(open=again)
+        assert (await link.told()).refused.reason == Reason.REASON_REDIS_UNAVAILABLE
 
 
 async def until_listed(router: Sessions, session: HeldSession) -> None:
