@@ -6,8 +6,9 @@ Routing: whether a user may use an agent, and where the agent lives.
 Common to all services of this package.
 Ids: 1 to 255 bytes of UTF-8 without control characters.
 Any rpc may be refused with: INVALID_ARGUMENT (REASON_INVALID_FIELD, REASON_INVALID_TOKEN), UNAVAILABLE
-  (REASON_PEER_UNAVAILABLE, REASON_DRAINING), DEADLINE_EXCEEDED (REASON_DEADLINE), RESOURCE_EXHAUSTED (REASON_OVERLOADED),
-  INTERNAL; these are not repeated at each rpc. A call without a deadline gets one of 30 seconds.
+  (REASON_PEER_UNAVAILABLE; REASON_STORE_UNAVAILABLE: a peer cannot ask its Postgres; REASON_DRAINING), DEADLINE_EXCEEDED
+  (REASON_DEADLINE), RESOURCE_EXHAUSTED (REASON_OVERLOADED), INTERNAL; these are not repeated at each rpc. A call without a
+  deadline gets one of 30 seconds.
 """
 
 from collections import abc as _abc
