@@ -130,6 +130,7 @@ async def house(postgres_server: EmbeddedPostgres, redis_settings: RedisSettings
                         drain_s=0,
                         lease_ms=60_000,
                         silence_ms=60_000,
+                        usage_sweep_s=3600,  # what is owed here is recorded in no test's midst
                         allow_loopback_urls=True,
                         pod_lease_ms=600_000,
                     ),
@@ -155,7 +156,7 @@ async def _ignored(*_: object) -> None:
 
 
 @pytest.fixture
-async def world(house: House) -> World:
+async def world(house: House) -> AsyncIterator[World]:
     """A workspace of this test's own with a user, an agent, a grant, a conversation and a preference."""
     world = World(f"ws-{uuid.uuid4().hex[:12]}")
     client = house.client
@@ -216,7 +217,34 @@ async def world(house: House) -> World:
             lease_duration=Duration(seconds=900),  # longer than all tests: when it ends, what was said is stored
         )
     )
-    return world
+    await client.conversations.AppendTurn(
+        conversation_pb2.AppendTurnRequest(
+            workspace_id=world.workspace_id,
+            thread_id=world.answered_thread_id,
+            user_id=world.user_id,
+            request_id=world.turn_id,
+            messages=[hello, message_pb2.Message(role=message_pb2.Role.ROLE_ASSISTANT, content="Hello, Ada")],
+        )
+    )
+    yield world
+    await _closed(client, world)
+
+
+async def _closed(client: Twofold, world: World) -> None:
+    """What a turn has left open (its agent is nowhere) memory would close by itself, in the middle of another test."""
+    open_turn = memory_turn_pb2.GetOpenTurnRequest(workspace_id=world.workspace_id, thread_id=world.thread_id)
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        await client.open_turns.GetOpenTurn(open_turn)
+        hello = message_pb2.Message(role=message_pb2.Role.ROLE_USER, content="Hello")
+        named: dict[str, Any] = {"workspace_id": world.workspace_id, "thread_id": world.thread_id}
+        begun = await client.open_turns.BeginTurn(
+            memory_turn_pb2.BeginTurnRequest(
+                **named, messages=[hello], policy=memory_turn_pb2.TurnPolicy.TURN_POLICY_TAKE_OVER
+            )
+        )
+        await client.open_turns.AbortTurn(
+            memory_turn_pb2.AbortTurnRequest(**named, turn_id=begun.turn_id, fence=begun.fence)
+        )
 
 
 async def _deleted(client: Twofold, world: World) -> None:

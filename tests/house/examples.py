@@ -58,6 +58,8 @@ class World:
     agent_id: str = "helper"
     thread_id: str = "thread-1"
     turn_id: str = "turn-1"
+    # Where a turn of the same id is answered.
+    answered_thread_id: str = "thread-answered"
     # Where a turn is open: the first one, so its fence is 1.
     open_thread_id: str = "thread-open"
     open_turn_id: str = "turn-open"
@@ -647,7 +649,7 @@ _MEMORY: dict[str, Callable[[World], ProtoMessage]] = {
         user_id=world.user_id,
         request_id=world.request_id,
         messages=[_asked()],
-        lease_duration=Duration(seconds=30),
+        lease_duration=Duration(seconds=900),
         holder="helper-7",
         policy=memory_turn_pb2.TurnPolicy.TURN_POLICY_QUEUE,
         queue_wait=Duration(seconds=5),
@@ -658,7 +660,7 @@ _MEMORY: dict[str, Callable[[World], ProtoMessage]] = {
         turn_id=world.open_turn_id,
         fence=1,
         partial_messages=[_called(), _result()],
-        lease_duration=Duration(seconds=30),
+        lease_duration=Duration(seconds=900),
     ),
     "TurnService.CommitTurn": lambda world: memory_turn_pb2.CommitTurnRequest(
         workspace_id=world.workspace_id,
@@ -1127,11 +1129,14 @@ _ROUTER: dict[str, Callable[[World], ProtoMessage]] = {
         workspace_id=world.workspace_id,
         user_id=world.user_id,
         operation_id=world.turn_id,
-        thread_id=world.thread_id,
+        thread_id=world.answered_thread_id,
         text_offset=0,
     ),
     "TurnService.CancelTurn": lambda world: turn_pb2.CancelTurnRequest(
-        workspace_id=world.workspace_id, user_id=world.user_id, operation_id=world.turn_id, thread_id=world.thread_id
+        workspace_id=world.workspace_id,
+        user_id=world.user_id,
+        operation_id=world.turn_id,
+        thread_id=world.answered_thread_id,
     ),
 }
 
