@@ -125,7 +125,8 @@ def owing(book: Book, ledger: Ledger, told: list[int]) -> Owing:
 
 
 async def test_one_event_that_is_not_taken_keeps_no_other_from_being_told() -> None:
-    book, ledger, told = Book(*(owed(number) for number in range(5)), owed(5, "gone")), Ledger(), []
+    told: list[int] = []
+    book, ledger = Book(*(owed(number) for number in range(5)), owed(5, "gone")), Ledger()
     ledger.refuses = {
         "op1/0": EventReused("as another"),
         "op3/0": WorkspaceUnknown("gone"),
@@ -151,7 +152,8 @@ async def test_a_registry_that_is_away_is_not_asked_for_each_event() -> None:
 
 
 async def test_what_waits_in_the_process_is_told_once_more_at_its_end() -> None:
-    ledger, told = Ledger(), []
+    told: list[int] = []
+    ledger = Ledger()
     owes = owing(Book(), ledger, told)
     async with owes.telling():
         owes.owe(owed(1).event)

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 from aiohttp import web
@@ -116,7 +117,7 @@ async def test_an_operation_whose_router_was_killed_is_gone_on_with_by_another(
     await house.grant("ada")
     token = await moved(house, agents)
     agents.agent("agent", hangs)
-    fields = {"thread_id": "t", "operation_id": "op", "min_revision_token": token}
+    fields: dict[str, Any] = {"thread_id": "t", "operation_id": "op", "min_revision_token": token}
     async with killable(house, tmp_path) as (process, client):
         await until_said(aiter(client.run(ws, "Hello.", **fields)), "Hel")
         await process.kill()
