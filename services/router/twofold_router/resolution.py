@@ -193,11 +193,14 @@ class Resolver:
         """
         if question.least is not None:
             self._require_history(question.least)
-        pair, terms_key = question.pair, question.terms_key
+        agent, user_id, _, _ = question
+        workspace_id, agent_id = agent
+        pair = PairKey(workspace_id, user_id, agent_id)
         permission = self._permissions.peek(pair, now)
         if permission is None:
             return None
-        route, terms = self._routes.peek(question.agent, now), self._terms.peek(terms_key, now)
+        terms_key = TermsKey(workspace_id, user_id)
+        route, terms = self._routes.peek(agent, now), self._terms.peek(terms_key, now)
         if (route is None or terms is None) and self._permits(permission):
             return None
         return Facts(pair, terms_key, permission, route, terms)

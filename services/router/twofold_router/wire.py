@@ -91,21 +91,23 @@ def resolve_response(resolution: Resolution) -> routing_pb2.ResolveResponse:
 
 def _fill(response: routing_pb2.ResolveResponse, resolution: Resolution) -> None:
     # Field by field, into the message where it stands: half the time of making messages of their own and copying them.
-    ruling = resolution.ruling
-    response.url = resolution.target.url
-    response.basis = _BASES[ruling.verdict]
-    response.source = SOURCES[resolution.source]
-    set_duration(response.route_age, resolution.age_s)
-    response.revision_token = ruling.stamp.token()
-    response.permission_source = SOURCES[ruling.source]
-    set_duration(response.permission_age, ruling.age_s)
-    set_duration(response.valid_for, ruling.valid_s)
-    response.generation = resolution.route.generation
-    response.target_name = resolution.target.name
-    response.state = STATES[resolution.choice.state]
-    if resolution.choice.cold_start_s is not None:
-        set_duration(response.cold_start, resolution.choice.cold_start_s)
-    wire_limits.fill(response, resolution.counted)
+    ruling, (target, state, cold_start_s), route, source, age_s, counted = resolution
+    verdict, stamp, permission_source, permission_age_s, valid_s, _ = ruling
+    response.url = target.url
+    response.basis = _BASES[verdict]
+    response.source = SOURCES[source]
+    set_duration(response.route_age, age_s)
+    response.revision_token = stamp.token()
+    response.permission_source = SOURCES[permission_source]
+    set_duration(response.permission_age, permission_age_s)
+    set_duration(response.valid_for, valid_s)
+    response.generation = route.generation
+    if target.name:
+        response.target_name = target.name
+    response.state = STATES[state]
+    if cold_start_s is not None:
+        set_duration(response.cold_start, cold_start_s)
+    wire_limits.fill(response, counted)
 
 
 def check_response(ruling: Ruling) -> routing_pb2.CheckResponse:
