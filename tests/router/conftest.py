@@ -199,6 +199,7 @@ def start(_registry: tuple[FakeRegistry, str], _memory: tuple[FakeMemory, str], 
     # A machine that stands still for a second is no reason to ask the registry: what leases are about has its own tests.
     patient: dict[str, Any] = {"lease_ms": 30_000, "silence_ms": 20_000, "ping_ms": 50, "allow_loopback_urls": True}
     patient["url_suffixes"] = ("svc.cluster.local", "a", "green", "moved", "other", "paused")
+    patient["rebuild_wait_ms"] = 5000
 
     @contextlib.asynccontextmanager
     async def started(redis: RedisSettings = redis_settings, **options: Any) -> AsyncIterator[Client]:

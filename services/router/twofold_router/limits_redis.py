@@ -60,7 +60,7 @@ class RedisCounters:
             self.now_ms(),
             keys.OPERATION_TTL_MS,
             keys.MARKER_TTL_MS,
-            *_metered(operation.cost, tuple(limits)),
+            _metered(operation.cost, tuple(limits)),
         )
         reply = await self._run(_COUNT, operation, arguments)
         if reply[0] == b"DUPLICATE":
@@ -186,13 +186,13 @@ async def _away(reply: Awaitable[Reply]) -> Reply:
 
 
 @lru_cache(maxsize=4096)  # of few plans, and mostly of one message
-def _metered(cost: Cost, limits: tuple[Limit, ...]) -> tuple[Argument, ...]:
+def _metered(cost: Cost, limits: tuple[Limit, ...]) -> str:
     amounts = {limit.kind: (limit.amount, int(limit.is_shadow)) for limit in limits}
     metered: list[Argument] = []
     for kind, told, place in _TOLD:
         amount, shadow = amounts.get(kind, _NO_LIMIT)
         metered += (*told, amount, cost[place], shadow)
-    return tuple(metered)
+    return " ".join(map(str, metered))
 
 
 def _body(operation: Operation) -> str:
