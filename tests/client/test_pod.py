@@ -257,9 +257,13 @@ async def test_who_is_fenced_drops_all_and_begins_a_new_life(pod: Pod, router: R
 async def test_what_is_closed_or_lost_is_told_once_and_only_under_its_fence(pod: Pod, router: Router) -> None:
     link = await router.link()
     first, second = await opened(pod, link, 5), await opened(pod, link, 6, count=2)
-    for fence in (4, 5, 5):  # the first one is of a holding before
-        named = {"workspace_id": "acme", "session_id": first.session_id}
-        link.tell(closed=pb.PodClosed(fence=fence, reason=SESSION_CLOSE_REASON_REVOKED, **named))
+    named = {"workspace_id": "acme", "session_id": first.session_id}
+    link.tell(closed=pb.PodClosed(fence=4, reason=SESSION_CLOSE_REASON_REVOKED, **named))  # of a holding before
+    link.deliver(first, 1, "m-1")
+    await link.hears("ack")
+    assert pod.holds(first)
+    for _ in range(2):
+        link.tell(closed=pb.PodClosed(fence=5, reason=SESSION_CLOSE_REASON_REVOKED, **named))
     touching = asyncio.create_task(pod.touch(second, timeout_s=60))
     asked = await link.hears("touch")
     link.tell(refused=pb.PodRefused(call_id=asked.call_id, reason=REASON_SESSION_LOST))

@@ -344,13 +344,14 @@ async def test_c10_a_redis_of_yesterday_shows_nobody_who_has_left_since(cloud: C
 
 
 async def test_c10_a_while_without_redis_kills_no_pod(cloud: Cloud) -> None:
-    routers = [await cloud.router(**SHORT), await cloud.router(**SHORT)]
+    lease_s = 3.0
+    routers = [await cloud.router(pod_lease_ms=3000, pod_heartbeat_ms=100) for _ in range(2)]
     pods = [await cloud.pod(router, pod_id=f"gate-{index}") for index, router in enumerate(routers)]
     sessions = [await cloud.open(pod) for pod in pods]
     cloud.server.pause()
     try:
         beat_at = boot_s()
-        while boot_s() < beat_at + 2 * LEASE_S:  # longer than every lease that Redis knows of
+        while boot_s() < beat_at + 1.2 * lease_s:  # longer than every lease that Redis knows of
             await settled(*pods)
             assert all(pod.holds(session) for pod, session in zip(pods, sessions, strict=True))
     finally:

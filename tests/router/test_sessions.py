@@ -544,7 +544,8 @@ async def test_many_sessions_are_in_the_table_as_soon_as_they_are_opened(cloud: 
         assert await router.count() == 1000
 
 
-async def test_a_pod_that_does_not_read_or_acknowledge_is_cut_off_and_its_sessions_stay(cloud: Cloud) -> None:
+@pytest.mark.parametrize("reads", [False, True])
+async def test_a_pod_that_does_not_read_or_acknowledge_is_cut_off_and_its_sessions_stay(cloud: Cloud, reads: bool) -> None:
     router = await cloud.router()
     async with talking(router, pb.PodHello(pod_id="gate-1")) as link:
         assert (await link.told()).HasField("welcome")
@@ -553,6 +554,10 @@ async def test_a_pod_that_does_not_read_or_acknowledge_is_cut_off_and_its_sessio
         sent = 0
         while (await router.send(b"x" * 60_000, session_id="s-1")).sent:
             sent += 1
-            assert sent < 200
+            assert sent < 100
+            if reads:
+                assert (await link.told()).HasField("delivery")
         assert sent >= 10
+        if reads:
+            assert sent == 4 * 1024 * 1024 // 60_000
     assert await router.ids() == {"s-1"}
