@@ -215,23 +215,4 @@ MUTANTS = (
             ),
         ),
     ),
-    Mutant(
-        "get-then-delete",
-        "who holds a session is looked at, and the session is removed a moment later, whoever holds it then",
-        (
-            Patch(
-                "twofold_router/session_table.py",
-                '        return await self._changed(_CLOSE, session, (kept_ms, _now_ms())) == "CLOSED"\n',
-                "        found = await self.find(session.key)\n"
-                "        if found is None or found.fence != session.fence:\n"
-                "            return False\n"
-                "        await asyncio.sleep(0.5)\n"
-                "        found = await self.find(session.key)\n"
-                "        told = (kept_ms, _now_ms())\n"
-                "        return found is not None and await self._changed(_CLOSE, found, told) == 'CLOSED'\n",
-            ),
-        ),
-        tracks=(("pod stop", "pod kill"),),
-        schedules_max=8,
-    ),
 )

@@ -24,6 +24,7 @@ _THINKING_S = (0.05, 0.3)
 _CALL_S = 2.0
 _MEDDLED = 0.3
 _SAME_S = 60.0
+_SILENT_S = 5.0
 
 
 class Pod:
@@ -102,7 +103,8 @@ class Pods:
                 if before is not None and set(listed.sessions) == before == after:
                     self._holding.differs = ""
                     return
-                self._holding.differs = f"{sorted(listed.sessions)} are listed, {sorted(after or ())} are held"
+                held = "what is held nobody knows: a pod does not serve" if after is None else f"{sorted(after)} are held"
+                self._holding.differs = f"{sorted(listed.sessions)} are listed, {held}"
             await asyncio.sleep(0.1)
 
     def collect(self) -> None:
@@ -135,7 +137,7 @@ class Pods:
         held: set[tuple[str, int]] = set()
         for pod in self.pods:
             last = [word for word in pod.words()[-50:] if word.what == "holds"]
-            if not last or boot_s() - last[-1].at > 1.0:
+            if not last or boot_s() - last[-1].at > _SILENT_S:
                 return None
             held |= set(last[-1].sessions)
         return held
