@@ -50,6 +50,8 @@ class _Trouble:
         self._workspace = workspace
         self._pairs = pairs
         self._began = boot_s()
+        # While Postgres is exchanged nobody may be let through to it by the end of another fault.
+        self._ways_to_postgres = asyncio.Lock()
         self.done = Done()
 
     async def follow(self, track: Sequence[Fault]) -> None:
@@ -69,7 +71,10 @@ class _Trouble:
                 await self._redis(fault, what)
             case "postgres", _:
                 await self._postgres(fault, what)
-            case "redis" | "stream" | "database", _:
+            case "database", _:
+                async with self._ways_to_postgres:
+                    await self._ways(self._chosen(target, fault), fault, what)
+            case "redis" | "stream", _:
                 await self._ways(self._chosen(target, fault), fault, what)
             case "pod", "kill":
                 await self._pods.kill(fault.worker, fault.seconds * fault.dose)
@@ -173,7 +178,8 @@ class _Trouble:
                 await self._servers.copy(server)
                 return
             case "restore":
-                await self._restore()
+                async with self._ways_to_postgres:
+                    await self._restore()
                 return
             case "compact":
                 await self._world.compact()
