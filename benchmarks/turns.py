@@ -19,7 +19,6 @@ from twofold.router.v1 import turn_pb2
 _TURNS = 200
 _WARM_UP = 20
 _AT_ONCE = 16
-_AGENT = "talker"
 _SAID = "What did I say first?"
 
 Timed = tuple[float, float]
@@ -40,11 +39,13 @@ async def _agent() -> AsyncIterator[str]:
         await process.wait()
 
 
-async def _known(place: Place, url: str) -> None:
-    agent = agent_pb2.Agent(workspace_id=threads.WORKSPACE, agent_id=_AGENT, display_name="Talker", url=url)
-    await place.twofold.agents.CreateAgent(agent_pb2.CreateAgentRequest(agent=agent))
-    grant = permission_pb2.AgentGrant(workspace_id=threads.WORKSPACE, user_id="user", agent_id=_AGENT)
+async def _known(place: Place, url: str) -> str:
+    """An agent of this measurement's own."""
+    agent = agent_pb2.Agent(workspace_id=threads.WORKSPACE, display_name="Talker", url=url)
+    agent_id = (await place.twofold.agents.CreateAgent(agent_pb2.CreateAgentRequest(agent=agent))).agent.agent_id
+    grant = permission_pb2.AgentGrant(workspace_id=threads.WORKSPACE, user_id="user", agent_id=agent_id)
     await place.twofold.permissions.Grant(permission_pb2.GrantRequest(grant=grant))
+    return agent_id
 
 
 async def _directly(session: aiohttp.ClientSession, url: str) -> Timed:
@@ -57,9 +58,9 @@ async def _directly(session: aiohttp.ClientSession, url: str) -> Timed:
     return first, time.perf_counter() - began
 
 
-async def _run(place: Place, thread_id: str) -> Timed:
+async def _run(place: Place, agent_id: str, thread_id: str) -> Timed:
     request = turn_pb2.RunRequest(
-        workspace_id=threads.WORKSPACE, user_id="user", agent_id=_AGENT, thread_id=thread_id, message=_SAID
+        workspace_id=threads.WORKSPACE, user_id="user", agent_id=agent_id, thread_id=thread_id, message=_SAID
     )
     began, first = time.perf_counter(), 0.0
     async for event in place.twofold.turns.Run(request):
@@ -70,10 +71,11 @@ async def _run(place: Place, thread_id: str) -> Timed:
 
 async def _alone(place: Place, *, kept: bool) -> Json:
     """One after the other, a direct call and a turn by turns: medians."""
-    async with _agent_known(place) as url, aiohttp.ClientSession() as session:
+    async with _agent() as url, aiohttp.ClientSession() as session:
+        agent_id = await _known(place, url)
         direct, turns = [], []
         for number in range(_WARM_UP + _TURNS):
-            one, other = await _directly(session, url), await _run(place, f"bench-{number}" if kept else "")
+            one, other = await _directly(session, url), await _run(place, agent_id, f"bench-{number}" if kept else "")
             if number >= _WARM_UP:
                 direct.append(one)
                 turns.append(other)
@@ -87,11 +89,12 @@ async def _alone(place: Place, *, kept: bool) -> Json:
 
 async def _many(place: Place) -> Json:
     """So many conversations at once, each turn after turn: turns in a second, and the same of direct calls."""
-    async with _agent_known(place) as url, aiohttp.ClientSession() as session:
+    async with _agent() as url, aiohttp.ClientSession() as session:
+        agent_id = await _known(place, url)
         rates: dict[str, float] = {}
         calls: Sequence[tuple[str, Callable[[int], Awaitable[Timed]]]] = (
             ("direct_per_s", lambda _: _directly(session, url)),
-            ("run_per_s", lambda number: _run(place, f"bench-many-{number}")),
+            ("run_per_s", lambda number: _run(place, agent_id, f"bench-many-{number}")),
         )
         for name, call in calls:
 
@@ -104,20 +107,6 @@ async def _many(place: Place) -> Json:
             await asyncio.gather(*(talk(number) for number in range(_AT_ONCE)))
             rates[name] = round(_TURNS // _AT_ONCE * _AT_ONCE / (time.perf_counter() - began), 1)
     return dict(rates)
-
-
-@contextlib.asynccontextmanager
-async def _agent_known(place: Place) -> AsyncIterator[str]:
-    async with _agent() as url:
-        try:
-            await _known(place, url)
-            yield url
-        finally:
-            request = agent_pb2.DeleteAgentRequest(workspace_id=threads.WORKSPACE, agent_id=_AGENT)
-            await place.twofold.agents.DeleteAgent(request)
-            await place.twofold.agents.PurgeAgent(
-                agent_pb2.PurgeAgentRequest(workspace_id=threads.WORKSPACE, agent_id=_AGENT)
-            )
 
 
 async def _figure(id_: str, what: str, values: Awaitable[Json], note: str) -> Figure:
