@@ -125,9 +125,7 @@ def count_time(counted: Counted) -> datetime | None:
 def set_duration(duration: Duration, seconds: float) -> None:
     """Into a message where it stands: one of nothing is there as well. Microseconds; `round` would take a third of it."""
     micros = int(seconds * 1e6 + 0.5)
-    if not 0 <= micros < 1_000_000:
-        duration.seconds, micros = divmod(micros, 1_000_000)
-    duration.nanos = micros * 1000
+    duration.seconds, duration.nanos = micros // 1_000_000, micros % 1_000_000 * 1000
 
 
 def duration(seconds: float) -> Duration:
