@@ -44,7 +44,7 @@ async def test_no_other_refusal_is_retried(connect: Connect, refusal: refusals.R
 
 
 async def test_a_turn_is_never_run_again_by_itself(connect: Connect) -> None:
-    turns = Turns([refusals.PeerUnavailable("memory does not answer")])
+    turns = Turns([refusals.PeerUnavailable("memory does not answer")])  # type: ignore[abstract]  # only what is asked
     client = await connect(turns)
     with pytest.raises(grpc.aio.AioRpcError):
         await anext(aiter(client.turns.Run(RunRequest(message="hello"))))
@@ -77,7 +77,7 @@ async def test_a_request_id_of_the_callers_is_kept(connect: Connect) -> None:
 
 
 async def test_calls_and_streams_say_who_calls(connect: Connect) -> None:
-    users, turns = Users(), Turns()
+    users, turns = Users(), Turns()  # type: ignore[abstract]
     client = await connect(users, turns, actor="support-bot")
     await client.users.GetUser(GetUserRequest())
     async for _ in client.turns.Run(RunRequest(message="hello")):

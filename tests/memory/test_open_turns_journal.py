@@ -13,7 +13,9 @@ from twofold_memory.open_turns import (
     Opening,
     OpenTurn,
     OpenTurns,
+    OwedUsage,
     Policy,
+    TurnName,
     Unsettled,
 )
 from twofold_memory.threads import Entry, KeptTurn, NewTurn, ThreadKey, TurnOnItsWay
@@ -50,6 +52,12 @@ class Truth:
 
     async def leave(self, ticket: Ticket) -> None:
         raise AssertionError("nobody waits")
+
+    async def owed(self, min_age: timedelta, after: TurnName | None, count: int) -> Sequence[OwedUsage]:
+        raise AssertionError("nobody asks for this")
+
+    async def acknowledge(self, turns: Sequence[TurnName]) -> None:
+        raise AssertionError("nobody asks for this")
 
 
 class Nowhere:

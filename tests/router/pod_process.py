@@ -27,4 +27,5 @@ async def main(router: str, pod_id: str, workspace_id: str, count: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:4], int(sys.argv[4])))
+    router, pod_id, workspace_id, count = sys.argv[1:]
+    asyncio.run(main(router, pod_id, workspace_id, int(count)))

@@ -145,7 +145,7 @@ def pod_sessions(workspace_id: str, generation: str, pod_id: str) -> str:
 
 
 def router_commands(router_id: str) -> str:
-    """Channel: what other routers want told to pods that have their links at this one. Lost: as if the pod's link was lost."""
+    """Channel: what other routers want told to pods that have their links at this one. Lost: as if the pod's link was."""
     return f"p:router:{part(router_id)}"
 
 
