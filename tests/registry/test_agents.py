@@ -17,6 +17,7 @@ from tests.registry.stubs import URL, Connection, Registry, invalid, lost, refus
 from twofold.errors.v1.reason_pb2 import Reason
 from twofold.registry.v1 import agent_pb2 as pb
 from twofold.registry.v1 import workspace_pb2
+from twofold_chassis.prices import Price
 from twofold_registry.agents import (
     Agent,
     AgentSettings,
@@ -25,7 +26,6 @@ from twofold_registry.agents import (
     ContextDelivery,
     Observation,
     ObservedState,
-    Price,
     ReportOutcome,
     Target,
 )

@@ -20,13 +20,13 @@ from twofold import audit
 from twofold.errors.v1.reason_pb2 import Reason
 from twofold.registry.v1 import agent_pb2, billing_pb2, usage_pb2, workspace_pb2
 from twofold_chassis import fields, postgres
+from twofold_chassis.prices import Price, cost_micros
 from twofold_chassis.refusals import Busy
 from twofold_chassis.requests import Requests
 from twofold_chassis.settings import DatabaseSettings
 from twofold_registry import months
-from twofold_registry.agents import Price
 from twofold_registry.caps import Cap, Caps, CapState, Told, Used
-from twofold_registry.prices import COST_MAX, cost_micros
+from twofold_registry.prices import COST_MAX
 from twofold_registry.store.caps import PostgresCaps
 from twofold_registry.store.changes import Changes
 from twofold_registry.store.reads import Reads

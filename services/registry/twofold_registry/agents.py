@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import ClassVar, NamedTuple, Protocol
 
+from twofold_chassis.prices import Price
 from twofold_chassis.refusals import AlreadyExists, FailedPrecondition, InvalidField, NotFound, Reason
 from twofold_chassis.requests import Attempt
 from twofold_registry.resources import Answer, Edit, Resources
 
 PRICE_MICROS_MAX = 10**12
-CURRENCY_DEFAULT = "USD"
 TARGETS_MAX = 16
 WEIGHT_MAX = 1000
 
@@ -106,16 +106,6 @@ class Target:
     name: str
     url: str
     weight: int
-
-
-@dataclass(frozen=True, slots=True)
-class Price:
-    """What the use of an agent costs, in millionths of the currency's unit."""
-
-    per_message_micros: int = 0
-    per_1000_input_tokens_micros: int = 0
-    per_1000_output_tokens_micros: int = 0
-    currency: str = CURRENCY_DEFAULT
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Protocol
 
+from twofold_chassis.prices import Price
 from twofold_chassis.refusals import FailedPrecondition, InvalidField, NotFound, Reason
 from twofold_chassis.requests import Attempt
 from twofold_registry import months
-from twofold_registry.agents import Price
 from twofold_registry.prices import Money
 from twofold_registry.resources import Answer, Page
 from twofold_registry.revisions import Revision

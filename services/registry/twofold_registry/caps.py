@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from typing import ClassVar, Protocol
 
+from twofold_chassis.prices import CURRENCY_DEFAULT
 from twofold_chassis.refusals import EtagMismatch
 from twofold_chassis.requests import Attempt
-from twofold_registry.agents import CURRENCY_DEFAULT
 from twofold_registry.resources import Answer, Read
 from twofold_registry.revisions import Revision, etag
 

@@ -9,10 +9,10 @@ from functools import lru_cache
 from json.encoder import encode_basestring_ascii as _quoted
 from typing import NamedTuple, Protocol
 
+from twofold_chassis.prices import Price, cost_micros
 from twofold_chassis.refusals import AlreadyExists, InvalidField, Reason, ResourceExhausted
 from twofold_registry import months
-from twofold_registry.agents import Price
-from twofold_registry.prices import COST_MAX, Money, cost_micros
+from twofold_registry.prices import COST_MAX, Money
 from twofold_registry.resources import Page
 from twofold_registry.revisions import Revision
 

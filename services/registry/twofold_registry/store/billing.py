@@ -7,9 +7,9 @@ from asyncpg import Record
 
 from twofold_chassis import call, fields
 from twofold_chassis.postgres import Connection
+from twofold_chassis.prices import Price
 from twofold_chassis.requests import Attempt
 from twofold_registry import months
-from twofold_registry.agents import Price
 from twofold_registry.billing import (
     Adjustment,
     Bill,

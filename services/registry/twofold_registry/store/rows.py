@@ -8,6 +8,7 @@ from typing import TypeVar
 import asyncpg
 from asyncpg import Record
 
+from twofold_chassis.prices import Price
 from twofold_chassis.refusals import InvalidField
 from twofold_registry.agents import (
     Agent,
@@ -16,7 +17,6 @@ from twofold_registry.agents import (
     ContextDelivery,
     Observation,
     ObservedState,
-    Price,
     Target,
 )
 from twofold_registry.audit import Entry

@@ -12,12 +12,12 @@ from asyncpg import Record
 
 from twofold_chassis import postgres
 from twofold_chassis.postgres import Connection, Pool
+from twofold_chassis.prices import FREE, Price
 from twofold_chassis.refusals import Overloaded
 from twofold_chassis.requests import Attempt
 from twofold_registry import months
-from twofold_registry.agents import Price
 from twofold_registry.months import month_of
-from twofold_registry.prices import COST_MAX, FREE, Money
+from twofold_registry.prices import COST_MAX, Money
 from twofold_registry.resources import Page
 from twofold_registry.revisions import Revision
 from twofold_registry.store import caps, rows

@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 
 from twofold.registry.v1 import agent_pb2 as pb
 from twofold_chassis import fields
+from twofold_chassis.prices import Price
 from twofold_chassis.refusals import InvalidField
 from twofold_chassis.urls import plain_url
 from twofold_registry.agents import (
@@ -13,7 +14,6 @@ from twofold_registry.agents import (
     WEIGHT_MAX,
     Observation,
     ObservedState,
-    Price,
     Target,
     checked_targets,
 )

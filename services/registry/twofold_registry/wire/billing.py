@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from twofold.registry.v1 import billing_pb2 as pb
 from twofold_chassis import fields
+from twofold_chassis.prices import Price
 from twofold_chassis.refusals import InvalidField, InvalidPageToken
 from twofold_chassis.requests import Attempt, attempt
 from twofold_registry import months
-from twofold_registry.agents import Price
 from twofold_registry.billing import Adjustment, Bill, BillKey, Closing, Draft, Invoice, Line, LinePlace
 from twofold_registry.prices import COST_MAX, Money
 from twofold_registry.resources import Page

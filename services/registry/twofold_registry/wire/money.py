@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from datetime import date
 
 from twofold.registry.v1 import usage_pb2 as pb
+from twofold_chassis.prices import CURRENCY_DEFAULT
 from twofold_chassis.refusals import InvalidField
-from twofold_registry.agents import CURRENCY_DEFAULT
 from twofold_registry.months import FIRST
 from twofold_registry.prices import Money, is_currency
 
