@@ -1,13 +1,16 @@
 """A router that is killed in the middle of a turn, on the real rooms: no word is lost, and others go on with it."""
 
 import contextlib
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 from aiohttp import web
 
+from tests.databases import settings_of_database
 from tests.router.conftest import Client, answered, refused
 from tests.router.scripted import Heard, ScriptedAgents, delta, sse
 from tests.router.test_turn_attach import Slowly, until_said
@@ -16,9 +19,17 @@ from tests.router.test_whole_turn import house as house  # a fixture
 from tests.waiting import until
 from twofold.memory.v1 import turn_pb2, turn_pb2_grpc
 from twofold.registry.v1 import agent_pb2, agent_pb2_grpc
+from twofold_chassis.settings import DatabaseSettings
+from twofold_cli.embedded.postgres import EmbeddedPostgres
 from twofold_cli.embedded.service import ServiceProcess
 
 Code = grpc.StatusCode
+
+
+@pytest.fixture
+async def database_settings(postgres_server: EmbeddedPostgres) -> DatabaseSettings:
+    """A database of each test's own: routers that were killed stay registered for a while, and revokes wait for them."""
+    return settings_of_database(await postgres_server.create_database(f"kills_{uuid.uuid4().hex[:8]}"))
 
 
 @contextlib.asynccontextmanager
