@@ -6,6 +6,7 @@ from typing import Protocol
 
 import structlog
 
+from twofold_chassis.prices import Price, cost_micros
 from twofold_chassis.refusals import Reason, Refusal
 from twofold_router.agents import Usage
 from twofold_router.asks import Ask
@@ -67,13 +68,12 @@ class Accounts:
             self._owing.recorded(ask.turn)
         return True
 
-    async def settle(self, ask: Ask, counted: Counted, usage: Usage | None) -> None:
-        """What was counted beforehand becomes what was used."""
+    async def settle(self, ask: Ask, counted: Counted, usage: Usage | None, price: Price) -> None:
+        """What was counted beforehand becomes what was used, and what that costs at the price."""
         if counted.source is LimitsSource.NONE:
             return
-        tokens = 0 if usage is None else usage.input_tokens + usage.output_tokens
         try:
-            await self._settling.settle(_operation(ask), Cost(messages=1, tokens=tokens), at_s=counted.at_s)
+            await self._settling.settle(_operation(ask), _cost(usage, price), at_s=counted.at_s)
         except Refusal as refusal:
             _logger.debug("not settled", operation_id=ask.operation_id, reason=Reason.Name(refusal.reason))
 
@@ -115,6 +115,13 @@ def debt(ask: Ask, usage: Usage, at: datetime) -> Debt:
         event_time=at,
         usage=usage,
     )
+
+
+def _cost(usage: Usage | None, price: Price) -> Cost:
+    if usage is None:  # then nothing is billed, and the message counts all the same
+        return Cost(messages=1)
+    read, written = usage.input_tokens, usage.output_tokens
+    return Cost(messages=1, tokens=read + written, micros=cost_micros(price, 1, read, written))
 
 
 def _operation(ask: Ask) -> Operation:

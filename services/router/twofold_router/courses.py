@@ -17,6 +17,7 @@ import structlog
 
 from twofold_chassis import fields
 from twofold_chassis.clocks import boot_s
+from twofold_chassis.prices import FREE, Price
 from twofold_chassis.refusals import Busy, InvalidField, PeerUnavailable, Reason, Refusal, RequestReused, Unavailable
 from twofold_router import prompts
 from twofold_router.accounts import Accounts, debt
@@ -98,6 +99,11 @@ class Course:
         """When it was counted first; where nothing counts, when it began."""
         at_s = self.counted.at_s
         return self.began_at if at_s is None else datetime.fromtimestamp(at_s, UTC)
+
+    @property
+    def price(self) -> Price:
+        """What the agent costs, as far as it is known."""
+        return FREE if self.resolution is None else self.resolution.route.price
 
     def consumed(self) -> Usage | None:
         """What the agent said that it consumed, else an estimate from its first token on."""
@@ -393,7 +399,7 @@ class Courses:
         if answer.tool_calls:
             run.tell(Calls(answer.tool_calls))
         run.tell(Completed(answer.finish_reason, usage, recorded, receipt, course.first_token_s, course.agent_s, keep_s))
-        await self._accounts.settle(ask, course.counted, usage)
+        await self._accounts.settle(ask, course.counted, usage, course.price)
         await self._accounts.tell(ask, receipt, usage)
 
     async def _keep(self, course: Course, answer: Answer, owed: Debt) -> tuple[Receipt | None, bool]:
@@ -424,7 +430,7 @@ class Courses:
         run.refuse(_told(refusal, outcome) if course.resolution is not None else refusal)
         self._ended(cause)
         if course.sent:
-            await self._accounts.settle(ask, course.counted, consumed)
+            await self._accounts.settle(ask, course.counted, consumed, course.price)
             await self._accounts.tell(ask, receipt, consumed, cause)
         elif course.hold is not None or (not course.counted.is_duplicate and not isinstance(refusal, Busy)):
             await self._accounts.release(ask, course.counted)

@@ -6,6 +6,7 @@ from enum import StrEnum
 from hashlib import blake2b
 from typing import NamedTuple
 
+from twofold_chassis.prices import FREE, Price
 from twofold_chassis.refusals import NotFound, Reason
 from twofold_router.agents import Limits
 
@@ -72,7 +73,7 @@ class Route:
     """What the registry says of an agent. `generation` rises with every change of its URL or targets.
 
     `gone`: it takes no messages, and never will. `targets`: how they are split; without them everything goes to `url`.
-    `seen`: what was seen of `url`.
+    `seen`: what was seen of `url`. `price`: what its use costs now.
     """
 
     url: str
@@ -82,6 +83,7 @@ class Route:
     gone: bool = False
     targets: tuple[Target, ...] = ()
     seen: Observation | None = None
+    price: Price = FREE
 
     def takers(self) -> list[Target]:
         """Those who take messages; without targets the agent's own URL does, under no name."""

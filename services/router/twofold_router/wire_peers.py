@@ -5,6 +5,7 @@ from functools import lru_cache
 
 from twofold.registry.v1 import agent_pb2, change_pb2, permission_pb2, usage_pb2
 from twofold_chassis import fields
+from twofold_chassis.prices import Price
 from twofold_chassis.revisions import revision_of
 from twofold_router.agents import Limits
 from twofold_router.copies import Told
@@ -112,6 +113,11 @@ def route(response: agent_pb2.GetAgentResponse) -> Route:
         gone=agent.state == agent_pb2.AGENT_STATE_GONE,
         targets=tuple(Target(target.name, target.url, target.weight, seen.get(target.name)) for target in agent.targets),
         seen=seen.get(""),
+        price=Price(
+            agent.price.per_message_micros,
+            agent.price.per_1000_input_tokens_micros,
+            agent.price.per_1000_output_tokens_micros,
+        ),
     )
 
 
