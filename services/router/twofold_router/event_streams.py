@@ -135,7 +135,7 @@ class Counted(Protocol):
 class _Cursor:
     """Where a stream stands in the log of one agent."""
 
-    __slots__ = ("agent_id", "is_caught_up", "place", "start", "stream", "tail", "waits")
+    __slots__ = ("agent_id", "is_caught_up", "is_unread", "place", "start", "stream", "tail", "waits")
 
     def __init__(self, stream: "EventStream", agent_id: str, start: Start | Place) -> None:
         self.stream = stream
@@ -144,8 +144,14 @@ class _Cursor:
         self.tail: Tail | None = None
         self.place: Place | None = None
         self.is_caught_up = False
+        # Whether its log did not answer when it was asked last: what it would have said is owed.
+        self.is_unread = False
         # Whether it is among those that the stream looks at next.
         self.waits = False
+
+    @property
+    def known(self) -> Place | None:
+        return None if self.is_unread else self.place
 
     def wake(self) -> None:
         self.stream.wake(self)
@@ -302,10 +308,13 @@ class EventStream:
                 self._begin(cursor, await self._tails.logs.head(tail.log, begin=True))
                 if cursor.place is None:
                     return None
-            return await tail.step(cursor.place)
+            step = await tail.step(cursor.place)
         except LogUnavailable:
+            cursor.is_unread = True
             self._tails.failed()
             return None
+        cursor.is_unread = False
+        return step
 
     def _begin(self, cursor: _Cursor, there: Reading) -> None:
         if cursor.tail is None:

@@ -36,8 +36,8 @@ class Follower(Protocol):
     """Somebody who follows a tail."""
 
     @property
-    def place(self) -> Place | None:
-        """Where he stands; None if he knows nothing of the log yet, or was told that it cannot be read."""
+    def known(self) -> Place | None:
+        """Up to where he knows the log; None if he knows nothing of it yet, or was told that it cannot be read."""
         ...
 
     def wake(self) -> None:
@@ -136,7 +136,7 @@ class Tail:
 
     def _wake_those_behind(self) -> None:
         for follower in tuple(self.followers):
-            if self.is_ahead_of(follower.place):
+            if self.is_ahead_of(follower.known):
                 follower.wake()
 
     async def _read(self, place: Place, news: int) -> Step:
