@@ -44,9 +44,13 @@ class EventService(event_pb2_grpc.EventServiceServicer):
 
 
 async def _obeying(stream: EventStream, requests: AsyncIterator[event_pb2.SubscribeRequest]) -> None:
-    """Does what the caller says, for as long as it says something. That it says no more ends nothing."""
+    """Does what the caller says, for as long as it says something and takes what it is told.
+
+    That it says no more ends nothing.
+    """
     try:
         async for request in requests:
+            await stream.until_taken()
             stream.obey(wire.wish(request))
     except Refusal as refusal:
         stream.fail(refusal)

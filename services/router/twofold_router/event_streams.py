@@ -6,9 +6,10 @@ nothing costs that much and nothing more, and is told as a gap what the logs dro
 
 import asyncio
 import contextlib
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from enum import Enum
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 from twofold_chassis.refusals import InvalidField, Overloaded, Refusal
@@ -28,6 +29,7 @@ from twofold_router.events import (
 
 AGENTS_MAX = 1000
 _QUEUE_BYTES_MAX = 256 * 1024
+_TOLD_MAX = 1000
 _READS_AT_ONCE = 16
 # What comes within this time behind something that was just told is told together: a message costs the same with one event
 # and with many. The first one waits for nothing.
@@ -135,7 +137,7 @@ class Counted(Protocol):
 class _Cursor:
     """Where a stream stands in the log of one agent."""
 
-    __slots__ = ("agent_id", "is_caught_up", "is_unread", "place", "start", "stream", "tail", "waits")
+    __slots__ = ("agent_id", "is_caught_up", "is_unread", "place", "start", "stream", "tail")
 
     def __init__(self, stream: "EventStream", agent_id: str, start: Start | Place) -> None:
         self.stream = stream
@@ -146,8 +148,6 @@ class _Cursor:
         self.is_caught_up = False
         # Whether its log did not answer when it was asked last: what it would have said is owed.
         self.is_unread = False
-        # Whether it is among those that the stream looks at next.
-        self.waits = False
 
     @property
     def known(self) -> Place | None:
@@ -171,8 +171,9 @@ class EventStream:
         self._counted = counted
         self._heartbeat_s = heartbeat_s
         self._cursors: dict[str, _Cursor] = {}
-        self._behind: deque[_Cursor] = deque()
+        self._behind: OrderedDict[_Cursor, None] = OrderedDict()
         self._queue: list[Of] = []
+        self._taken = asyncio.Event()
         self._said = Delivery.LIVE
         self._rests_until = 0.0
         self._failure: BaseException | None = None
@@ -191,8 +192,9 @@ class EventStream:
                 raise self._failure
             if self._queue:
                 told, self._queue = self._queue, []
+                self._taken.set()
                 return told
-            if self._behind and self._credits != 0:
+            if self._next_behind():
                 await self._rest()
                 await self._read()
                 continue
@@ -207,6 +209,12 @@ class EventStream:
             except TimeoutError:
                 return self._delivery()
 
+    async def until_taken(self) -> None:
+        """Returns when the caller has taken enough to wish for more: what wishes lead to waits for it as well."""
+        while len(self._queue) >= _TOLD_MAX:
+            self._taken.clear()
+            await self._taken.wait()
+
     def obey(self, wish: Wish) -> None:
         """Does what the caller wishes. Raises InvalidField, Overloaded."""
         if isinstance(wish, Credit):
@@ -215,9 +223,7 @@ class EventStream:
         elif isinstance(wish, Added):
             self._add(wish.wanted, "add.agents")
         else:
-            for agent_id in wish.agent_ids:
-                if self._remove(agent_id):
-                    self._queue.append(Of(agent_id, Left()))
+            self._queue += [Of(agent_id, Left()) for agent_id in self._remove(wish.agent_ids)]
         self._news.set()
 
     def fail(self, error: BaseException) -> None:
@@ -231,39 +237,46 @@ class EventStream:
 
     def close(self) -> None:
         """Nothing is followed any more."""
-        for agent_id in tuple(self._cursors):
-            self._remove(agent_id)
+        self._remove(tuple(self._cursors))
 
     def wake(self, cursor: _Cursor) -> None:
         """There may be something to be told of this agent."""
-        if not cursor.waits:
-            cursor.waits = True
-            self._behind.append(cursor)
+        if cursor not in self._behind:
+            self._behind[cursor] = None
             self._news.set()
 
     def _add(self, wanted: Sequence[Wanted], field: str) -> None:
         if len(self._cursors.keys() | {one.agent_id for one in wanted}) > AGENTS_MAX:
             raise InvalidField(field, f"at most {AGENTS_MAX} agents may be on one stream")
+        self._remove([one.agent_id for one in wanted])
         for agent_id, start in wanted:
-            self._remove(agent_id)
             cursor = _Cursor(self, agent_id, start)
             cursor.tail = self._tails.join(LogKey(self._workspace_id, agent_id), cursor)
             self._cursors[agent_id] = cursor
             self.wake(cursor)
 
-    def _remove(self, agent_id: str) -> bool:
+    def _remove(self, agent_ids: Collection[str]) -> list[str]:
+        """Takes agents off, and returns those that were there."""
+        gone = [agent_id for agent_id in agent_ids if self._drop(agent_id)]
+        if gone:
+            # What waits of them would be told behind their end.
+            of_them = frozenset(gone)
+            self._queue = [told for told in self._queue if told.agent_id not in of_them]
+        return gone
+
+    def _drop(self, agent_id: str) -> bool:
         cursor = self._cursors.pop(agent_id, None)
         if cursor is None:
             return False
-        self._drop(cursor)
-        # What waits of it would be told behind its end.
-        self._queue = [told for told in self._queue if told.agent_id != agent_id]
-        return True
-
-    def _drop(self, cursor: _Cursor) -> None:
+        self._behind.pop(cursor, None)
         if cursor.tail is not None:
             self._tails.leave(cursor.tail, cursor)
             cursor.tail = None
+        return True
+
+    def _next_behind(self) -> list[_Cursor]:
+        """The next ones to be read. Without credits those of which nothing has been told yet: that costs none."""
+        return [*islice((cursor for cursor in self._behind if self._credits != 0 or cursor.place is None), _READS_AT_ONCE)]
 
     async def _rest(self) -> None:
         left_s = self._rests_until - asyncio.get_running_loop().time()
@@ -272,12 +285,9 @@ class EventStream:
 
     async def _read(self) -> None:
         """Reads what some agents have to tell, and queues as much of it as may be."""
-        some: list[_Cursor] = []
-        while self._behind and len(some) < _READS_AT_ONCE:
-            cursor = self._behind.popleft()
-            cursor.waits = False
-            if cursor.tail is not None:
-                some.append(cursor)
+        some = self._next_behind()
+        for cursor in some:
+            del self._behind[cursor]
         if len(some) == 1:
             found = [await self._found(some[0])]
         else:
@@ -324,8 +334,7 @@ class EventStream:
             try:
                 check_within(start, there)
             except OffsetOutOfRange as refusal:
-                del self._cursors[agent_id]
-                self._drop(cursor)
+                self._drop(agent_id)
                 self._queue.append(Of(agent_id, Refused(refusal)))
                 return
             cursor.place = start
