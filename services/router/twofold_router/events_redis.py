@@ -114,7 +114,8 @@ class Probe:
 
     One that is open and deaf (behind a failover, a network cut one way, a cluster's node that was cut off) looks well to
     everything else. Each `period_s` a number is published; one that was not heard by the next is missed, and after two in a
-    row the connection is given up for another one.
+    row the connection is given up for another one. That one may take longer than a call to Redis may, and is not given up
+    for what was published before it was there.
     """
 
     def __init__(
@@ -134,6 +135,7 @@ class Probe:
         self._told = told
         self._count = count
         self._said = 0
+        self._said_in = 0
         self._heard = 0
         self._misses = 0
 
@@ -159,6 +161,7 @@ class Probe:
 
     async def _say(self) -> bool:
         """Whether a number was published that must be heard."""
+        self._said_in = self._channels.generation
         with contextlib.suppress(RedisUnavailable):
             await self._channels.subscribe(self._name, self._hear)
         self._said += 1
@@ -184,7 +187,7 @@ class Probe:
         else:
             self._count("missed")
             self._misses += 1
-            if not self.hears:
+            if not self.hears and self._said_in == self._channels.generation:
                 self._channels.give_up("it is open and hears nothing")
         self._told(self.hears)
 
