@@ -82,6 +82,12 @@ async def places_in_redis(client: Redis, needle: str) -> list[str]:
                 value = await client.lrange(key, 0, -1)
             case b"hash":
                 value = await client.hgetall(key)
+            case b"stream":
+                value = await client.xrange(key)
+            case b"set":
+                value = await client.smembers(key)
+            case b"zset":
+                value = await client.zrange(key, 0, -1)
             case b"none":
                 continue
             case _:

@@ -18,7 +18,7 @@ import structlog
 
 from twofold_chassis import call
 from twofold_chassis.call import Call
-from twofold_chassis.refusals import Overloaded, Refusal, ResourceExhausted
+from twofold_chassis.refusals import Overloaded, Reason, Refusal, ResourceExhausted
 from twofold_router.flights import Flights
 from twofold_router.limits import METERS, Cost, CountersAway, CountersLost, Meter, Subject
 
@@ -56,6 +56,8 @@ class Span(NamedTuple):
 
 class WindowTooLarge(ResourceExhausted):
     """There is more in the window than is told."""
+
+    reason = Reason.REASON_TOO_MANY
 
 
 class Windows(Protocol):
