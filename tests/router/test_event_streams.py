@@ -43,9 +43,10 @@ class World:
     def __init__(self) -> None:
         self.entries: dict[str, list[Entry]] = {}
         self.answers = True
+        self.readings = 0
 
-    def hold(self, agent_id: str, count: int) -> None:
-        self.entries[agent_id] = [Entry(offset, b"event") for offset in range(1, count + 1)]
+    def hold(self, agent_id: str, count: int, form: bytes = b"event") -> None:
+        self.entries[agent_id] = [Entry(offset, form) for offset in range(1, count + 1)]
 
     async def listen(self, log: LogKey, nudged: Nudged, missed: Missed) -> None: ...
 
@@ -55,6 +56,7 @@ class World:
         return Reading("e", 1, len(self.entries.get(log.agent_id, ())), [], True)
 
     async def follow(self, log: LogKey, place: Place) -> Reading:
+        self.readings += 1
         if not self.answers:
             raise LogUnavailable("away", retry_after_s=1.0)
         entries = self.entries.get(log.agent_id, [])
@@ -155,3 +157,17 @@ async def test_c12_a_caller_that_takes_nothing_is_not_heard_for_ever() -> None:
         removed += 1
     await told.aclose()
     assert len(streams) == len(tails) == 0
+
+
+async def test_what_a_stream_has_no_room_for_is_not_read_again_and_again() -> None:
+    world = World()
+    agents = [f"agent-{number}" for number in range(64)]
+    for agent_id in agents:
+        world.hold(agent_id, 1, bytes(200 * 1024))
+    tails = Tails(world, world, poll_s=600)
+    stream = stream_of(tails, *(Wanted(agent_id, Start.OLDEST) for agent_id in agents), until_caught_up=True)
+    told = []
+    while (some := await stream.next()) is not None:
+        told += [one for one in kinds(some) if one[1] is Batch]
+    assert sorted(told, key=str) == sorted([(agent_id, Batch) for agent_id in agents], key=str)
+    assert world.readings <= 2.5 * len(agents)

@@ -176,6 +176,8 @@ class EventStream:
         self._taken = asyncio.Event()
         self._said = Delivery.LIVE
         self._rests_until = 0.0
+        # How many logs are read at once: fewer where there was no room for what was read of the last ones.
+        self._at_once = _READS_AT_ONCE
         self._failure: BaseException | None = None
         self._news = asyncio.Event()
         try:
@@ -276,7 +278,7 @@ class EventStream:
 
     def _next_behind(self) -> list[_Cursor]:
         """The next ones to be read. Without credits those of which nothing has been told yet: that costs none."""
-        return [*islice((cursor for cursor in self._behind if self._credits != 0 or cursor.place is None), _READS_AT_ONCE)]
+        return [*islice((cursor for cursor in self._behind if self._credits != 0 or cursor.place is None), self._at_once)]
 
     async def _rest(self) -> None:
         left_s = self._rests_until - asyncio.get_running_loop().time()
@@ -292,12 +294,13 @@ class EventStream:
             found = [await self._found(some[0])]
         else:
             found = await asyncio.gather(*map(self._found, some))
-        size, catches_up = 0, False
+        size, catches_up, had_room = 0, False, 0
         for cursor, step in zip(some, found, strict=True):
             if cursor.tail is None or step is None:
                 continue  # taken off meanwhile, or to be looked at again when its log is
             if size <= _QUEUE_BYTES_MAX and self._credits != 0:
                 size += step.size
+                had_room += 1
                 catches_up |= not cursor.is_caught_up
                 self._take(cursor, step)
             if cursor.tail.is_ahead_of(cursor.place):
@@ -305,6 +308,7 @@ class EventStream:
             elif not cursor.is_caught_up and cursor.place is not None:
                 cursor.is_caught_up = True
                 self._queue.append(Of(cursor.agent_id, CaughtUp(cursor.place)))
+        self._at_once = min(_READS_AT_ONCE, max(1, had_room if size > _QUEUE_BYTES_MAX else 2 * self._at_once))
         if 0 < size < _REST_BYTES_MAX and not catches_up:
             self._rests_until = asyncio.get_running_loop().time() + _REST_S
 
