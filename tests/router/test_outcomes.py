@@ -495,6 +495,21 @@ async def test_a_registry_that_refuses_or_is_away_changes_nothing(refusal: Refus
     assert not router.takes("a")
 
 
+async def test_an_error_of_ours_does_not_end_the_spreading() -> None:
+    class Faulty(FakeBoard):
+        asked = 0
+
+        async def swap(self, failing: Sequence[Told], reached: Sequence[TargetKey]) -> Sequence[Told] | None:
+            self.asked += 1
+            if self.asked == 1:
+                raise RuntimeError("a defect")
+            return None
+
+    board = Faulty()
+    async with Router(board, period_s=0.001).reporting.spreading():
+        await until(lambda: board.asked > 1, "it goes on")
+
+
 @pytest.fixture
 async def link(redis_settings: RedisSettings) -> AsyncIterator[RedisLink]:
     link = await open_link(redis_settings)

@@ -10,6 +10,8 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import NamedTuple, Protocol
 
+import structlog
+
 from twofold_chassis.alongside import alongside
 from twofold_chassis.clocks import boot_s
 from twofold_chassis.refusals import Refusal, Unavailable
@@ -74,6 +76,7 @@ class Reporting:
         self._changed: dict[TargetKey, None] = {}
         self._told: OrderedDict[TargetKey, float] = OrderedDict()
         self._resting: set[TargetKey] = set()
+        self._logger = structlog.get_logger("twofold.reporting")
 
     def hear(self, agent: AgentKey, report: Report) -> None:
         """Takes in what became of a message. Asks nobody, and never refuses."""
@@ -98,7 +101,11 @@ class Reporting:
     async def _spread(self) -> None:
         while True:
             await asyncio.sleep(self._period_s)
-            await self.spread_once()
+            try:
+                await self.spread_once()
+            except Exception as error:
+                # Whatever it was, the next time must come: else this router would tell nobody anything again.
+                self._logger.error("spreading what was heard failed", exc_info=error)
 
     async def _swap(self) -> None:
         asked_at = boot_s()
