@@ -122,7 +122,7 @@ class Explainer:
         decision = await self._decide(question)
         now = boot_s()
         lease = self._lease(now)
-        route, terms = await self._newest(self._routes, agent), await self._newest(self._terms, question.terms_key)
+        route, terms = await self._known(self._routes, agent), await self._known(self._terms, question.terms_key)
         home = None if terms is None else terms.home
         views = [] if route is None else self._targets.views(agent, route, question.user_id, home, now)
         generation = 0 if route is None else route.generation
@@ -160,8 +160,8 @@ class Explainer:
         changes = [(thing, self._knowledge.changed_at(thing)) for thing in things]
         return Fact(name, found, self._knowledge.floor(things), changes)
 
-    async def _newest(self, copies: Copies[Key, Value | None], key: Key) -> Value | None:
-        """The newest that is known, whether or not it may be answered from."""
+    async def _known(self, copies: Copies[Key, Value | None], key: Key) -> Value | None:
+        """What is known here, else what Redis has, whether or not it may be answered from."""
         held = copies.peek(key, boot_s())
         if held is not None:
             return held.value

@@ -242,7 +242,9 @@ class SubscribeOpen(_message.Message):
     workspace_id: _builtins.str
     """The workspace. Required."""
     credits: _builtins.int
-    """How many events may be told before more credits are given: 0 means any number, for ever. 0 to 1,000,000."""
+    """How many events may be told before more credits are given: 0 means any number, for ever. 0 to 1,000,000. Only events cost
+    credits. A caller that takes nothing of what it is told is not listened to until it does.
+    """
     until_caught_up: _builtins.bool
     """Whether the stream ends when all that was there has been told. Then at least one agent is required."""
     @_builtins.property
