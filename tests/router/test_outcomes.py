@@ -237,6 +237,9 @@ class Against(RuleBasedStateMachine):
     @invariant()
     def as_many_fail(self) -> None:
         assert self.heard.failing == len(self.failures)
+        some = key("", 1)
+        assert self.heard.fails(some.workspace_id, some.agent_id) == bool(self.failures)
+        assert not self.heard.fails(some.workspace_id, "another")
 
 
 Against.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

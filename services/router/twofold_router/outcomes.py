@@ -7,7 +7,7 @@ Like the ejection of hosts in Envoy ("outlier detection"), counting in one proce
 """
 
 import random
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -76,12 +76,17 @@ class Outcomes:
         self._drawn = drawn
         self._heard: OrderedDict[TargetKey, Heard] = OrderedDict()
         self._failing: set[TargetKey] = set()
+        self._failing_of: Counter[tuple[str, str]] = Counter()
         self._news: set[TargetKey] = set()
 
     @property
     def failing(self) -> int:
         """How many targets could not be dialled when that was tried last."""
         return len(self._failing)
+
+    def fails(self, workspace_id: str, agent_id: str) -> bool:
+        """Whether one of these is the agent's, in whatever generation."""
+        return (workspace_id, agent_id) in self._failing_of
 
     def find(self, key: TargetKey) -> Heard | None:
         """What was heard of it."""
@@ -133,7 +138,7 @@ class Outcomes:
         """Another router could not dial it. What was heard here since that was asked is newer."""
         heard = self._entry(told.key)
         if heard.reached_at < asked_at and heard.failures < told.failures:
-            self._failing.add(told.key)
+            self._begin_failing(told.key)
             heard.failures = told.failures
             heard.rests_until = max(heard.rests_until, now + min(told.rest_s, self._rest_s[1] * (1 + _JITTER)))
 
@@ -152,19 +157,32 @@ class Outcomes:
         self._heard.move_to_end(key)
         if len(self._heard) > self._targets_max:
             dropped, _ = self._heard.popitem(last=False)
-            self._failing.discard(dropped)
+            self._end_failing(dropped)
             self._news.discard(dropped)
         return heard
 
     def _fail(self, key: TargetKey, heard: Heard, failures: int, now: float) -> None:
         heard.failures, heard.rests_until, heard.on_trial = failures, now + self._rest(failures), False
-        self._failing.add(key)
+        self._begin_failing(key)
         self._news.add(key)
 
     def _recover(self, key: TargetKey, heard: Heard) -> None:
         heard.failures, heard.rests_until, heard.on_trial = 0, _NEVER, False
-        self._failing.discard(key)
+        self._end_failing(key)
         self._news.add(key)
+
+    def _begin_failing(self, key: TargetKey) -> None:
+        if key not in self._failing:
+            self._failing.add(key)
+            self._failing_of[key.workspace_id, key.agent_id] += 1
+
+    def _end_failing(self, key: TargetKey) -> None:
+        if key in self._failing:
+            self._failing.remove(key)
+            agent = (key.workspace_id, key.agent_id)
+            self._failing_of[agent] -= 1
+            if not self._failing_of[agent]:
+                del self._failing_of[agent]
 
     def _rest(self, failures: int) -> float:
         least, most = self._rest_s

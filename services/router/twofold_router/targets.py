@@ -71,12 +71,13 @@ class Targets:
 
         Who only peeks sends none. Refuses with AgentNotReady, UrlForbidden.
         """
-        if not self._outcomes.failing:
+        fails = self._outcomes.fails(*agent)
+        if not fails:
             sole = self._sole.get(agent)
             if sole is not None and sole.route is route and (sole.home is home or sole.home == home):
                 return sole.choice
         wanted = preferred(route.takers(), agent, user_id)
-        if not self._outcomes.failing and all(target.seen is None for target in wanted):
+        if not fails and all(target.seen is None for target in wanted):
             self._require_allowed(agent, wanted[0], home)
             choice = Choice(wanted[0], TargetState.READY, None)
             if len(wanted) == 1:
