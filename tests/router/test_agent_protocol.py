@@ -71,12 +71,12 @@ def test_a_stream_is_the_same_however_it_is_cut(cuts: list[int]) -> None:
 
 
 def test_an_event_without_end_is_too_large_at_some_point() -> None:
-    for chunk in (b"data: xxxx\n", b"x", b": comment without an end"):
+    for chunk in (b"data: xxxx\n", b"x", b": comment without an end", b"data:\n"):
         stream = EventStream(event_bytes_max=100)
         for _ in range(100 // len(chunk)):
             stream.feed(chunk)
         with pytest.raises(AgentFailed, match="too large"):
-            stream.feed(chunk * 20)
+            stream.feed(chunk * 100)
 
 
 def test_pieces_make_an_answer() -> None:

@@ -101,7 +101,7 @@ class EventStream:
         name, _, value = line.partition(b":")
         if name.removeprefix(b"\xef\xbb\xbf") == b"data":
             value = value.removeprefix(b" ")
-            self._size += len(value)
+            self._size += len(value) + 1  # the line's end is part of the event, and an empty line takes room as well
             if self._size > self._event_bytes_max:
                 raise too_large()
             self._data.append(value)
