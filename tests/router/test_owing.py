@@ -170,3 +170,54 @@ async def test_an_end_is_not_held_up_by_a_registry_that_does_not_answer() -> Non
     async with asyncio.timeout(20), owes.telling():
         owes.owe(owed(1).event)
     assert owes.waiting == 1
+
+
+async def test_what_two_acknowledge_at_once_is_acknowledged_once_and_nothing_is_forgotten() -> None:
+    """The sweep and what follows each turn may meet."""
+    told = asyncio.Event()
+
+    class Slow(Book):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heard: list[TurnKey] = []
+
+        async def acknowledge(self, turns: Sequence[TurnKey]) -> None:
+            self.heard += turns
+            await told.wait()
+
+    book = Slow()
+    owes = owing(book, Ledger(), [])
+    turns = [TurnKey("w", "t", f"op{number}") for number in range(3)]
+    owes.recorded(turns[0])
+    both = [asyncio.create_task(owes.acknowledge()) for _ in range(2)]
+    await asyncio.sleep(0)
+    owes.recorded(turns[1])
+    told.set()
+    await asyncio.gather(*both)
+    owes.recorded(turns[2])
+    await owes.acknowledge()
+    assert book.heard == turns
+
+
+async def test_what_could_not_be_acknowledged_is_acknowledged_later() -> None:
+    class Away(Book):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heard: list[TurnKey] = []
+            self.away = True
+
+        async def acknowledge(self, turns: Sequence[TurnKey]) -> None:
+            if self.away:
+                raise AWAY
+            self.heard += turns
+
+    book = Away()
+    owes = owing(book, Ledger(), [])
+    turns = [TurnKey("w", "t", f"op{number}") for number in range(3)]
+    for turn in turns:
+        owes.recorded(turn)
+    with pytest.raises(Unavailable):
+        await owes.acknowledge()
+    book.away = False
+    await owes.acknowledge()
+    assert book.heard == turns

@@ -114,10 +114,13 @@ class Owing:
     async def acknowledge(self) -> None:
         """Tells memory what the ledger has."""
         while self._recorded:
-            turns = list(islice(self._recorded, _AT_ONCE))
-            await self._book.acknowledge(turns)
-            for _ in turns:
-                self._recorded.popleft()
+            # Taken out before they are told: both loops come here, and each turn is one's.
+            turns = [self._recorded.popleft() for _ in range(min(len(self._recorded), _AT_ONCE))]
+            try:
+                await self._book.acknowledge(turns)
+            except BaseException:
+                self._recorded.extendleft(reversed(turns))
+                raise
 
     async def _tell_waiting(self) -> None:
         while self._waiting:
