@@ -2,10 +2,10 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import pytest
@@ -23,6 +23,11 @@ from twofold_chassis.refusals import Overloaded
 from twofold_chassis.settings import DatabaseSettings, RedisSettings
 from twofold_cli.embedded.redis import EmbeddedRedis
 from twofold_registry.app import registry as served_registry
+from twofold_router.counting import Limits
+from twofold_router.limits import Cost, CountersAway, Operation, Settled, Tally
+from twofold_router.permissions import PairKey
+from twofold_router.shares import Shares
+from twofold_router.terms import Limit, LimitKind
 
 Code = grpc.StatusCode
 COUNTED, SHARE = limit_pb2.LIMITS_SOURCE_COUNTED, limit_pb2.LIMITS_SOURCE_LOCAL_SHARE
@@ -88,6 +93,57 @@ async def test_c7_without_redis_a_repeat_counts_once_too(start: Start, registry:
         release = limit_pb2.ReleaseOperationRequest(workspace_id=ws, user_id="ada", agent_id="agent", operation_id="second")
         await limits_of(alone).ReleaseOperation(release)
         assert (await alone.resolve(ws, operation_id="third")).limits[0].used == 2
+
+
+async def test_c7_without_redis_two_that_ask_at_once_with_the_same_id_count_once() -> None:
+    counters = AwayCounters()
+    shares = Shares(cells=12, routers=lambda: 1, clock=lambda: 1e9)
+    limits = Limits(counters, NeverRebuilt(), shares, note=lambda kind, how: None, note_share=lambda how: None)
+    operation = Operation(PairKey("w", "ada", "agent"), "op")
+    hourly = [Limit(LimitKind.USER_HOUR_MESSAGES, 1000)]
+    asked = [asyncio.create_task(limits.count(operation, hourly)) for _ in range(2)]
+    await until(lambda: counters.asked == 2, "both ask")
+    counters.answers.set()
+    told = await asyncio.gather(*asked)
+    assert sorted(each.is_duplicate for each in told) == [False, True]
+    second = await limits.count(operation._replace(operation_id="second"), hourly)
+    assert second.limits[0].used == 2
+    # And two that settle: the first one's word counts.
+    other = operation._replace(operation_id="other")
+    settled = await asyncio.gather(*(limits.settle(other, Cost(1, tokens)) for tokens in (5, 7)))
+    assert sorted(each.is_duplicate for each in settled) == [False, True]
+    await limits.close()
+
+
+class AwayCounters:
+    """Counters that do not answer."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.answers = asyncio.Event()
+
+    async def count(self, operation: Operation, limits: Sequence[Limit], *, peeks: bool = False) -> Tally:
+        return await self._away()
+
+    async def settle(self, operation: Operation, at_s: float | None) -> Settled:
+        return await self._away()
+
+    async def add(self, operation: Operation, at_s: float) -> None:
+        await self._away()
+
+    async def release(self, operation: Operation) -> None:
+        await self._away()
+
+    async def _away(self) -> NoReturn:
+        self.asked += 1
+        await self.answers.wait()
+        await asyncio.sleep(0)
+        raise CountersAway(asked=True)
+
+
+class NeverRebuilt:
+    async def rebuilt(self, workspace_id: str) -> bool:
+        return False
 
 
 async def test_a_router_that_others_may_not_know_yet_gives_nothing_out(

@@ -97,15 +97,16 @@ class Limits:
         kept, and told later. Raises RequestReused; LimitsUnknown if there is no room to keep it.
         """
         operation = operation._replace(cost=used)
-        passed = self._shares.find(operation)
-        if passed is not None:
-            if not passed.is_settled:
-                self._shares.settle(passed, used)
-            return Settled(passed.is_settled, passed.at_s)
+        settled = self._settled_here(operation)
+        if settled is not None:
+            return settled
         try:
             return await self._settled(operation, at_s)
         except (CountersLost, CountersAway):
-            passed = self._shares.keep(operation, at_s)
+            settled = self._settled_here(operation)
+        if settled is not None:  # another call came this far while this one asked
+            return settled
+        passed = self._shares.keep(operation, at_s)
         if passed is None:
             raise _unknown()
         self._hand_over_soon()
@@ -148,7 +149,19 @@ class Limits:
 
     # While Redis cannot tell ---------------------------------------------------------------------------------
 
+    def _settled_here(self, operation: Operation) -> Settled | None:
+        """What became of settling one that waits to be handed over; None of any other."""
+        passed = self._shares.find(operation)
+        if passed is None:
+            return None
+        if not passed.is_settled:
+            self._shares.settle(passed, operation.cost)
+        return Settled(passed.is_settled, passed.at_s)
+
     def _out_of_share(self, operation: Operation, limits: Sequence[Limit]) -> Counted:
+        passed = self._shares.find(operation, claims=True)
+        if passed is not None:  # another call passed while this one asked
+            return _out_of_share(passed, is_duplicate=True)
         passed = self._shares.take(operation, limits)
         self._note_share("refused" if passed is None else "passed")
         if passed is None:
