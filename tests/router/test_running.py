@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from twofold_chassis.refusals import Draining, Overloaded, Unavailable
+from twofold_chassis.refusals import Draining, Overloaded, Refusal, Unavailable
 from twofold_router.agents import Usage
 from twofold_router.asks import Ask
 from twofold_router.resolution import Question
@@ -153,6 +154,53 @@ async def test_what_has_ended_is_bounded_in_bytes() -> None:
         begun.append(turns.begin(ask(name), course))
         await begun[-1].over()
     assert [turns.find(run.ask.name) is run for run in begun] == [False, False, False, True, True]
+
+
+async def test_what_has_ended_is_bounded_with_the_question_that_it_answers() -> None:
+    async def course(run: Run) -> None:
+        run.tell(DONE)
+
+    turns = Runs(turns_max=9, detached_s=0, kept_s=60, kept_max=9, kept_bytes_max=150, gauge=lambda count: None)
+    begun = []
+    for name in ("op-1", "op-2", "op-3"):
+        begun.append(turns.begin(replace(ask(name), message="x" * 60), course))
+        await begun[-1].over()
+    assert [turns.find(run.ask.name) is run for run in begun] == [False, True, True]
+
+
+async def test_who_listens_to_a_turn_that_broke_down_without_a_word_is_told_so() -> None:
+    async def course(run: Run) -> None:
+        raise ValueError("a defect")
+
+    run = runs().begin(ask(), course)
+    with pytest.raises(Refusal):
+        async with asyncio.timeout(10):
+            [event async for event in run.events()]
+
+
+async def test_a_turn_that_is_listened_to_again_is_not_stopped_for_who_left_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The span begins with the last listener that leaves: what an earlier one set off ends when another one comes."""
+    pending: list[asyncio.TimerHandle] = []
+    loop = asyncio.get_running_loop()
+    call_later = loop.call_later
+
+    def remembered(delay: float, *rest: Any, **context: Any) -> asyncio.TimerHandle:
+        handle = call_later(delay, *rest, **context)
+        if delay == 3600:
+            pending.append(handle)
+        return handle
+
+    monkeypatch.setattr(loop, "call_later", remembered)
+    told = asyncio.Event()
+    run = runs(detached_s=3600).begin(ask(), ends_when(told))
+    for _ in range(3):
+        async with aclosing(run.events()) as events:
+            await anext(events)
+            assert all(handle.cancelled() for handle in pending)
+    assert [handle.cancelled() for handle in pending] == [True, True, False]
+    told.set()
+    await run.over()
+    assert all(handle.cancelled() for handle in pending)
 
 
 async def test_what_ends_is_stopped_but_waited_for_and_nothing_begins_any_more() -> None:

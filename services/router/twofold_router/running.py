@@ -51,6 +51,7 @@ class Run:
         self._news = asyncio.Event()
         self._over = asyncio.Event()
         self._stoppable: asyncio.Task[Any] | None = None
+        self._alone: asyncio.TimerHandle | None = None
 
     # What the turn tells -------------------------------------------------------------------------------------------
 
@@ -83,6 +84,15 @@ class Run:
     def text_bytes(self) -> int:
         """How long the answer is so far."""
         return len(self._text)
+
+    @property
+    def kept_bytes(self) -> int:
+        """How much room it takes once it has ended: what was asked, and what was answered."""
+        ask = self.ask
+        texts = [ask.message, ask.instructions, *(result.content for result in ask.results)]
+        texts += [text for tool in ask.tools for text in (tool.name, tool.description, tool.parameters)]
+        texts += [call.arguments for event in self._last if isinstance(event, Calls) for call in event.calls]
+        return self.text_bytes + sum(len(text.encode()) for text in texts)
 
     @property
     def completed(self) -> bool:
@@ -119,6 +129,16 @@ class Run:
             if self._stoppable is not None:
                 self._stoppable.cancel()
 
+    def stop_unless_heard(self, within_s: float, cause: Refusal) -> None:
+        """Ends it if nobody listens again within this time."""
+        self._heard_again()
+        self._alone = asyncio.get_running_loop().call_later(within_s, self.stop, cause)
+
+    def _heard_again(self) -> None:
+        if self._alone is not None:
+            self._alone.cancel()
+            self._alone = None
+
     async def over(self) -> None:
         """Returns when the turn is told and done with."""
         await self._over.wait()
@@ -126,6 +146,7 @@ class Run:
     def ended(self) -> None:
         """Its task has ended."""
         self.ended_at = time.monotonic()
+        self._heard_again()
         self._over.set()
         self._announce()
 
@@ -168,6 +189,7 @@ class Run:
     @contextmanager
     def _listening(self) -> Iterator[None]:
         self.listeners += 1
+        self._heard_again()
         try:
             yield
         finally:
@@ -196,7 +218,7 @@ class Runs:
         gauge: Callable[[int], None],
         kept_bytes_max: int = _KEPT_BYTES_MAX,
     ) -> None:
-        """Of what has ended, `kept_max` are kept at most, with answers of `kept_bytes_max` together."""
+        """Of what has ended, `kept_max` are kept at most, with questions and answers of `kept_bytes_max` together."""
         self._turns_max = turns_max
         self._detached_s = detached_s
         self._kept_s = kept_s
@@ -244,10 +266,12 @@ class Runs:
             await course(run)
         finally:
             del self._running[run.ask.name]
+            if not run.told:  # whoever listens would wait for ever
+                run.refuse(Refusal("an error of ours ended the turn", operation_id=run.ask.operation_id))
             run.ended()
             self._drop(run.ask.name)
             self._ended[run.ask.name] = run
-            self._kept_bytes += run.text_bytes
+            self._kept_bytes += run.kept_bytes
             self._gauge(len(self._running))
             self._forget()
 
@@ -255,12 +279,8 @@ class Runs:
         if run.ask.keep_running or run.ended_at is not None:
             return
         if self._detached_s:
-            asyncio.get_running_loop().call_later(self._detached_s, self._stop_if_alone, run)
+            run.stop_unless_heard(self._detached_s, _left_alone())
         else:
-            run.stop(_left_alone())
-
-    def _stop_if_alone(self, run: Run) -> None:
-        if not run.listeners:
             run.stop(_left_alone())
 
     def _forget(self) -> None:
@@ -275,7 +295,7 @@ class Runs:
 
     def _drop(self, name: Name) -> None:
         if (run := self._ended.pop(name, None)) is not None:
-            self._kept_bytes -= run.text_bytes
+            self._kept_bytes -= run.kept_bytes
 
 
 def _left_alone() -> LeftAlone:
