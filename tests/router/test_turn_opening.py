@@ -14,7 +14,7 @@ from tests.waiting import until
 from twofold.memory.v1 import message_pb2, turn_pb2
 from twofold.registry.v1.workspace_pb2 import LimitKind
 from twofold.router.v1 import event_pb2, event_pb2_grpc, limit_pb2, limit_pb2_grpc
-from twofold_chassis.refusals import StoreUnavailable
+from twofold_chassis.refusals import Overloaded, StoreUnavailable
 
 Code = grpc.StatusCode
 NOT_STORED = StoreUnavailable("no Postgres", outcome="NOT_STORED")
@@ -47,6 +47,20 @@ async def test_a_turn_is_kept_alive_with_its_answer_so_far(
         assert [message.content for message in first.partial_messages] == ["öne"]
         assert not second.partial_messages  # nothing new
         assert first.lease_duration.ToMilliseconds() == 600
+        slowly.goes_on.set()
+        await until_said(events, " two")
+        assert (await anext(events)).completed.last_seq == 2
+
+
+async def test_a_memory_that_has_too_much_to_do_for_a_sign_of_life_ends_no_turn(
+    start: Start, memory: FakeMemory, agents: ScriptedAgents, ws: str
+) -> None:
+    memory.calls.refuse("HeartbeatTurn", Overloaded("all connections are in use", retry_after_s=0.5))
+    slowly = Slowly(agents)
+    async with start(turn_lease_s=0.6) as client:
+        events = aiter(client.run(ws, thread_id="t", operation_id="op"))
+        await until_said(events, "öne")
+        await memory.calls.came("HeartbeatTurn", 2)
         slowly.goes_on.set()
         await until_said(events, " two")
         assert (await anext(events)).completed.last_seq == 2

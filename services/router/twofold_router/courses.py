@@ -18,7 +18,16 @@ import structlog
 from twofold_chassis import fields
 from twofold_chassis.clocks import boot_s
 from twofold_chassis.prices import FREE, Price
-from twofold_chassis.refusals import Busy, InvalidField, PeerUnavailable, Reason, Refusal, RequestReused, Unavailable
+from twofold_chassis.refusals import (
+    Busy,
+    InvalidField,
+    PeerUnavailable,
+    Reason,
+    Refusal,
+    RequestReused,
+    ResourceExhausted,
+    Unavailable,
+)
 from twofold_router import prompts
 from twofold_router.accounts import Accounts, debt
 from twofold_router.agents import (
@@ -308,7 +317,7 @@ class Courses:
                 await self._conversations.heartbeat(
                     hold, course.ask.question.agent.agent_id, run.text if said > told else ""
                 )
-            except Unavailable:
+            except (Unavailable, ResourceExhausted):  # it may be heard next time
                 continue
             except Refusal as refusal:  # somebody else has it now, or the conversation is gone
                 run.stop(refusal)
