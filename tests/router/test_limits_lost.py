@@ -24,7 +24,7 @@ from twofold_chassis.settings import DatabaseSettings, RedisSettings
 from twofold_cli.embedded.redis import EmbeddedRedis
 from twofold_registry.app import registry as served_registry
 from twofold_router.counting import Limits
-from twofold_router.limits import Cost, CountersAway, Operation, Settled, Tally
+from twofold_router.limits import Cost, CountersAway, CountersLost, Operation, Settled, Tally
 from twofold_router.permissions import PairKey
 from twofold_router.shares import Shares
 from twofold_router.terms import Limit, LimitKind
@@ -139,6 +139,32 @@ class AwayCounters:
         await self.answers.wait()
         await asyncio.sleep(0)
         raise CountersAway(asked=True)
+
+
+async def test_counters_of_one_workspace_that_stay_lost_keep_nobody_elses_share() -> None:
+    counters = LostCounters("lost")
+    shares = Shares(cells=12, routers=lambda: 1, clock=lambda: 1e9)
+    limits = Limits(counters, NeverRebuilt(), shares, note=lambda kind, how: None, note_share=lambda how: None)
+    for number in range(150):  # more than are handed over at once
+        shares.take(Operation(PairKey("lost", "ada", "agent"), f"op-{number}"), [])
+    await limits.count(Operation(PairKey("well", "ada", "agent"), "op"), [])
+    await until(lambda: counters.added == {"op"}, "the other workspace's is handed over")
+    await limits.close()
+
+
+class LostCounters(AwayCounters):
+    """Counters that were away, and are there again but for those of one workspace."""
+
+    def __init__(self, workspace_id: str) -> None:
+        super().__init__()
+        self.answers.set()
+        self._lost = workspace_id
+        self.added: set[str] = set()
+
+    async def add(self, operation: Operation, at_s: float) -> None:
+        if operation.pair.workspace_id == self._lost:
+            raise CountersLost
+        self.added.add(operation.operation_id)
 
 
 class NeverRebuilt:

@@ -183,6 +183,7 @@ class Limits:
                     break  # it is still away: the others need not be tried
 
     async def _handed_over(self, passed: Passed) -> bool:
+        """False if Redis is away, for all. Counters of one workspace that are lost say nothing of the others."""
         operation, at_s = passed.operation, passed.at_s
         try:
             if passed.is_settled:
@@ -191,7 +192,7 @@ class Limits:
                 await self._counters.add(operation, at_s)
         except CountersLost:
             await self._rebuilds.rebuilt(operation.pair.workspace_id)
-            return False
+            return True
         except CountersAway:
             return False
         except RequestReused:

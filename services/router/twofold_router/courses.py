@@ -187,13 +187,15 @@ class Courses:
 
     async def _resolve(self, course: Course) -> Resolution:
         """Permission and route as they are now; waits for an agent that is being started."""
-        for _ in range(_ROUNDS_MAX):
+        rounds = 0
+        while rounds < _ROUNDS_MAX:
             asked_at = boot_s()
             try:
                 resolution = await self._counted(course.ask.question)
             except AgentNotReady as refusal:
-                await self._wait(course, refusal)
-                return await self._resolve(course)
+                await self._wait(course, refusal)  # which has an end of its own
+                continue
+            rounds += 1
             # By its own send time, as any caller: it holds however long the answer has been on its way.
             course.valid_until = asked_at + resolution.ruling.valid_s
             if course.resolution is None:

@@ -45,9 +45,6 @@ for at = 10, #ARGV, 4 do
     if releases then
         change = -(tonumber(reserved) or 0)
     end
-    if adds then
-        added[#added + 1] = string.format('%.0f:%s:0:0:0', math.floor(math.min(at_ms, now) / width), ARGV[at + 3])
-    end
     if change ~= 0 then
         local newest, numbers, counts = math.floor(now / width), {}, {}
         for number, count in string.gmatch(redis.call('HGET', key, field) or '', '(%d+):(%d+)') do
@@ -55,6 +52,7 @@ for at = 10, #ARGV, 4 do
             numbers[#numbers + 1] = tonumber(number)
             counts[tonumber(number)] = tonumber(count)
         end
+        -- One that is told of ahead of the clock here stands in the newest cell, and so says its record.
         cell = math.min(tonumber(cell) or math.floor(at_ms / width), newest)
         if not counts[cell] then
             numbers[#numbers + 1] = cell
@@ -69,6 +67,9 @@ for at = 10, #ARGV, 4 do
         end
         redis.call('HSET', key, field, table.concat(told, ' '))
         lives[key] = math.max(lives[key] or 0, 2 * span)
+    end
+    if adds then
+        added[#added + 1] = string.format('%.0f:%s:0:0:0', cell or math.floor(math.min(at_ms, now) / width), ARGV[at + 3])
     end
 end
 for key, lives_ms in pairs(lives) do
