@@ -115,6 +115,11 @@ class Cloud:
         async with Redis(host=self.server.host, port=self.server.port, password=self.server.password, protocol=2) as client:
             return await client.execute_command(*command)  # type: ignore[no-untyped-call]
 
+    def silence(self) -> None:
+        """Redis stands still until it is resumed: when the test is over, at the latest."""
+        self.server.pause()
+        self._stack.callback(self.server.resume)
+
     async def router(self, **options: Any) -> Sessions:
         return await self._stack.enter_async_context(self.routing(**options))
 

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from tests.registry.stubs import Registry, settings_of
-from tests.router.conftest import Client, Start, refused
+from tests.router.conftest import Client, Start, answered, refused
 from tests.router.fakes import FakeRegistry
 from tests.router.test_limits import limits_of, settle, used
 from tests.waiting import until
@@ -406,6 +406,10 @@ async def test_many_routers_that_find_the_same_loss_set_it_up_once(house: House)
     token = await house.limit(user_hour_messages=1000)
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(house.router(**PATIENT)) for _ in range(3)]
+        for client in clients:
+            await answered(
+                lambda client=client: client.check(house.ws, min_revision_token=token)
+            )  # it has heard the registry
         answers = await asyncio.gather(*(client.resolve(house.ws, min_revision_token=token) for client in clients * 3))
         assert {answer.limits_source for answer in answers} == {COUNTED}
         assert sorted(answer.limits[0].used for answer in answers) == list(range(1, 10))

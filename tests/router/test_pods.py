@@ -348,7 +348,7 @@ async def test_c10_a_while_without_redis_kills_no_pod(cloud: Cloud) -> None:
     routers = [await cloud.router(pod_lease_ms=3000, pod_heartbeat_ms=100) for _ in range(2)]
     pods = [await cloud.pod(router, pod_id=f"gate-{index}") for index, router in enumerate(routers)]
     sessions = [await cloud.open(pod) for pod in pods]
-    cloud.server.pause()
+    cloud.silence()
     try:
         beat_at = boot_s()
         while boot_s() < beat_at + 1.2 * lease_s:  # longer than every lease that Redis knows of

@@ -10,7 +10,7 @@ import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tests.router.conftest import refused
+from tests.router.conftest import answered, refused
 from tests.router.pods import Cloud, Pod, Sessions, a_cloud, a_ground, settled
 from tests.router.test_revocation import House
 from tests.waiting import until
@@ -340,9 +340,9 @@ async def test_without_redis_sessions_are_opened_and_served_and_listed_once_it_i
     if redis == "gone":
         await cloud.server.kill()
     else:
-        cloud.server.pause()
+        cloud.silence()
     during = await cloud.open(pod)
-    assert (await router.send(b"hello", session_id=during.session_id)).sent == 1
+    assert (await answered(lambda: router.send(b"hello", session_id=during.session_id))).sent == 1
     await until(lambda: len(pod.got) == 1)
     await settled(pod)
     assert pod.holds(before)

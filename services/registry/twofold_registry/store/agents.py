@@ -43,6 +43,9 @@ class PostgresAgents(PostgresResources[Agent]):
             return b""
 
         async def make(change: Change) -> bytes:
+            await self._locked(change, key)
+            # A renewal locks this row alone: what is judged below must be what is there behind it.
+            await change.connection.fetchval(STATEMENTS["lock_observation"], *key, seen.target)
             _, before = await self._locked(change, key)
             agent = before.value.observed(seen)
             if isinstance(agent, ReportOutcome):

@@ -148,6 +148,11 @@ WHERE o.workspace_id = $1 AND o.agent_id = $2 AND o.target = $3 AND o.state = $4
     AND a.workspace_id = $1 AND a.agent_id = $2 AND a.generation = $5 AND a.deleted_at IS NULL
 RETURNING true;
 
+-- name: lock_observation
+SELECT true FROM registry.agent_observations
+WHERE workspace_id = $1 AND agent_id = $2 AND target = $3
+FOR UPDATE;
+
 -- name: keep_observation
 -- Those of generations that have passed go.
 WITH passed AS (
