@@ -5,6 +5,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, NoReturn
 
 import grpc
@@ -406,10 +407,8 @@ async def test_many_routers_that_find_the_same_loss_set_it_up_once(house: House)
     token = await house.limit(user_hour_messages=1000)
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(house.router(**PATIENT)) for _ in range(3)]
-        for client in clients:
-            await answered(
-                lambda client=client: client.check(house.ws, min_revision_token=token)
-            )  # it has heard the registry
+        for client in clients:  # until each has heard the registry
+            await answered(partial(client.check, house.ws, min_revision_token=token))
         answers = await asyncio.gather(*(client.resolve(house.ws, min_revision_token=token) for client in clients * 3))
         assert {answer.limits_source for answer in answers} == {COUNTED}
         assert sorted(answer.limits[0].used for answer in answers) == list(range(1, 10))
