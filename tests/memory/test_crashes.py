@@ -24,7 +24,8 @@ from twofold_cli.embedded.redis import EmbeddedRedis
 from twofold_memory.threads import ThreadKey
 
 WRITERS = 6
-HONEST = ("REASON_STORE_UNAVAILABLE", "REASON_JOURNAL_FULL")
+# Busy: an earlier attempt of the same turn is still on its way.
+HONEST = ("REASON_STORE_UNAVAILABLE", "REASON_JOURNAL_FULL", "REASON_BUSY")
 
 
 @dataclass

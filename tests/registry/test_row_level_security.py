@@ -79,6 +79,7 @@ PARAMETERS: Mapping[str, Mapping[int, object]] = {
     "held_by_others": {2: [f"session-of-{IDS[1]}"]},
     "known_holdings": {2: [f"session-of-{IDS[1]}"]},
     "list_sessions_of_pod": {8: "pod"},
+    "lock_observation": {3: ""},
     "record_change": {21: ["user"]},
     "renew_observation": {3: "", 4: "cold"},
 }
